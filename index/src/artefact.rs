@@ -1,0 +1,397 @@
+//! Directories that are whole or absent: the one way that Sidenote keeps things on disk.
+//!
+//! An artefact is a directory with a `manifest.json` beside its data files. The manifest names
+//! each data file, its length and its BLAKE3 hash, so an artefact can be checked end to end
+//! ([`verify`]) and opened without reading more than the manifest ([`open`]).
+//!
+//! Data files carry a piece of their own hash in their name (`vectors.1f0c9a7be2d4.f32`), are
+//! written under a temporary name, synced, and renamed; the manifest is renamed into place last.
+//! A crash at any moment therefore leaves the old artefact or the new one, never a mixture, even
+//! when one is written over the other. What a crash leaves behind are files that no manifest
+//! names; the next [`Writer::commit`] removes them.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Name of the manifest inside every artefact directory.
+pub const MANIFEST: &str = "manifest.json";
+const TEMPORARY: &str = "tmp";
+
+/// What can be wrong with an artefact on disk.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtefactError {
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory concerned.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// There is no artefact here.
+    #[error("{}: no {MANIFEST} here; {hint}", dir.display())]
+    Missing {
+        /// The directory asked for.
+        dir: PathBuf,
+        /// What to do about it.
+        hint: String,
+    },
+    /// The manifest cannot be read.
+    #[error("{}: not a readable manifest: {why}", path.display())]
+    BadManifest {
+        /// The manifest file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The directory holds an artefact of another kind.
+    #[error("{}: this is a {found:?} artefact, but a {wanted:?} is needed here", dir.display())]
+    WrongKind {
+        /// The directory.
+        dir: PathBuf,
+        /// The kind its manifest states.
+        found: String,
+        /// The kind that was asked for.
+        wanted: String,
+    },
+    /// The artefact was written by a version of the format that this program does not read.
+    #[error("{}: format version {found}, but this program reads version {wanted}; build it again", dir.display())]
+    WrongVersion {
+        /// The directory.
+        dir: PathBuf,
+        /// The version its manifest states.
+        found: u32,
+        /// The version this program reads.
+        wanted: u32,
+    },
+    /// A data file is missing, too short, too long, or its bytes have changed.
+    #[error("{}: damaged: {why}; build it again or restore it from a copy", path.display())]
+    Damaged {
+        /// The data file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl ArtefactError {
+    /// Wraps an I/O error with the path that it concerns.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// One data file of an artefact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Name of the file inside the artefact's directory.
+    pub file: String,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// BLAKE3 hash of the content, in hexadecimal.
+    pub blake3: String,
+}
+
+/// The content of `manifest.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// What the directory holds, such as `"vector-index"`.
+    pub kind: String,
+    /// Version of this kind's format.
+    pub format_version: u32,
+    /// Program and version that wrote it.
+    pub written_by: String,
+    /// What is particular to the kind: shapes, counts, the identity of what it was made from.
+    pub meta: serde_json::Value,
+    /// Data files by the name that the code knows them by.
+    pub files: BTreeMap<String, FileEntry>,
+}
+
+impl Manifest {
+    /// Hash over everything in the artefact: kind, version, meta and every file's hash. Two
+    /// artefacts with the same identity hold the same bytes.
+    pub fn identity(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.kind.as_bytes());
+        hasher.update(&self.format_version.to_le_bytes());
+        hasher.update(self.meta.to_string().as_bytes());
+        for (name, entry) in &self.files {
+            hasher.update(name.as_bytes());
+            hasher.update(entry.blake3.as_bytes());
+        }
+        hasher.finalize().to_hex()[..32].to_string()
+    }
+
+    /// Reads `meta` as the kind's own type.
+    pub fn meta_as<T: serde::de::DeserializeOwned>(&self, dir: &Path) -> Result<T, ArtefactError> {
+        serde_json::from_value(self.meta.clone())
+            .map_err(|e| ArtefactError::BadManifest { path: dir.join(MANIFEST), why: format!("meta: {e}") })
+    }
+
+    /// Path of the data file known as `name`.
+    pub fn path(&self, dir: &Path, name: &str) -> Result<PathBuf, ArtefactError> {
+        let entry = self.files.get(name).ok_or_else(|| ArtefactError::BadManifest {
+            path: dir.join(MANIFEST),
+            why: format!("names no file {name:?}"),
+        })?;
+        Ok(dir.join(&entry.file))
+    }
+}
+
+/// Writes an artefact: hand out temporary files, then [`commit`](Writer::commit).
+pub struct Writer {
+    dir: PathBuf,
+    kind: String,
+    format_version: u32,
+    names: Vec<String>,
+}
+
+impl Writer {
+    /// Starts an artefact in `dir`, which is created where it does not exist. Whatever artefact
+    /// is there stays readable until [`commit`](Writer::commit).
+    pub fn create(dir: &Path, kind: &str, format_version: u32) -> Result<Self, ArtefactError> {
+        fs::create_dir_all(dir).map_err(ArtefactError::io(dir))?;
+        Ok(Self { dir: dir.to_path_buf(), kind: kind.into(), format_version, names: Vec::new() })
+    }
+
+    /// Path to write the data file `name` to (such as `"vectors.f32"`). The same name gives the
+    /// same path each time.
+    pub fn path(&mut self, name: &str) -> PathBuf {
+        if !self.names.iter().any(|n| n == name) {
+            self.names.push(name.to_string());
+        }
+        self.dir.join(format!("{name}.{TEMPORARY}"))
+    }
+
+    /// Writes a whole data file from memory.
+    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), ArtefactError> {
+        let path = self.path(name);
+        fs::write(&path, bytes).map_err(ArtefactError::io(path))
+    }
+
+    /// Makes the artefact real: hashes and syncs every file, renames it, swaps the manifest, and
+    /// removes what no manifest names any more.
+    pub fn commit(self, meta: serde_json::Value) -> Result<Manifest, ArtefactError> {
+        let mut files = BTreeMap::new();
+        for name in &self.names {
+            let temporary = self.dir.join(format!("{name}.{TEMPORARY}"));
+            let (bytes, hash) = hash_file(&temporary)?;
+            File::open(&temporary).and_then(|f| f.sync_all()).map_err(ArtefactError::io(&temporary))?;
+            let (stem, extension) = name.split_once('.').unwrap_or((name, "bin"));
+            let file = format!("{stem}.{}.{extension}", &hash[..12]);
+            let path = self.dir.join(&file);
+            fs::rename(&temporary, &path).map_err(ArtefactError::io(&path))?;
+            files.insert(name.clone(), FileEntry { file, bytes, blake3: hash });
+        }
+        sync_dir(&self.dir)?;
+        let manifest = Manifest {
+            kind: self.kind,
+            format_version: self.format_version,
+            written_by: concat!("sidenote ", env!("CARGO_PKG_VERSION")).into(),
+            meta,
+            files,
+        };
+        let old = read_manifest(&self.dir).ok();
+        let text = serde_json::to_string_pretty(&manifest).expect("a manifest is plain JSON");
+        write_atomically(&self.dir.join(MANIFEST), text.as_bytes())?;
+        for entry in old.iter().flat_map(|m| m.files.values()) {
+            if !manifest.files.values().any(|e| e.file == entry.file) {
+                // Failing to remove a file that nothing names any more harms nobody.
+                let _ = fs::remove_file(self.dir.join(&entry.file));
+            }
+        }
+        Ok(manifest)
+    }
+}
+
+/// Opens the artefact in `dir`: reads its manifest and checks kind, version and that every data
+/// file is there with the length the manifest states. Contents are checked by [`verify`].
+pub fn open(dir: &Path, kind: &str, format_version: u32) -> Result<Manifest, ArtefactError> {
+    let manifest = read_manifest(dir)?;
+    if manifest.kind != kind {
+        return Err(ArtefactError::WrongKind { dir: dir.into(), found: manifest.kind, wanted: kind.into() });
+    }
+    if manifest.format_version != format_version {
+        return Err(ArtefactError::WrongVersion {
+            dir: dir.into(),
+            found: manifest.format_version,
+            wanted: format_version,
+        });
+    }
+    for entry in manifest.files.values() {
+        check_length(dir, entry)?;
+    }
+    Ok(manifest)
+}
+
+/// Reads every byte of the artefact in `dir`, of whatever kind, and reports all that is wrong.
+/// An empty list means that it is whole.
+pub fn verify(dir: &Path) -> Result<Vec<ArtefactError>, ArtefactError> {
+    let manifest = read_manifest(dir)?;
+    let mut problems = Vec::new();
+    for entry in manifest.files.values() {
+        let path = dir.join(&entry.file);
+        let problem = check_length(dir, entry).and_then(|()| {
+            let (_, hash) = hash_file(&path)?;
+            if hash == entry.blake3 {
+                return Ok(());
+            }
+            let why = format!("content hash {hash}, but the manifest says {}", entry.blake3);
+            Err(ArtefactError::Damaged { path: path.clone(), why })
+        });
+        problems.extend(problem.err());
+    }
+    Ok(problems)
+}
+
+/// Reads the manifest of the artefact in `dir`, of whatever kind.
+pub fn read_manifest(dir: &Path) -> Result<Manifest, ArtefactError> {
+    let path = dir.join(MANIFEST);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let hint = match dir.exists() {
+                true => {
+                    "it is not a finished Sidenote artefact (an unfinished one can be continued with --resume)"
+                }
+                false => "the directory does not exist",
+            };
+            return Err(ArtefactError::Missing { dir: dir.into(), hint: hint.into() });
+        }
+        Err(e) => return Err(ArtefactError::io(path)(e)),
+    };
+    let manifest: Manifest = serde_json::from_slice(&text)
+        .map_err(|e| ArtefactError::BadManifest { path: path.clone(), why: e.to_string() })?;
+    for entry in manifest.files.values() {
+        // A manifest may come from anywhere; its names must not lead out of the directory.
+        let plain = Path::new(&entry.file).components().count() == 1
+            && !entry.file.contains(['/', '\\'])
+            && entry.file != "..";
+        if !plain {
+            let why = format!("file name {:?} leads out of the directory", entry.file);
+            return Err(ArtefactError::BadManifest { path, why });
+        }
+    }
+    Ok(manifest)
+}
+
+fn check_length(dir: &Path, entry: &FileEntry) -> Result<(), ArtefactError> {
+    let path = dir.join(&entry.file);
+    let found = match fs::metadata(&path) {
+        Ok(metadata) => metadata.len(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(ArtefactError::Damaged { path, why: "the file is missing".into() });
+        }
+        Err(e) => return Err(ArtefactError::io(path)(e)),
+    };
+    if found != entry.bytes {
+        let why = format!("{found} bytes, but the manifest says {}", entry.bytes);
+        return Err(ArtefactError::Damaged { path, why });
+    }
+    Ok(())
+}
+
+/// Length and BLAKE3 hash (hexadecimal) of a file.
+pub fn hash_file(path: &Path) -> Result<(u64, String), ArtefactError> {
+    let mut file = File::open(path).map_err(ArtefactError::io(path))?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    let mut bytes = 0u64;
+    loop {
+        let n = file.read(&mut buffer).map_err(ArtefactError::io(path))?;
+        if n == 0 {
+            return Ok((bytes, hasher.finalize().to_hex().to_string()));
+        }
+        hasher.update(&buffer[..n]);
+        bytes += n as u64;
+    }
+}
+
+/// Writes `bytes` to `path` so that a crash leaves the old content or the new: a temporary file
+/// beside it, synced, then renamed, then the directory synced.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ArtefactError> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".");
+    temporary.push(TEMPORARY);
+    let temporary = PathBuf::from(temporary);
+    let mut file = File::create(&temporary).map_err(ArtefactError::io(&temporary))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(ArtefactError::io(&temporary))?;
+    drop(file);
+    fs::rename(&temporary, path).map_err(ArtefactError::io(path))?;
+    sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Makes renames and new files in `dir` survive a power cut. A no-op where the system cannot
+/// open directories.
+pub fn sync_dir(dir: &Path) -> Result<(), ArtefactError> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    if cfg!(unix) {
+        File::open(dir).and_then(|d| d.sync_all()).map_err(ArtefactError::io(dir))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write_one(dir: &Path, content: &[u8]) -> Manifest {
+        let mut writer = Writer::create(dir, "test", 1).unwrap();
+        writer.write("data.bin", content).unwrap();
+        writer.commit(serde_json::json!({"n": content.len()})).unwrap()
+    }
+
+    #[test]
+    fn round_trip_and_verify() {
+        let dir = tempfile::tempdir().unwrap();
+        let written = write_one(dir.path(), b"hello");
+        assert_eq!(open(dir.path(), "test", 1).unwrap(), written);
+        assert!(verify(dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_flipped_byte_is_found_by_verify_and_a_short_file_by_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write_one(dir.path(), b"hello").path(dir.path(), "data.bin").unwrap();
+        fs::write(&path, b"hellp").unwrap();
+        assert!(open(dir.path(), "test", 1).is_ok());
+        assert_eq!(verify(dir.path()).unwrap().len(), 1);
+        fs::write(&path, b"hell").unwrap();
+        assert!(matches!(open(dir.path(), "test", 1), Err(ArtefactError::Damaged { .. })));
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(open(dir.path(), "test", 1), Err(ArtefactError::Damaged { .. })));
+    }
+
+    #[test]
+    fn an_unfinished_rewrite_leaves_the_old_artefact() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = write_one(dir.path(), b"old");
+        let mut writer = Writer::create(dir.path(), "test", 1).unwrap();
+        writer.write("data.bin", b"new, but never committed").unwrap();
+        drop(writer);
+        assert_eq!(open(dir.path(), "test", 1).unwrap(), old);
+        assert!(verify(dir.path()).unwrap().is_empty());
+        let new = write_one(dir.path(), b"new");
+        assert_ne!(new.identity(), old.identity());
+        assert!(!old.path(dir.path(), "data.bin").unwrap().exists(), "old file not removed");
+    }
+
+    #[test]
+    fn other_kinds_versions_and_escaping_names_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        write_one(dir.path(), b"x");
+        assert!(matches!(open(dir.path(), "other", 1), Err(ArtefactError::WrongKind { .. })));
+        assert!(matches!(open(dir.path(), "test", 2), Err(ArtefactError::WrongVersion { .. })));
+        let text = fs::read_to_string(dir.path().join(MANIFEST)).unwrap();
+        let file = &read_manifest(dir.path()).unwrap().files["data.bin"].file;
+        fs::write(dir.path().join(MANIFEST), text.replace(file.as_str(), "../data.bin")).unwrap();
+        assert!(matches!(read_manifest(dir.path()), Err(ArtefactError::BadManifest { .. })));
+        fs::write(dir.path().join(MANIFEST), "{").unwrap();
+        assert!(matches!(read_manifest(dir.path()), Err(ArtefactError::BadManifest { .. })));
+    }
+}

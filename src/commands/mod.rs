@@ -1,0 +1,96 @@
+//! The command line: one file a subcommand, each only turning arguments into a library call and
+//! its result into a report.
+
+use clap::{Parser, Subcommand};
+
+use crate::progress::Progress;
+
+mod ask;
+mod encoder;
+mod eval;
+mod generate;
+mod index;
+mod neighbours;
+mod quickstart;
+mod select;
+mod tokenizer;
+mod train;
+
+/// Sidenote: language models that read while they write.
+#[derive(Debug, Parser)]
+#[command(name = "sidenote", version, max_term_width = 100)]
+pub struct Cli {
+    /// Print the result as one JSON object on stdout, and nothing else there.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Show no progress.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// See all four jobs work on a real corpus that ships with the program.
+    Quickstart(quickstart::Args),
+    /// Build, search and check the index of a corpus.
+    #[command(subcommand)]
+    Index(index::Command),
+    /// Precompute each chunk's nearest neighbours, for RETRO.
+    Neighbours(neighbours::Args),
+    /// Train a model as a TOML file says.
+    Train(train::Args),
+    /// Measure a model or an encoder.
+    #[command(subcommand)]
+    Eval(eval::Command),
+    /// Continue a text.
+    Generate(generate::Args),
+    /// Answer a question from an indexed corpus, with sources.
+    Ask(ask::Args),
+    /// Choose the training instances nearest to a target task.
+    Select(select::Args),
+    /// Make a small, fast encoder out of a large one.
+    #[command(subcommand)]
+    Encoder(encoder::Command),
+    /// Train a tokenizer on a corpus.
+    #[command(subcommand)]
+    Tokenizer(tokenizer::Command),
+}
+
+/// How a command talks: progress on stderr, results on stdout.
+#[derive(Debug, Clone, Copy)]
+pub struct Console {
+    /// Results go out as one JSON object.
+    pub json: bool,
+    /// Where progress goes.
+    pub progress: Progress,
+}
+
+impl Console {
+    /// Prints a result: `value` with `--json`, else what `human` makes.
+    fn report(&self, value: &serde_json::Value, human: impl FnOnce() -> String) {
+        if self.json {
+            println!("{value:#}");
+        } else {
+            println!("{}", human().trim_end());
+        }
+    }
+}
+
+/// Runs the command that the arguments name.
+pub fn run(cli: Cli) -> anyhow::Result<()> {
+    let console = Console { json: cli.json, progress: Progress::new(cli.quiet) };
+    match cli.command {
+        Command::Quickstart(args) => quickstart::run(args, console),
+        Command::Index(command) => index::run(command, console),
+        Command::Neighbours(args) => neighbours::run(args, console),
+        Command::Train(args) => train::run(args, console),
+        Command::Eval(command) => eval::run(command, console),
+        Command::Generate(args) => generate::run(args, console),
+        Command::Ask(args) => ask::run(args, console),
+        Command::Select(args) => select::run(args, console),
+        Command::Encoder(command) => encoder::run(command, console),
+        Command::Tokenizer(command) => tokenizer::run(command, console),
+    }
+}

@@ -1,0 +1,20 @@
+//! Sidenote: a retrieval-augmented language model engine.
+//!
+//! Four jobs: *index* a corpus, *train* models that read it, *ask* with sources, *select*
+//! training data. ARCHITECTURE.md in the repository is the map.
+
+pub mod commands;
+pub mod corpus;
+pub mod encoder;
+pub mod error;
+pub mod eval;
+pub mod interrupt;
+pub mod model;
+pub mod progress;
+pub mod reader;
+pub mod retriever;
+pub mod select;
+pub mod train;
+
+pub use error::{Error, Result};
+pub use sidenote_index::artefact;

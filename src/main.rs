@@ -1,0 +1,19 @@
+//! The `sidenote` command.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use sidenote::{commands, interrupt};
+
+fn main() -> ExitCode {
+    // clap exits with 2 on wrong usage and 0 on --help and --version.
+    let cli = commands::Cli::parse();
+    interrupt::install();
+    match commands::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
