@@ -1,0 +1,150 @@
+//! Every operation written with plain candle operations: differentiable on any device and in any
+//! floating-point dtype, but slow. They define what the fused kernels must compute.
+
+use candle_core::{D, DType, Device, Result, Tensor};
+
+use crate::AttentionOptions;
+
+/// See [`crate::rms_norm`].
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    let wide = widen(x)?;
+    let rms = (wide.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
+    wide.broadcast_div(&rms)?.to_dtype(x.dtype())?.broadcast_mul(weight)
+}
+
+/// See [`crate::layer_norm`].
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    let wide = widen(x)?;
+    let centred = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
+    let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
+    let normal = centred.broadcast_div(&deviation)?.to_dtype(x.dtype())?;
+    normal.broadcast_mul(weight)?.broadcast_add(bias)
+}
+
+/// See [`crate::swiglu`].
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    gate.silu()?.mul(up)
+}
+
+/// See [`crate::gelu`].
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    x.gelu_erf()
+}
+
+/// See [`crate::rotary`].
+pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let half = x.dim(D::Minus1)? / 2;
+    let cos = cos.detach().to_dtype(x.dtype())?;
+    let sin = sin.detach().to_dtype(x.dtype())?;
+    let first = x.narrow(D::Minus1, 0, half)?;
+    let second = x.narrow(D::Minus1, half, half)?;
+    let rotated_first = (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?;
+    let rotated_second = (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?;
+    Tensor::cat(&[rotated_first, rotated_second], D::Minus1)
+}
+
+/// See [`crate::attention`].
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<Tensor> {
+    let (_, heads, queries, _) = q.dims4()?;
+    let keys = k.dim(2)?;
+    let k = repeat_heads(k, heads)?;
+    let v = repeat_heads(v, heads)?;
+
+    let scores = (q.contiguous()?.matmul(&k.transpose(2, 3)?.contiguous()?)? * f64::from(options.scale))?;
+    let mut scores = widen(&scores)?;
+    if let Some(bias) = options.bias {
+        scores = scores.broadcast_add(&bias.to_dtype(scores.dtype())?)?;
+    }
+    let allowed = allowed(options, queries, keys, q.device())?;
+    if let Some(allowed) = &allowed {
+        // Finite, so that a row with nothing but masked keys stays free of NaN.
+        let lowest = Tensor::new(-1e30f32, q.device())?.to_dtype(scores.dtype())?;
+        scores = allowed
+            .broadcast_as(scores.shape())?
+            .where_cond(&scores, &lowest.broadcast_as(scores.shape())?)?;
+    }
+
+    let sink = match options.sink {
+        Some(sink) => Some(sink.to_dtype(scores.dtype())?.reshape((1, heads, 1, 1))?),
+        None => None,
+    };
+    // The shift cancels in the softmax, so no gradient passes through it.
+    let mut shift = scores.max_keepdim(D::Minus1)?.detach();
+    if let Some(sink) = &sink {
+        shift = shift.broadcast_maximum(&sink.detach())?;
+    }
+    let mut weights = scores.broadcast_sub(&shift)?.exp()?;
+    if let Some(allowed) = &allowed {
+        weights = weights.broadcast_mul(&allowed.to_dtype(weights.dtype())?)?;
+    }
+    let mut total = weights.sum_keepdim(D::Minus1)?;
+    if let Some(sink) = &sink {
+        total = (total + shift.neg()?.broadcast_add(sink)?.exp()?)?;
+    }
+    // A row without keys divides zero by one.
+    let empty = total.detach().eq(&total.zeros_like()?)?.to_dtype(total.dtype())?;
+    let weights = weights.broadcast_div(&(total + empty)?)?;
+    weights.to_dtype(v.dtype())?.matmul(&v.contiguous()?)
+}
+
+/// See [`crate::linear_cross_entropy`].
+pub fn linear_cross_entropy(
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &Tensor,
+    ignore: Option<u32>,
+) -> Result<Tensor> {
+    let logits = widen(&hidden.matmul(&weight.t()?)?)?;
+    let kept = match ignore {
+        Some(ignore) => targets.ne(ignore)?,
+        None => targets.ones_like()?.to_dtype(DType::U8)?,
+    };
+    let targets = kept.where_cond(targets, &targets.zeros_like()?)?;
+    let shift = logits.max_keepdim(1)?.detach();
+    let shifted = logits.broadcast_sub(&shift)?;
+    let log_total = shifted.exp()?.sum_keepdim(1)?.log()?;
+    let losses = (log_total - shifted.gather(&targets.unsqueeze(1)?, 1)?)?.squeeze(1)?;
+    let losses = losses.mul(&kept.to_dtype(losses.dtype())?)?;
+    losses.sum_all()
+}
+
+/// Half precision becomes `f32` where sums and exponentials are taken; other dtypes stay.
+fn widen(x: &Tensor) -> Result<Tensor> {
+    match x.dtype() {
+        DType::BF16 | DType::F16 => x.to_dtype(DType::F32),
+        _ => Ok(x.clone()),
+    }
+}
+
+/// `[batch, kv_heads, tokens, dim]` to `[batch, heads, tokens, dim]`, each head repeated in place.
+fn repeat_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (batch, kv_heads, tokens, dim) = x.dims4()?;
+    if kv_heads == heads {
+        return Ok(x.clone());
+    }
+    let repeats = heads / kv_heads;
+    x.unsqueeze(2)?.expand((batch, kv_heads, repeats, tokens, dim))?.reshape((batch, heads, tokens, dim))
+}
+
+/// What may be attended as `u8`, broadcastable to `[batch, heads, queries, keys]`; None is everything.
+fn allowed(
+    options: &AttentionOptions,
+    queries: usize,
+    keys: usize,
+    device: &Device,
+) -> Result<Option<Tensor>> {
+    let key_mask = match options.key_mask {
+        Some(mask) => Some(mask.unsqueeze(1)?.unsqueeze(1)?),
+        None => None,
+    };
+    if !options.causal {
+        return Ok(key_mask);
+    }
+    let causal: Vec<u8> =
+        (0..queries).flat_map(|i| (0..keys).map(move |j| u8::from(j + queries <= i + keys))).collect();
+    let causal = Tensor::from_vec(causal, (1, 1, queries, keys), device)?;
+    match key_mask {
+        Some(mask) => mask.broadcast_mul(&causal).map(Some),
+        None => Ok(Some(causal)),
+    }
+}
