@@ -1,1 +1,4 @@
-//! eval.
+//! Measuring models and encoders.
+
+pub mod overlap;
+pub mod perplexity;

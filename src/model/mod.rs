@@ -1,1 +1,14 @@
-//! model.
+//! The networks: a Llama-style decoder, and RETRO (chunked cross-attention) over it.
+
+pub mod config;
+pub mod decoder;
+pub mod generate;
+mod layers;
+pub mod retro;
+mod store;
+pub mod weights;
+
+pub use config::{DecoderConfig, Initialisation, RetroConfig};
+pub use decoder::Decoder;
+pub use retro::{Retrieved, Retro};
+pub use store::{LanguageModel, Network, Trainable};

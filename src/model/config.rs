@@ -1,0 +1,227 @@
+//! What a model looks like, as its `config.json` says it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// A decoder in the terms of Hugging Face's `LlamaForCausalLM`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DecoderConfig {
+    /// Number of tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Width of the residual stream, d.
+    pub hidden_size: usize,
+    /// Width inside the feed-forward layers.
+    pub intermediate_size: usize,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// Number of query heads; divides `hidden_size`.
+    pub num_attention_heads: usize,
+    /// Number of key and value heads; divides `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Longest sequence the model is meant for, in tokens.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square in RMSNorm.
+    #[serde(default = "default_eps")]
+    pub rms_norm_eps: f32,
+    /// Base of the rotary embedding's frequencies.
+    #[serde(default = "default_theta")]
+    pub rope_theta: f32,
+    /// Whether the output head is the embedding table.
+    #[serde(default)]
+    pub tie_word_embeddings: bool,
+}
+
+fn default_eps() -> f32 {
+    1e-5
+}
+
+fn default_theta() -> f32 {
+    10_000.0
+}
+
+impl DecoderConfig {
+    /// Width of one attention head.
+    pub fn head_dim(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
+    }
+
+    /// Refuses shapes that no network can have.
+    pub fn check(&self) -> Result<()> {
+        let positive = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(Error::setting(*name, "must be at least 1"));
+        }
+        if !self.hidden_size.is_multiple_of(2 * self.num_attention_heads) {
+            let why = format!(
+                "{} is not an even multiple of num_attention_heads, {}",
+                self.hidden_size, self.num_attention_heads
+            );
+            return Err(Error::setting("hidden_size", why));
+        }
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
+            let why = format!(
+                "{} does not divide num_attention_heads, {}",
+                self.num_key_value_heads, self.num_attention_heads
+            );
+            return Err(Error::setting("num_key_value_heads", why));
+        }
+        Ok(())
+    }
+}
+
+/// How the parts that RETRO adds to a decoder start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Initialisation {
+    /// Small random matrices, as in the paper.
+    Random,
+    /// The same layers, set so that they copy from the start: a neighbour's token is looked up by
+    /// the tokens before it, and its embedding is the value. See `retro/copy.rs`.
+    Copy,
+}
+
+/// What RETRO adds to a decoder (Borgeaud et al. 2022, arXiv 2112.04426).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RetroConfig {
+    /// Tokens a chunk, m. A neighbour is a chunk and its continuation, r = 2 m tokens.
+    pub chunk_size: usize,
+    /// Neighbours a chunk, k, in training; any number may be given later.
+    pub neighbours: usize,
+    /// Decoder blocks with chunked cross-attention, counted from 1 (the paper's P).
+    pub layers: Vec<usize>,
+    /// Heads of the chunked cross-attention.
+    pub heads: usize,
+    /// Width of one such head.
+    pub head_dim: usize,
+    /// Width of the neighbour encoder, d'.
+    pub encoder_hidden_size: usize,
+    /// Width inside the neighbour encoder's feed-forward layers.
+    pub encoder_intermediate_size: usize,
+    /// Heads of the neighbour encoder; divides `encoder_hidden_size`.
+    pub encoder_heads: usize,
+    /// Layers of the neighbour encoder.
+    pub encoder_layers: usize,
+    /// Encoder layers that attend to the decoder's chunk, counted from 1 (the paper's P_enc).
+    pub encoder_cross_layers: Vec<usize>,
+    /// How it all starts.
+    pub initialisation: Initialisation,
+}
+
+impl RetroConfig {
+    /// The paper's choices for a decoder: every third block from the sixth (the one in the middle
+    /// when there are fewer than six), two encoder layers, the first of them conditioned on the
+    /// chunk.
+    pub fn for_decoder(decoder: &DecoderConfig, chunk_size: usize) -> Self {
+        let blocks = decoder.num_hidden_layers;
+        let layers = match blocks {
+            0..6 => vec![blocks.div_ceil(2)],
+            6..=15 => (6..=blocks).step_by(3).collect(),
+            _ => (9..=blocks).step_by(3).collect(),
+        };
+        Self {
+            chunk_size,
+            neighbours: 2,
+            layers,
+            heads: decoder.num_attention_heads,
+            head_dim: decoder.head_dim(),
+            encoder_hidden_size: decoder.hidden_size,
+            encoder_intermediate_size: decoder.intermediate_size,
+            encoder_heads: decoder.num_attention_heads,
+            encoder_layers: 2,
+            encoder_cross_layers: vec![1],
+            initialisation: Initialisation::Random,
+        }
+    }
+
+    /// Tokens of one neighbour with its continuation, r.
+    pub fn neighbour_tokens(&self) -> usize {
+        2 * self.chunk_size
+    }
+
+    /// Refuses shapes that no network can have.
+    pub fn check(&self, decoder: &DecoderConfig) -> Result<()> {
+        let positive = [
+            ("retro.chunk_size", self.chunk_size),
+            ("retro.neighbours", self.neighbours),
+            ("retro.heads", self.heads),
+            ("retro.head_dim", self.head_dim),
+            ("retro.encoder_intermediate_size", self.encoder_intermediate_size),
+            ("retro.encoder_heads", self.encoder_heads),
+            ("retro.encoder_layers", self.encoder_layers),
+        ];
+        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(Error::setting(*name, "must be at least 1"));
+        }
+        if self.encoder_hidden_size == 0 || !self.encoder_hidden_size.is_multiple_of(self.encoder_heads) {
+            let why = format!(
+                "{} is not a positive multiple of retro.encoder_heads, {}",
+                self.encoder_hidden_size, self.encoder_heads
+            );
+            return Err(Error::setting("retro.encoder_hidden_size", why));
+        }
+        check_layers("retro.layers", &self.layers, decoder.num_hidden_layers)?;
+        if self.layers.is_empty() {
+            return Err(Error::setting("retro.layers", "needs at least one decoder block"));
+        }
+        check_layers("retro.encoder_cross_layers", &self.encoder_cross_layers, self.encoder_layers)
+    }
+}
+
+fn check_layers(name: &str, layers: &[usize], count: usize) -> Result<()> {
+    let ascending = layers.windows(2).all(|pair| pair[0] < pair[1]);
+    let in_range = layers.iter().all(|layer| (1..=count).contains(layer));
+    if ascending && in_range {
+        return Ok(());
+    }
+    Err(Error::setting(name, format!("{layers:?}: give ascending numbers from 1 to {count}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoder(blocks: usize) -> DecoderConfig {
+        DecoderConfig {
+            vocab_size: 10,
+            hidden_size: 8,
+            intermediate_size: 8,
+            num_hidden_layers: blocks,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            max_position_embeddings: 16,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1e4,
+            tie_word_embeddings: true,
+        }
+    }
+
+    #[test]
+    fn the_papers_layers() {
+        let layers = |blocks| RetroConfig::for_decoder(&decoder(blocks), 64).layers;
+        assert_eq!(layers(12), [6, 9, 12]);
+        assert_eq!(layers(24), [9, 12, 15, 18, 21, 24]);
+        assert_eq!(layers(4), [2]);
+        assert_eq!(layers(5), [3]);
+    }
+
+    #[test]
+    fn impossible_shapes_are_named() {
+        let mut config = decoder(4);
+        config.num_key_value_heads = 3;
+        assert!(config.check().unwrap_err().to_string().contains("num_key_value_heads"));
+        let decoder = decoder(4);
+        let mut retro = RetroConfig::for_decoder(&decoder, 4);
+        assert!(retro.check(&decoder).is_ok());
+        retro.layers = vec![2, 5];
+        assert!(retro.check(&decoder).unwrap_err().to_string().contains("retro.layers"));
+    }
+}

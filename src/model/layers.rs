@@ -1,0 +1,111 @@
+//! What the decoder and RETRO are put together from.
+
+use candle_core::Tensor;
+use sidenote_kernels as kernels;
+
+use super::weights::{Start, Weights};
+use crate::error::Result;
+
+/// `x W^T` without bias; W is `[out, in]`.
+pub struct Linear {
+    weight: Tensor,
+}
+
+impl Linear {
+    /// Takes the weight `name.weight`.
+    pub fn new(w: &mut Weights, name: &str, input: usize, output: usize, start: Start) -> Result<Self> {
+        Ok(Self { weight: w.get(&format!("{name}.weight"), (output, input), start)? })
+    }
+
+    /// `[.., in]` to `[.., out]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        // One matrix product over all rows: candle multiplies a batch one matrix at a time.
+        let mut dims = x.dims().to_vec();
+        let input = dims.pop().unwrap_or(1);
+        let rows = dims.iter().product::<usize>();
+        dims.push(self.weight.dim(0)?);
+        Ok(x.reshape((rows, input))?.matmul(&self.weight.t()?)?.reshape(dims)?)
+    }
+}
+
+/// `x / rms(x) * g` (Zhang and Sennrich 2019).
+pub struct RmsNorm {
+    weight: Tensor,
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// Takes the weight `name.weight`, which starts at 1.
+    pub fn new(w: &mut Weights, name: &str, dim: usize, eps: f32) -> Result<Self> {
+        Ok(Self { weight: w.get(&format!("{name}.weight"), dim, Start::Constant(1.0))?, eps })
+    }
+
+    /// `[.., dim]` to the same shape.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(kernels::rms_norm(x, &self.weight, self.eps)?)
+    }
+}
+
+/// SwiGLU feed-forward layer (Shazeer 2020): `down(silu(gate(x)) * up(x))`.
+pub struct FeedForward {
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+impl FeedForward {
+    /// Takes `name.gate_proj`, `name.up_proj` and `name.down_proj`; `down` starts as told.
+    pub fn new(w: &mut Weights, name: &str, dim: usize, inner: usize, down: Start) -> Result<Self> {
+        let start = Start::Normal((dim as f32).powf(-0.5));
+        Ok(Self {
+            gate: Linear::new(w, &format!("{name}.gate_proj"), dim, inner, start.clone())?,
+            up: Linear::new(w, &format!("{name}.up_proj"), dim, inner, start)?,
+            down: Linear::new(w, &format!("{name}.down_proj"), inner, dim, down)?,
+        })
+    }
+
+    /// `[.., dim]` to the same shape.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.down.forward(&kernels::swiglu(&self.gate.forward(x)?, &self.up.forward(x)?)?)
+    }
+}
+
+/// A learned bias for every head and distance between query and key, the relative position of
+/// RETRO's own attentions. (The paper uses Transformer-XL's sinusoidal form.)
+pub struct RelativeBias {
+    table: Tensor,
+}
+
+impl RelativeBias {
+    /// Takes `name`, `[heads, distances]`.
+    pub fn new(w: &mut Weights, name: &str, heads: usize, distances: usize, start: Start) -> Result<Self> {
+        Ok(Self { table: w.get(name, (heads, distances), start)? })
+    }
+
+    /// Bias `[heads, queries, keys]`, where `distance(query, key)` is a column of the table.
+    pub fn bias(
+        &self,
+        queries: usize,
+        keys: usize,
+        distance: impl Fn(usize, usize) -> usize,
+    ) -> Result<Tensor> {
+        let columns: Vec<u32> = (0..queries)
+            .flat_map(|i| (0..keys).map(move |j| (i, j)))
+            .map(|(i, j)| distance(i, j) as u32)
+            .collect();
+        let columns = Tensor::from_vec(columns, queries * keys, self.table.device())?;
+        Ok(self.table.index_select(&columns, 1)?.reshape((self.table.dim(0)?, queries, keys))?)
+    }
+}
+
+/// `[batch, tokens, heads * dim]` to `[batch, heads, tokens, dim]`.
+pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
+    Ok(x.reshape((batch, tokens, heads, width / heads))?.transpose(1, 2)?.contiguous()?)
+}
+
+/// `[batch, heads, tokens, dim]` to `[batch, tokens, heads * dim]`.
+pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
+    let (batch, heads, tokens, dim) = x.dims4()?;
+    Ok(x.transpose(1, 2)?.contiguous()?.reshape((batch, tokens, heads * dim))?)
+}

@@ -1,0 +1,102 @@
+//! Chunked cross-attention: the decoder's tokens read the neighbours of the chunk before them
+//! (RETRO, section 2.4).
+
+use candle_core::Tensor;
+use sidenote_kernels::{self as kernels, AttentionOptions};
+
+use crate::error::Result;
+use crate::model::config::{DecoderConfig, RetroConfig};
+use crate::model::layers::{Linear, RelativeBias, RmsNorm, merge_heads, split_heads};
+use crate::model::retro::copy::Starts;
+use crate::model::weights::Weights;
+
+/// One layer of chunked cross-attention.
+pub struct ChunkedCrossAttention {
+    norm: RmsNorm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    bias: RelativeBias,
+    sink: Option<Tensor>,
+    chunk_size: usize,
+    heads: usize,
+}
+
+/// The encoded neighbours of chunks, as keys and values of one layer.
+pub struct KeysValues {
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    neighbours: usize,
+}
+
+impl ChunkedCrossAttention {
+    pub fn new(decoder: &DecoderConfig, config: &RetroConfig, w: &mut Weights, name: &str) -> Result<Self> {
+        let (d, d_enc) = (decoder.hidden_size, config.encoder_hidden_size);
+        let inner = config.heads * config.head_dim;
+        let distances = config.chunk_size + config.neighbour_tokens() - 1;
+        let starts = Starts::new(decoder, config)?;
+        let attention = starts.cross_attention();
+        Ok(Self {
+            norm: RmsNorm::new(w, &format!("{name}.norm"), d, decoder.rms_norm_eps)?,
+            q: Linear::new(w, &format!("{name}.q_proj"), d, inner, attention.q)?,
+            k: Linear::new(w, &format!("{name}.k_proj"), d_enc, inner, attention.k)?,
+            v: Linear::new(w, &format!("{name}.v_proj"), d_enc, inner, attention.v)?,
+            o: Linear::new(w, &format!("{name}.o_proj"), inner, d, attention.o)?,
+            bias: RelativeBias::new(
+                w,
+                &format!("{name}.relative_bias"),
+                config.heads,
+                distances,
+                attention.bias,
+            )?,
+            sink: match starts.sink() {
+                Some(start) => Some(w.get(&format!("{name}.sink"), config.heads, start)?),
+                None => None,
+            },
+            chunk_size: config.chunk_size,
+            heads: config.heads,
+        })
+    }
+
+    /// Keys and values of `encoded` `[chunks, neighbours * r, d']`, masked by `mask`
+    /// `[chunks, neighbours, r]`.
+    pub fn keys_values(&self, encoded: &Tensor, mask: &Tensor) -> Result<KeysValues> {
+        let (chunks, neighbours, r) = mask.dims3()?;
+        Ok(KeysValues {
+            keys: split_heads(&self.k.forward(encoded)?, self.heads)?,
+            values: split_heads(&self.v.forward(encoded)?, self.heads)?,
+            mask: mask.reshape((chunks, neighbours * r))?,
+            neighbours,
+        })
+    }
+
+    /// What is added to `h` `[chunks, queries, d]`, whose first row is query number `first` of its
+    /// chunk (0 is the last token of the chunk that retrieved). Exactly zero where a chunk has no
+    /// neighbours.
+    pub fn attend(&self, h: &Tensor, first: usize, neighbours: &KeysValues) -> Result<Tensor> {
+        let queries = h.dim(1)?;
+        let keys = neighbours.keys.dim(2)?;
+        let r = keys / neighbours.neighbours;
+        // Positions are those within a neighbour: d(i, i') = i - i' + r - 1 here, the paper's
+        // i - i' + m - 1 moved so that the table starts at 0.
+        let bias = self.bias.bias(queries, keys, |i, j| first + i + r - 1 - j % r)?;
+        let q = split_heads(&self.q.forward(&self.norm.forward(h)?)?, self.heads)?;
+        let options = AttentionOptions {
+            causal: false,
+            scale: (q.dim(3)? as f32).powf(-0.5),
+            bias: Some(&bias),
+            key_mask: Some(&neighbours.mask),
+            sink: self.sink.as_ref(),
+        };
+        debug_assert!(first + queries <= self.chunk_size);
+        let out = kernels::attention(&q, &neighbours.keys, &neighbours.values, &options)?;
+        self.o.forward(&merge_heads(&out)?)
+    }
+
+    /// What queries are made from, `[.., d]`, and the keys of `encoded`, `[.., heads * head_dim]`.
+    pub fn queries_and_keys(&self, h: &Tensor, encoded: &Tensor) -> Result<(Tensor, Tensor)> {
+        Ok((self.norm.forward(h)?, self.k.forward(encoded)?))
+    }
+}

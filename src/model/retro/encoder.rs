@@ -1,0 +1,155 @@
+//! The neighbour encoder: a small bidirectional transformer over each neighbour, conditioned on
+//! the chunk that retrieved it (RETRO, section 2.3 and algorithm 1).
+
+use candle_core::Tensor;
+use sidenote_kernels::{self as kernels, AttentionOptions};
+
+use crate::error::Result;
+use crate::model::config::{DecoderConfig, RetroConfig};
+use crate::model::decoder::Decoder;
+use crate::model::layers::{FeedForward, Linear, RelativeBias, RmsNorm, merge_heads, split_heads};
+use crate::model::retro::copy::Starts;
+use crate::model::weights::Weights;
+
+/// Turns neighbours' tokens into what the decoder's cross-attention reads.
+pub struct NeighbourEncoder {
+    embedding_norm: RmsNorm,
+    input: Linear,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+}
+
+struct Layer {
+    attention: Attention,
+    cross: Option<Attention>,
+    feed_forward_norm: RmsNorm,
+    feed_forward: FeedForward,
+}
+
+/// Attention with a learned bias for each distance.
+struct Attention {
+    norm: RmsNorm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    bias: RelativeBias,
+    heads: usize,
+}
+
+impl NeighbourEncoder {
+    pub fn new(decoder: &DecoderConfig, config: &RetroConfig, w: &mut Weights) -> Result<Self> {
+        let (d, d_enc, eps) = (decoder.hidden_size, config.encoder_hidden_size, decoder.rms_norm_eps);
+        let (m, r) = (config.chunk_size, config.neighbour_tokens());
+        let starts = Starts::new(decoder, config)?;
+        let layer = |i: usize, w: &mut Weights| {
+            let name = format!("retro.encoder.layers.{i}");
+            let attention = Attention::new(
+                w,
+                &format!("{name}.self_attn"),
+                (d_enc, d_enc),
+                config.encoder_heads,
+                2 * r - 1,
+                eps,
+                starts.encoder_attention(i),
+            )?;
+            let cross = match config.encoder_cross_layers.contains(&(i + 1)) {
+                true => Some(Attention::new(
+                    w,
+                    &format!("{name}.cross_attn"),
+                    (d_enc, d),
+                    config.encoder_heads,
+                    m + r - 1,
+                    eps,
+                    starts.encoder_cross_attention(),
+                )?),
+                false => None,
+            };
+            let down = starts.encoder_down();
+            Ok(Layer {
+                attention,
+                cross,
+                feed_forward_norm: RmsNorm::new(w, &format!("{name}.post_attention_layernorm"), d_enc, eps)?,
+                feed_forward: FeedForward::new(
+                    w,
+                    &format!("{name}.mlp"),
+                    d_enc,
+                    config.encoder_intermediate_size,
+                    down,
+                )?,
+            })
+        };
+        Ok(Self {
+            embedding_norm: RmsNorm::new(w, "retro.encoder.embedding_norm", d, eps)?,
+            input: Linear::new(w, "retro.encoder.input", d, d_enc, starts.encoder_input())?,
+            layers: (0..config.encoder_layers).map(|i| layer(i, w)).collect::<Result<_>>()?,
+            norm: RmsNorm::new(w, "retro.encoder.norm", d_enc, eps)?,
+        })
+    }
+
+    /// Encodes `tokens` `[chunks, neighbours, r]`, of which `mask` says which are there, for
+    /// chunks whose states at the first retro layer are `chunk` `[chunks, m, d]`. Gives
+    /// `[chunks, neighbours * r, d']`.
+    pub fn forward(&self, base: &Decoder, tokens: &Tensor, mask: &Tensor, chunk: &Tensor) -> Result<Tensor> {
+        let (chunks, k, r) = tokens.dims3()?;
+        let m = chunk.dim(1)?;
+        let rows = chunks * k;
+        let mask = mask.reshape((rows, r))?;
+        let mut x =
+            self.input.forward(&self.embedding_norm.forward(&base.embed(&tokens.reshape((rows, r))?)?)?)?;
+        let d = x.dim(2)?;
+        for layer in &self.layers {
+            let a = &layer.attention;
+            let normed = a.norm.forward(&x)?;
+            let bias = a.bias.bias(r, r, |i, j| j + r - 1 - i)?;
+            x = (&x + a.forward(&normed, &normed, &bias, Some(&mask))?)?;
+            if let Some(cross) = &layer.cross {
+                // All neighbours of a chunk are queries over the same keys; each has its own
+                // positions, d(i', i) = i' - i.
+                let bias = cross.bias.bias(k * r, m, |i, j| i % r + m - 1 - j)?;
+                let queries = cross.norm.forward(&x)?.reshape((chunks, k * r, d))?;
+                let out = cross.forward(&queries, chunk, &bias, None)?;
+                x = (&x + out.reshape((rows, r, d))?)?;
+            }
+            x = (&x + layer.feed_forward.forward(&layer.feed_forward_norm.forward(&x)?)?)?;
+        }
+        Ok(self.norm.forward(&x)?.reshape((chunks, k * r, d))?)
+    }
+}
+
+impl Attention {
+    fn new(
+        w: &mut Weights,
+        name: &str,
+        (query_dim, key_dim): (usize, usize),
+        heads: usize,
+        distances: usize,
+        eps: f32,
+        starts: super::copy::AttentionStarts,
+    ) -> Result<Self> {
+        Ok(Self {
+            norm: RmsNorm::new(w, &format!("{name}.norm"), query_dim, eps)?,
+            q: Linear::new(w, &format!("{name}.q_proj"), query_dim, query_dim, starts.q)?,
+            k: Linear::new(w, &format!("{name}.k_proj"), key_dim, query_dim, starts.k)?,
+            v: Linear::new(w, &format!("{name}.v_proj"), key_dim, query_dim, starts.v)?,
+            o: Linear::new(w, &format!("{name}.o_proj"), query_dim, query_dim, starts.o)?,
+            bias: RelativeBias::new(w, &format!("{name}.relative_bias"), heads, distances, starts.bias)?,
+            heads,
+        })
+    }
+
+    fn forward(
+        &self,
+        queries: &Tensor,
+        keys: &Tensor,
+        bias: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let q = split_heads(&self.q.forward(queries)?, self.heads)?;
+        let k = split_heads(&self.k.forward(keys)?, self.heads)?;
+        let v = split_heads(&self.v.forward(keys)?, self.heads)?;
+        let scale = (q.dim(3)? as f32).powf(-0.5);
+        let options = AttentionOptions { causal: false, scale, bias: Some(bias), key_mask: mask, sink: None };
+        self.o.forward(&merge_heads(&kernels::attention(&q, &k, &v, &options)?)?)
+    }
+}

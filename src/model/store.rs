@@ -1,0 +1,242 @@
+//! A model on disk: a folder with `config.json`, `tokenizer.json` and `model.safetensors` in
+//! Hugging Face's layout, so that a plain decoder also loads in transformers. A RETRO model adds a
+//! `retro` section to the configuration and `retro.*` tensors.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::Path;
+
+use candle_core::{Device, Tensor, Var};
+use serde_json::{Value, json};
+
+use super::config::{DecoderConfig, RetroConfig};
+use super::decoder::{Cache, Decoder};
+use super::retro::{Retrieved, Retro};
+use super::weights::Weights;
+use crate::artefact::{self, FileEntry, Manifest};
+use crate::corpus::tokenizer::Tokenizer;
+use crate::error::{Error, Result};
+
+const KIND: &str = "model";
+const FORMAT_VERSION: u32 = 1;
+const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
+
+/// A network of either kind.
+pub enum Network {
+    /// A decoder that does not read.
+    Plain(Decoder),
+    /// A decoder with chunked cross-attention.
+    Retro(Retro),
+}
+
+impl Network {
+    /// The decoder, or the one underneath.
+    pub fn decoder(&self) -> &Decoder {
+        match self {
+            Self::Plain(decoder) => decoder,
+            Self::Retro(retro) => retro.base(),
+        }
+    }
+
+    /// Hidden states before the output head, `[batch, tokens, d]`. A plain decoder ignores what
+    /// was retrieved.
+    pub fn forward(&self, tokens: &Tensor, retrieved: Option<&Retrieved>) -> Result<Tensor> {
+        match self {
+            Self::Plain(decoder) => decoder.forward(tokens, &mut Cache::default()),
+            Self::Retro(retro) => retro.forward(tokens, retrieved),
+        }
+    }
+}
+
+/// Which weights of a loaded model are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trainable {
+    /// None: the model is only run.
+    Nothing,
+    /// What RETRO adds; the decoder is frozen (the paper's RETRO-fit, section 4.2).
+    RetroOnly,
+    /// Everything.
+    Everything,
+}
+
+/// A network with its tokenizer and its weights by name.
+pub struct LanguageModel {
+    /// The network.
+    pub network: Network,
+    /// The tokenizer it was trained with.
+    pub tokenizer: Tokenizer,
+    tensors: BTreeMap<String, Tensor>,
+    variables: Vec<(String, Var)>,
+}
+
+impl LanguageModel {
+    /// A new model whose weights start from `seed`.
+    pub fn new(
+        decoder: &DecoderConfig,
+        retro: Option<&RetroConfig>,
+        tokenizer: Tokenizer,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
+        let mut weights = Weights::from_seed(seed, device);
+        let base = Decoder::new(decoder, &mut weights)?;
+        let network = match retro {
+            Some(config) => Network::Retro(Retro::new(base, config, &mut weights)?),
+            None => Network::Plain(base),
+        };
+        let (tensors, variables) = weights.finish();
+        Ok(Self { network, tokenizer, tensors, variables })
+    }
+
+    /// Reads the model in `dir`.
+    pub fn load(dir: &Path, trainable: Trainable, device: &Device) -> Result<Self> {
+        let (decoder, retro) = read_config(dir)?;
+        Self::read(dir, &decoder, retro.as_ref(), trainable, None, device)
+    }
+
+    /// Reads the plain decoder in `dir`, freezes it, and adds RETRO's layers, which start from
+    /// `seed` (RETRO-fit).
+    pub fn retrofit(dir: &Path, retro: &RetroConfig, seed: u64, device: &Device) -> Result<Self> {
+        let (decoder, existing) = read_config(dir)?;
+        if existing.is_some() {
+            let why = "already a RETRO model; give the plain model that it was made from";
+            return Err(Error::file(dir, why));
+        }
+        Self::read(dir, &decoder, Some(retro), Trainable::RetroOnly, Some(seed), device)
+    }
+
+    fn read(
+        dir: &Path,
+        decoder: &DecoderConfig,
+        retro: Option<&RetroConfig>,
+        trainable: Trainable,
+        fresh_retro: Option<u64>,
+        device: &Device,
+    ) -> Result<Self> {
+        let path = dir.join("model.safetensors");
+        let named = |e: Error| match e {
+            Error::Setting { name, why } => Error::file(&path, format!("{name}: {why}")),
+            other => other,
+        };
+        let mut weights = Weights::from_file(&path, device)?;
+        weights.set_trainable(trainable == Trainable::Everything);
+        let base = Decoder::new(decoder, &mut weights).map_err(named)?;
+        let network = match retro {
+            Some(config) => {
+                weights.set_trainable(trainable != Trainable::Nothing);
+                if let Some(seed) = fresh_retro {
+                    weights.start_fresh(seed);
+                }
+                Network::Retro(Retro::new(base, config, &mut weights).map_err(named)?)
+            }
+            None => Network::Plain(base),
+        };
+        if let Some(name) = weights.unused().first() {
+            let why = format!("tensor {name} belongs to no part of the model that config.json describes");
+            return Err(Error::file(&path, why));
+        }
+        let tokenizer = Tokenizer::open(&dir.join("tokenizer.json"))?;
+        let (tensors, variables) = weights.finish();
+        if tokenizer.vocab_size() > decoder.vocab_size {
+            let why = format!(
+                "the tokenizer has {} tokens, but config.json says vocab_size {}",
+                tokenizer.vocab_size(),
+                decoder.vocab_size
+            );
+            return Err(Error::file(dir.join("tokenizer.json"), why));
+        }
+        Ok(Self { network, tokenizer, tensors, variables })
+    }
+
+    /// Writes the model to the new folder `dir`, which appears whole or not at all.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        if dir.exists() {
+            return Err(Error::file(dir, "already exists; a model is never written over another"));
+        }
+        let mut temporary = dir.as_os_str().to_owned();
+        temporary.push(".tmp");
+        let temporary = Path::new(&temporary);
+        if temporary.exists() {
+            fs::remove_dir_all(temporary).map_err(Error::io(temporary))?;
+        }
+        fs::create_dir_all(temporary).map_err(Error::io(temporary))?;
+        let config = temporary.join("config.json");
+        fs::write(&config, format!("{:#}\n", self.config_json()?)).map_err(Error::io(config))?;
+        self.tokenizer.save(&temporary.join("tokenizer.json"))?;
+        let tensors: HashMap<&str, Tensor> =
+            self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
+        candle_core::safetensors::save(&tensors, temporary.join("model.safetensors"))?;
+        seal(temporary)?;
+        fs::rename(temporary, dir).map_err(Error::io(dir))?;
+        artefact::sync_dir(dir.parent().unwrap_or(Path::new(".")))?;
+        Ok(())
+    }
+
+    fn config_json(&self) -> Result<Value> {
+        let failed = |e: serde_json::Error| Error::setting("config.json", e.to_string());
+        let mut config = json!({
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "attention_bias": false,
+            "mlp_bias": false,
+            "torch_dtype": "float32",
+            "bos_token_id": self.tokenizer.end_of_text(),
+            "eos_token_id": self.tokenizer.end_of_text(),
+        });
+        let decoder = serde_json::to_value(self.network.decoder().config()).map_err(failed)?;
+        if let (Some(all), Value::Object(fields)) = (config.as_object_mut(), decoder) {
+            all.extend(fields);
+            if let Network::Retro(retro) = &self.network {
+                all.insert("retro".into(), serde_json::to_value(retro.config()).map_err(failed)?);
+            }
+        }
+        Ok(config)
+    }
+
+    /// The weights that are trained, by name.
+    pub fn variables(&self) -> &[(String, Var)] {
+        &self.variables
+    }
+
+    /// Number of values in all weights.
+    pub fn parameters(&self) -> usize {
+        self.tensors.values().map(Tensor::elem_count).sum()
+    }
+}
+
+/// Reads `config.json` in `dir`.
+fn read_config(dir: &Path) -> Result<(DecoderConfig, Option<RetroConfig>)> {
+    let path = dir.join("config.json");
+    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let wrong = |e: serde_json::Error| Error::file(&path, e.to_string());
+    let value: Value = serde_json::from_str(&text).map_err(wrong)?;
+    let kind = value.get("model_type").and_then(Value::as_str).unwrap_or("llama");
+    if kind != "llama" {
+        return Err(Error::file(&path, format!("model_type {kind:?} is not known; \"llama\" is")));
+    }
+    let retro = value.get("retro").cloned().map(serde_json::from_value).transpose().map_err(wrong)?;
+    Ok((serde_json::from_value(value).map_err(wrong)?, retro))
+}
+
+/// Syncs the files of a model and writes a manifest over them, under their own names.
+fn seal(dir: &Path) -> Result<()> {
+    let mut files = BTreeMap::new();
+    for name in FILES {
+        let path = dir.join(name);
+        fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
+        let (bytes, blake3) = artefact::hash_file(&path)?;
+        files.insert(name.to_string(), FileEntry { file: name.to_string(), bytes, blake3 });
+    }
+    let manifest = Manifest {
+        kind: KIND.into(),
+        format_version: FORMAT_VERSION,
+        written_by: concat!("sidenote ", env!("CARGO_PKG_VERSION")).into(),
+        meta: json!({}),
+        files,
+    };
+    let text = serde_json::to_string_pretty(&manifest)
+        .map_err(|e| Error::file(dir.join(artefact::MANIFEST), e.to_string()))?;
+    artefact::write_atomically(&dir.join(artefact::MANIFEST), text.as_bytes())?;
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! Checkpoints: a model folder with the optimiser's state beside it, named by step.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use sidenote_kernels::AdamW;
+
+use crate::error::{Error, Result};
+use crate::model::LanguageModel;
+
+/// Ordinary checkpoints that are kept.
+const KEEP: usize = 2;
+const OPTIMISER: &str = "optimizer.safetensors";
+
+/// Folder of the checkpoint after `step` steps.
+pub fn folder(out: &Path, step: usize) -> PathBuf {
+    out.join("checkpoints").join(format!("step-{step:07}"))
+}
+
+/// Number of steps done at a checkpoint.
+pub fn step_of(dir: &Path) -> Option<usize> {
+    dir.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
+}
+
+/// Saves model and optimiser after `step` steps, whole or not at all, and removes what is older
+/// than the last few, but for `pinned`.
+pub fn save(
+    out: &Path,
+    step: usize,
+    model: &LanguageModel,
+    optimiser: &AdamW,
+    pinned: Option<usize>,
+) -> Result<()> {
+    let dir = folder(out, step);
+    if dir.exists() {
+        return Ok(());
+    }
+    let mut unfinished = dir.as_os_str().to_owned();
+    unfinished.push(".part");
+    let unfinished = PathBuf::from(unfinished);
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished).map_err(Error::io(&unfinished))?;
+    }
+    model.save(&unfinished)?;
+    let path = unfinished.join(OPTIMISER);
+    candle_core::safetensors::save(&optimiser.state()?, &path)?;
+    fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
+    fs::rename(&unfinished, &dir).map_err(Error::io(&dir))?;
+    crate::artefact::sync_dir(&out.join("checkpoints"))?;
+    let old: Vec<usize> = list(out)?.into_iter().filter(|other| Some(*other) != pinned).collect();
+    for step in old.iter().take(old.len().saturating_sub(KEEP)) {
+        let dir = folder(out, *step);
+        fs::remove_dir_all(&dir).map_err(Error::io(dir))?;
+    }
+    Ok(())
+}
+
+/// Steps of the whole checkpoints under `out`, ascending.
+pub fn list(out: &Path) -> Result<Vec<usize>> {
+    let dir = out.join("checkpoints");
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io(dir)(e)),
+    };
+    let mut steps: Vec<usize> = entries.flatten().filter_map(|entry| step_of(&entry.path())).collect();
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// Gives `optimiser` the state saved in the checkpoint `dir`.
+pub fn load_optimiser(dir: &Path, optimiser: &mut AdamW) -> Result<()> {
+    let path = dir.join(OPTIMISER);
+    let state: HashMap<String, Tensor> = candle_core::safetensors::load(&path, &Device::Cpu)
+        .map_err(|e| Error::file(&path, format!("not a readable optimiser state: {e}")))?;
+    optimiser.load_state(&state).map_err(|e| Error::file(&path, e.to_string()))
+}

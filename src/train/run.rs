@@ -1,0 +1,308 @@
+//! The training loop.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use candle_core::Device;
+use serde::Serialize;
+use sidenote_kernels::{self as kernels, AdamW, AdamWOptions};
+
+use super::checkpoint;
+use super::config::{Kind, TrainConfig};
+use super::copy;
+use super::data::{IGNORE, Order, assemble, gather};
+use super::log::{Curve, Log, Measurement, plot};
+use super::schedule::learning_rate;
+use crate::corpus::store::Store;
+use crate::error::{Error, Result};
+use crate::eval::perplexity::{self, Neighbourhood};
+use crate::interrupt;
+use crate::model::{Initialisation, LanguageModel, Network, Trainable};
+use crate::progress::Progress;
+use crate::retriever::neighbours::Neighbours;
+use crate::retriever::open_store;
+
+/// Steps between lines of `metrics.jsonl`.
+const LOG_EVERY: usize = 20;
+/// Held-out windows that are measured while training.
+const HELD_OUT_DOCUMENTS: usize = 48;
+/// Batches that the copy initialisation is fitted on.
+const FIT_BATCHES: usize = 24;
+
+/// What a run ended with.
+#[derive(Debug, Clone, Serialize)]
+pub struct Outcome {
+    /// Folder of the trained model.
+    pub model: PathBuf,
+    /// Values in all its weights.
+    pub parameters: usize,
+    /// Values in those that were trained.
+    pub trained_parameters: usize,
+    /// Steps done.
+    pub steps: usize,
+    /// Targets read.
+    pub tokens: u64,
+    /// Seconds spent on steps, measurements and checkpoints not counted.
+    pub seconds: f64,
+    /// Steps left out because a gradient was not finite.
+    pub skipped_steps: usize,
+    /// Last training loss, nats a token.
+    pub loss: f64,
+    /// Last held-out loss, nats a token, on a part of the held-out text.
+    pub held_out_loss: Option<f64>,
+    /// All measurements.
+    #[serde(skip)]
+    pub measurements: Vec<Measurement>,
+}
+
+/// Runs the training that `config` describes. With `resume`, goes on from the last checkpoint in
+/// its folder, exactly as if it had never stopped.
+pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Outcome> {
+    config.check()?;
+    let out = &config.out;
+    let model_dir = out.join("model");
+    if model_dir.exists() {
+        return Err(Error::file(&model_dir, "this run is finished; choose another `out`, or remove it"));
+    }
+    let steps_there = checkpoint::list(out)?;
+    if !resume && !steps_there.is_empty() {
+        let why = "this run was started before; go on with --resume, or remove the folder";
+        return Err(Error::file(out, why));
+    }
+    fs::create_dir_all(out).map_err(Error::io(out))?;
+    save_config(config)?;
+
+    let device = Device::Cpu;
+    let library = open_store(&config.index)?;
+    let neighbours = match &config.neighbours {
+        Some(dir) => Some(Neighbours::open(dir)?),
+        None => None,
+    };
+    if let Some(neighbours) = &neighbours {
+        neighbours.check_index(&config.index)?;
+        if neighbours.len() != library.chunks() {
+            let why = format!("{} chunks, but the index has {}", neighbours.len(), library.chunks());
+            return Err(Error::setting("neighbours", why));
+        }
+    }
+    let start = match steps_there.last() {
+        Some(step) => Some(checkpoint::folder(out, *step)),
+        None => config.continue_from.clone(),
+    };
+    let model = open_model(config, &library, start.as_ref(), &device)?;
+    let training = &config.training;
+    let weight_decay = AdamWOptions { weight_decay: training.weight_decay, ..Default::default() };
+    let mut optimiser = AdamW::new(model.variables().to_vec(), weight_decay);
+    let mut step = 0;
+    if let Some(dir) = &start {
+        checkpoint::load_optimiser(dir, &mut optimiser)?;
+        step = checkpoint::step_of(dir).ok_or_else(|| {
+            Error::setting("continue_from", "give a checkpoint folder, such as checkpoints/step-0000100")
+        })?;
+    }
+    let mut order = Order::new(&library, training.chunks, training.batch_tokens, training.seed);
+    if order.is_empty() {
+        return Err(Error::file(&config.index, "holds no text to train on"));
+    }
+    let (mut log, mut measurements) = Log::open(out, step)?;
+    let held_out = HeldOut::open(config, &library)?;
+    let k = match &model.network {
+        Network::Retro(retro) => retro.config().neighbours,
+        Network::Plain(_) => 0,
+    };
+    let read = |rows: &[std::ops::Range<usize>]| -> Result<_> {
+        let batch = assemble(&library, rows, &device)?;
+        let retrieved = match &neighbours {
+            Some(neighbours) => {
+                Some(gather(&batch, &library, &library, |chunk| neighbours.of(chunk), k, &device)?)
+            }
+            None => None,
+        };
+        Ok((batch, retrieved))
+    };
+
+    let last = measurements.last();
+    let mut tokens = last.map_or(0, |m| m.tokens);
+    let mut seconds = last.map_or(0.0, |m| m.seconds);
+    let mut skipped_steps = last.map_or(0, |m| m.skipped_steps);
+    let clock = Instant::now();
+    if let (Network::Retro(retro), None) = (&model.network, &start)
+        && retro.config().initialisation == Initialisation::Copy
+    {
+        let batches = (0..FIT_BATCHES).map(|i| read(&order.batch(i))).collect::<Result<Vec<_>>>()?;
+        let fit = copy::fit(retro, model.variables(), &batches)?;
+        progress.note(format!("copy initialisation: {fit}"));
+        seconds += clock.elapsed().as_secs_f64();
+    }
+
+    let what = match config.kind {
+        Kind::Lm => "train lm",
+        Kind::Retro => "train retro",
+    };
+    let task = progress.task(what, (training.steps - step.min(training.steps)) as u64, "steps");
+    // The run can be made longer later from where the learning rate begins to fall.
+    let pinned = Some(training.steps - training.decay_steps);
+    let (mut sum, mut count) = (0.0, 0usize);
+    while step < training.steps {
+        let clock = Instant::now();
+        let (batch, retrieved) = read(&order.batch(step))?;
+        let hidden = model.network.forward(&batch.tokens, retrieved.as_ref())?.flatten(0, 1)?;
+        let loss = kernels::linear_cross_entropy(
+            &hidden,
+            model.network.decoder().head(),
+            &batch.targets,
+            Some(IGNORE),
+        )?;
+        let loss = (loss / batch.scored.max(1) as f64)?;
+        let gradients = loss.backward()?;
+        let rate = learning_rate(training, step);
+        let stats = optimiser.step(&gradients, rate, Some(training.clip))?;
+        let value = loss.to_scalar::<f32>()? as f64;
+        step += 1;
+        tokens += batch.scored as u64;
+        seconds += clock.elapsed().as_secs_f64();
+        match stats.skipped {
+            true => skipped_steps += 1,
+            false => {
+                sum += value;
+                count += 1;
+            }
+        }
+        task.advance(1);
+        task.remark(format!("loss {value:.3}"));
+
+        let done = step == training.steps;
+        let evaluate = done || step.is_multiple_of(training.evaluate_every);
+        if evaluate || step.is_multiple_of(LOG_EVERY) {
+            let held_out_loss = match (&held_out, evaluate) {
+                (Some(held_out), true) => Some(held_out.loss(&model, &library, k)?),
+                _ => None,
+            };
+            let line = Measurement {
+                step,
+                tokens,
+                seconds,
+                loss: sum / count.max(1) as f64,
+                gradient_norm: stats.grad_norm,
+                learning_rate: rate,
+                skipped_steps,
+                held_out_loss,
+            };
+            log.write(&line)?;
+            measurements.push(line);
+            (sum, count) = (0.0, 0);
+        }
+        let stop = interrupt::requested() && !done;
+        if stop || (!done && step.is_multiple_of(training.checkpoint_every)) || Some(step) == pinned {
+            checkpoint::save(out, step, &model, &optimiser, pinned)?;
+        }
+        if stop {
+            return Err(Error::Interrupted(format!("step {step} is saved; go on with --resume")));
+        }
+    }
+    drop(task);
+    plot(&out.join("curve.svg"), &format!("{what}: {}", out.display()), &[Curve::of(what, &measurements)])?;
+    model.save(&model_dir)?;
+    let last = measurements.last();
+    Ok(Outcome {
+        parameters: model.parameters(),
+        trained_parameters: model.variables().iter().map(|(_, variable)| variable.elem_count()).sum(),
+        model: model_dir,
+        steps: step,
+        tokens,
+        seconds,
+        skipped_steps,
+        loss: last.map_or(f64::NAN, |m| m.loss),
+        held_out_loss: last.and_then(|m| m.held_out_loss),
+        measurements,
+    })
+}
+
+fn open_model(
+    config: &TrainConfig,
+    library: &Store,
+    start: Option<&PathBuf>,
+    device: &Device,
+) -> Result<LanguageModel> {
+    let training = &config.training;
+    let trainable = match config.base {
+        Some(_) => Trainable::RetroOnly,
+        None => Trainable::Everything,
+    };
+    let model = match (start, &config.base, &config.model) {
+        (Some(checkpoint), _, _) => LanguageModel::load(checkpoint, trainable, device)?,
+        (None, Some(base), _) => {
+            let frozen = LanguageModel::load(base, Trainable::Nothing, device)?;
+            let section = config.retro.clone().unwrap_or_default();
+            let retro = section.config(frozen.network.decoder().config(), library.chunk_size());
+            LanguageModel::retrofit(base, &retro, training.seed, device)?
+        }
+        (None, None, Some(section)) => {
+            let tokenizer = library.tokenizer().clone();
+            let decoder = section.decoder(tokenizer.vocab_size());
+            let retro = match config.kind {
+                Kind::Retro => {
+                    Some(config.retro.clone().unwrap_or_default().config(&decoder, library.chunk_size()))
+                }
+                Kind::Lm => None,
+            };
+            LanguageModel::new(&decoder, retro.as_ref(), tokenizer, training.seed, device)?
+        }
+        (None, None, None) => return Err(Error::setting("model", "give [model] or a base")),
+    };
+    if model.tokenizer.identity() != library.tokenizer().identity() {
+        return Err(Error::Mismatch {
+            what: "tokenizers".into(),
+            left: format!("{} of the model", model.tokenizer.identity()),
+            right: format!("{} of the index", library.tokenizer().identity()),
+            hint: "build the index with --tokenizer MODEL/tokenizer.json".into(),
+        });
+    }
+    let longest = training.chunks * library.chunk_size();
+    let positions = model.network.decoder().config().max_position_embeddings;
+    if longest > positions {
+        let why = format!("{longest} tokens a sequence, but the model reads at most {positions}");
+        return Err(Error::setting("training.chunks", why));
+    }
+    Ok(model)
+}
+
+/// Keeps the resolved configuration with the run.
+fn save_config(config: &TrainConfig) -> Result<()> {
+    let path = config.out.join("config.toml");
+    let text = toml::to_string(config).map_err(|e| Error::file(&path, e.to_string()))?;
+    Ok(crate::artefact::write_atomically(&path, text.as_bytes())?)
+}
+
+/// Held-out text that is measured while training.
+struct HeldOut {
+    text: Store,
+    neighbours: Neighbours,
+}
+
+impl HeldOut {
+    fn open(config: &TrainConfig, library: &Store) -> Result<Option<Self>> {
+        let Some(dir) = &config.held_out else { return Ok(None) };
+        let neighbours = Neighbours::open(dir)?;
+        neighbours.check_index(&config.index)?;
+        let text = neighbours.queries()?.ok_or_else(|| {
+            Error::file(dir, "holds no text of its own; make it with `sidenote neighbours --queries`")
+        })?;
+        if text.tokenizer().identity() != library.tokenizer().identity() {
+            return Err(Error::setting("held_out", "was made with another tokenizer than the index"));
+        }
+        Ok(Some(Self { text, neighbours }))
+    }
+
+    fn loss(&self, model: &LanguageModel, library: &Store, k: usize) -> Result<f64> {
+        let documents = 0..self.text.documents().min(HELD_OUT_DOCUMENTS);
+        let around = (k > 0).then(|| Neighbourhood {
+            library,
+            of: Box::new(|chunk| self.neighbours.of(chunk).to_vec()),
+            k,
+        });
+        let scores = perplexity::score(model, &self.text, documents, around.as_ref(), Progress::Silent)?;
+        Ok(scores.loss())
+    }
+}
