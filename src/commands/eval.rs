@@ -1,10 +1,150 @@
-//! `sidenote eval ...`.
+//! `sidenote eval`.
+
+use std::path::PathBuf;
+
+use serde_json::json;
 
 use super::Console;
+use crate::corpus::{OnError, build_store};
+use crate::eval::overlap::{FilteredBits, filtered_bits, overlap};
+use crate::eval::perplexity::{Neighbourhood, score};
+use crate::model::{LanguageModel, Network, Trainable};
+use crate::retriever::Retriever;
+use crate::retriever::neighbours::{self, ABSENT};
+
+/// Neighbours whose overlap counts in bpb(alpha), as in the paper.
+const OVERLAP_NEIGHBOURS: usize = 10;
 
 #[derive(Debug, clap::Subcommand)]
-pub enum Command {}
+pub enum Command {
+    /// How well a model predicts a text: perplexity, bits per byte, and bits per byte by how much
+    /// of the text can be copied from its neighbours.
+    Perplexity(PerplexityArgs),
+}
 
-pub fn run(command: Command, _console: Console) -> anyhow::Result<()> {
-    match command {}
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  sidenote eval perplexity runs/plain/model --corpus heldout.jsonl
+  sidenote eval perplexity runs/retro/model --corpus heldout.jsonl --index runs/index
+  sidenote eval perplexity runs/retro/model --corpus heldout.jsonl --index runs/index --retrieval off")]
+pub struct PerplexityArgs {
+    /// Folder of the model.
+    model: PathBuf,
+    /// Text to predict: files or folders.
+    #[arg(long, required = true, num_args = 1..)]
+    corpus: Vec<PathBuf>,
+    /// Index to retrieve from; also gives the overlap of the text with it.
+    #[arg(long)]
+    index: Option<PathBuf>,
+    /// Whether a RETRO model may read what the index gives.
+    #[arg(long, value_enum, default_value_t = Retrieval::On)]
+    retrieval: Retrieval,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Retrieval {
+    On,
+    Off,
+}
+
+pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
+    match command {
+        Command::Perplexity(args) => perplexity(args, console),
+    }
+}
+
+fn perplexity(args: PerplexityArgs, console: Console) -> anyhow::Result<()> {
+    let model = LanguageModel::load(&args.model, Trainable::Nothing, &candle_core::Device::Cpu)?;
+    let retriever = args.index.as_deref().map(|dir| Retriever::open(dir, None)).transpose()?;
+    let (chunk_size, k) = match (&model.network, &retriever) {
+        (Network::Retro(retro), _) => (retro.config().chunk_size, retro.config().neighbours),
+        (Network::Plain(_), Some(retriever)) => (retriever.store.chunk_size(), 0),
+        (Network::Plain(_), None) => (64, 0),
+    };
+    let reads = k > 0 && args.retrieval == Retrieval::On;
+    if reads && retriever.is_none() {
+        anyhow::bail!("{}: a RETRO model reads from an index; give --index, or --retrieval off", args.model.display());
+    }
+    let scratch = tempdir()?;
+    let text_dir = scratch.path.join("text");
+    build_store(&args.corpus, &model.tokenizer, chunk_size, OnError::Fail, &text_dir, console.progress)?;
+    let text = crate::corpus::Store::open(&text_dir)?;
+
+    let mut around = None;
+    let mut table = None;
+    if let Some(retriever) = &retriever {
+        model.check_fits(&retriever.store)?;
+        let wanted = k.max(OVERLAP_NEIGHBOURS);
+        table = Some(neighbours::compute(retriever, &text, wanted, console.progress)?);
+    }
+    if let (Some(retriever), Some(table), true) = (&retriever, &table, reads) {
+        let of = Box::new(|chunk: usize| table.of(chunk).to_vec());
+        around = Some(Neighbourhood { library: &retriever.store, of, k });
+    }
+    let scores = score(&model, &text, 0..text.documents(), around.as_ref(), console.progress)?;
+    let filtered: Option<Vec<FilteredBits>> = match (&retriever, &table) {
+        (Some(retriever), Some(table)) => {
+            let overlaps: Vec<f64> = scores
+                .chunks
+                .iter()
+                .map(|score| {
+                    let near = table.of(score.chunk).iter().take(OVERLAP_NEIGHBOURS).filter(|id| **id != ABSENT);
+                    let near: Vec<Vec<u32>> =
+                        near.map(|id| retriever.store.neighbour_tokens(*id as usize)).collect();
+                    overlap(text.chunk(score.chunk).tokens, &near, chunk_size)
+                })
+                .collect();
+            Some(filtered_bits(&scores, &overlaps))
+        }
+        _ => None,
+    };
+    let value = json!({
+        "model": args.model,
+        "retrieval": if reads { "on" } else { "off" },
+        "documents": text.documents(),
+        "tokens": scores.tokens(),
+        "bytes": scores.bytes(),
+        "perplexity": scores.perplexity(),
+        "bits_per_byte": scores.bits_per_byte(),
+        "filtered": filtered,
+    });
+    console.report(&value, || {
+        let mut text = format!(
+            "perplexity {:.3} a token, {:.4} bits a byte ({} tokens, {} bytes, retrieval {})\n",
+            scores.perplexity(),
+            scores.bits_per_byte(),
+            scores.tokens(),
+            scores.bytes(),
+            if reads { "on" } else { "off" },
+        );
+        for point in filtered.iter().flatten() {
+            let bits = point.bits_per_byte.map_or("-".to_string(), |bits| format!("{bits:.4}"));
+            text += &format!(
+                "  chunks sharing at most {:>5.1} % with a neighbour: {bits} bits a byte ({} chunks)\n",
+                100.0 * point.alpha,
+                point.chunks
+            );
+        }
+        text
+    });
+    Ok(())
+}
+
+/// A folder that goes away when it is dropped.
+struct Scratch {
+    path: PathBuf,
+}
+
+fn tempdir() -> anyhow::Result<Scratch> {
+    let path = std::env::temp_dir().join(format!("sidenote-{}", std::process::id()));
+    std::fs::create_dir_all(&path)?;
+    Ok(Scratch { path })
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed is the system's to clean up.
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
 }

@@ -1,10 +1,115 @@
 //! `sidenote generate`.
 
+use std::io::Write;
+use std::path::PathBuf;
+
+use serde_json::json;
+
 use super::Console;
+use crate::model::generate::{Retrieve, Sampling, generate};
+use crate::model::{LanguageModel, Network, Trainable};
+use crate::retriever::Retriever;
 
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "\
+Examples:
+  sidenote generate runs/plain/model \"The city of\"
+  sidenote generate runs/retro/model \"The city of\" --index runs/index --max-tokens 128")]
+pub struct Args {
+    /// Folder of the model.
+    model: PathBuf,
+    /// Text to continue.
+    prompt: String,
+    /// Index that a RETRO model reads from, at every chunk boundary; without it retrieval is off.
+    #[arg(long)]
+    index: Option<PathBuf>,
+    /// Most tokens to write.
+    #[arg(long, default_value_t = 64)]
+    max_tokens: usize,
+    /// 0 takes the likeliest token each time; higher is more varied.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f64,
+    /// Seed of the choice when the temperature is not 0.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
 
-pub fn run(_args: Args, _console: Console) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
+    let model = LanguageModel::load(&args.model, Trainable::Nothing, &candle_core::Device::Cpu)?;
+    let retriever = args.index.as_deref().map(|dir| Retriever::open(dir, None)).transpose()?;
+    let k = match &model.network {
+        Network::Retro(retro) => retro.config().neighbours,
+        Network::Plain(_) => 0,
+    };
+    if let Some(retriever) = &retriever {
+        anyhow::ensure!(
+            k > 0,
+            "{}: a plain decoder does not read; leave --index out, or give a RETRO model",
+            args.model.display()
+        );
+        model.check_fits(&retriever.store)?;
+    }
+    let mut looked_up = 0;
+    let mut retrieve = |chunk: &[u32]| match &retriever {
+        Some(retriever) => {
+            looked_up += 1;
+            let text = model.tokenizer.decode(chunk)?;
+            let found = retriever.neighbour_search(&[&text], k, &[])?;
+            Ok(found
+                .into_iter()
+                .flatten()
+                .map(|hit| retriever.store.neighbour_tokens(hit.id as usize))
+                .collect())
+        }
+        None => Ok(Vec::new()),
+    };
+    let retrieve: Option<&mut Retrieve<'_>> = match &retriever {
+        Some(_) => Some(&mut retrieve),
+        None => None,
+    };
+
+    // A model is trained on documents that begin with this token.
+    let mut prompt: Vec<u32> = model.tokenizer.end_of_text().into_iter().collect();
+    prompt.extend(model.tokenizer.encode(&args.prompt)?.ids);
+    let sampling =
+        Sampling { max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
+    let mut written = Vec::new();
+    let mut shown = String::new();
+    let mut out = std::io::stdout().lock();
+    let mut failed = None;
+    generate(&model, &prompt, &sampling, retrieve, &mut |token| {
+        written.push(token);
+        if console.json {
+            return true;
+        }
+        // A token may end in the middle of a character, so the whole text is decoded again and
+        // what is new and complete is shown.
+        let text = match model.tokenizer.decode(&written) {
+            Ok(text) => text,
+            Err(e) => {
+                failed = Some(anyhow::Error::from(e));
+                return false;
+            }
+        };
+        let complete = text.trim_end_matches('\u{fffd}');
+        if let Some(new) = complete.strip_prefix(&shown) {
+            // A closed pipe only means that nobody reads on.
+            if write!(out, "{new}").and_then(|()| out.flush()).is_err() {
+                return false;
+            }
+            shown = complete.to_string();
+        }
+        true
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let text = model.tokenizer.decode(&written)?;
+    if console.json {
+        let value = json!({"prompt": args.prompt, "text": text, "tokens": written.len(), "retrievals": looked_up});
+        writeln!(out, "{value:#}")?;
+    } else {
+        writeln!(out)?;
+    }
+    Ok(())
 }

@@ -1,10 +1,69 @@
 //! `sidenote train`.
 
+use std::path::PathBuf;
+
+use serde_json::json;
+
 use super::Console;
+use crate::train::{self, TrainConfig};
 
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "\
+Example, a plain decoder on the text of an index (plain.toml):
+  kind = \"lm\"
+  out = \"runs/plain\"
+  index = \"runs/index\"
+  [model]
+  hidden_size = 128
+  layers = 4
+  heads = 4
+  [training]
+  steps = 1000
 
-pub fn run(_args: Args, _console: Console) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+  sidenote train plain.toml
+  sidenote train plain.toml --set out=runs/other --set training.seed=1
+  sidenote train plain.toml --resume        # after Ctrl-C or a crash
+
+RETRO on that decoder, frozen (retro.toml):
+  kind = \"retro\"
+  out = \"runs/retro\"
+  index = \"runs/index\"
+  neighbours = \"runs/neighbours\"            # sidenote neighbours runs/index -k 2 --out ...
+  base = \"runs/plain/model\"                 # leave it out to train from scratch
+  [retro]
+  initialisation = \"copy\"
+  [training]
+  steps = 300")]
+pub struct Args {
+    /// The run's configuration, a TOML file.
+    config: PathBuf,
+    /// Override a setting of the file; may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Go on from the last checkpoint in the run's folder.
+    #[arg(long)]
+    resume: bool,
+}
+
+pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
+    let config = TrainConfig::read(&args.config, &args.set)?;
+    let outcome = train::run(&config, args.resume, console.progress)?;
+    console.report(&json!(outcome), || {
+        let held_out = match outcome.held_out_loss {
+            Some(loss) => format!(", held-out loss {loss:.3}"),
+            None => String::new(),
+        };
+        format!(
+            "{}: {} parameters ({} trained), {} steps, {} tokens in {:.0} s ({:.0}/s), loss {:.3}{held_out}",
+            outcome.model.display(),
+            outcome.parameters,
+            outcome.trained_parameters,
+            outcome.steps,
+            outcome.tokens,
+            outcome.seconds,
+            outcome.tokens as f64 / outcome.seconds.max(1e-9),
+            outcome.loss,
+        )
+    });
+    Ok(())
 }

@@ -12,7 +12,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use crate::corpus::store::Store;
+use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::model::LanguageModel;
 use crate::progress::Progress;

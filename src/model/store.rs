@@ -14,7 +14,8 @@ use super::decoder::{Cache, Decoder};
 use super::retro::{Retrieved, Retro};
 use super::weights::Weights;
 use crate::artefact::{self, FileEntry, Manifest};
-use crate::corpus::tokenizer::Tokenizer;
+use crate::corpus::Store;
+use crate::corpus::Tokenizer;
 use crate::error::{Error, Result};
 
 const KIND: &str = "model";
@@ -192,6 +193,30 @@ impl LanguageModel {
             }
         }
         Ok(config)
+    }
+
+    /// Refuses a chunk store that was cut with another tokenizer, or into other chunks than a
+    /// RETRO model reads.
+    pub fn check_fits(&self, store: &Store) -> Result<()> {
+        if self.tokenizer.identity() != store.tokenizer().identity() {
+            return Err(Error::Mismatch {
+                what: "tokenizers".into(),
+                left: format!("{} of the model", self.tokenizer.identity()),
+                right: format!("{} of the index", store.tokenizer().identity()),
+                hint: "build the index with --tokenizer MODEL/tokenizer.json".into(),
+            });
+        }
+        if let Network::Retro(retro) = &self.network
+            && retro.config().chunk_size != store.chunk_size()
+        {
+            return Err(Error::Mismatch {
+                what: "chunk sizes".into(),
+                left: format!("{} tokens of the model", retro.config().chunk_size),
+                right: format!("{} of the index", store.chunk_size()),
+                hint: format!("build the index with --chunk-tokens {}", retro.config().chunk_size),
+            });
+        }
+        Ok(())
     }
 
     /// The weights that are trained, by name.

@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use crate::corpus::store::Store;
+use crate::corpus::Store;
 use crate::error::Result;
 use crate::model::Retrieved;
 use crate::retriever::neighbours::ABSENT;

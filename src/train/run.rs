@@ -14,7 +14,7 @@ use super::copy;
 use super::data::{IGNORE, Order, assemble, gather};
 use super::log::{Curve, Log, Measurement, plot};
 use super::schedule::learning_rate;
-use crate::corpus::store::Store;
+use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{self, Neighbourhood};
 use crate::interrupt;
@@ -251,14 +251,7 @@ fn open_model(
         }
         (None, None, None) => return Err(Error::setting("model", "give [model] or a base")),
     };
-    if model.tokenizer.identity() != library.tokenizer().identity() {
-        return Err(Error::Mismatch {
-            what: "tokenizers".into(),
-            left: format!("{} of the model", model.tokenizer.identity()),
-            right: format!("{} of the index", library.tokenizer().identity()),
-            hint: "build the index with --tokenizer MODEL/tokenizer.json".into(),
-        });
-    }
+    model.check_fits(library)?;
     let longest = training.chunks * library.chunk_size();
     let positions = model.network.decoder().config().max_position_embeddings;
     if longest > positions {
