@@ -1,9 +1,17 @@
 //! AdamW.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Tensor, Var, bail};
+use rayon::prelude::*;
+
+use crate::autograd::{View, fusible};
+use crate::simd::vectorised;
+
+/// How many elements one task handles.
+const PIECE: usize = 16 * 1024;
 
 /// The constants of [`AdamW`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,7 +57,16 @@ struct Parameter {
     name: String,
     var: Var,
     steps: u32,
-    moments: Option<(Tensor, Tensor)>,
+    moments: Option<Moments>,
+}
+
+/// Running means of the gradient and of its square.
+#[derive(Debug)]
+enum Moments {
+    /// For `f32` on the CPU, updated in place.
+    Fused { first: Vec<f32>, second: Vec<f32> },
+    /// For everything else.
+    Composed { first: Tensor, second: Tensor },
 }
 
 impl AdamW {
@@ -66,8 +83,7 @@ impl AdamW {
         let mut square = 0f64;
         for parameter in &self.parameters {
             if let Some(grad) = grads.get(&parameter.var) {
-                let grad = grad.to_dtype(DType::F64)?;
-                square += grad.sqr()?.sum_all()?.to_scalar::<f64>()?;
+                square += squared_norm(grad)?;
             }
         }
         let grad_norm = square.sqrt();
@@ -91,12 +107,18 @@ impl AdamW {
     pub fn state(&self) -> Result<HashMap<String, Tensor>> {
         let mut state = HashMap::new();
         for parameter in &self.parameters {
-            if let Some((first, second)) = &parameter.moments {
-                let name = &parameter.name;
-                state.insert(format!("{name}.exp_avg"), first.clone());
-                state.insert(format!("{name}.exp_avg_sq"), second.clone());
-                state.insert(format!("{name}.step"), Tensor::new(parameter.steps, &Device::Cpu)?);
-            }
+            let (first, second) = match &parameter.moments {
+                None => continue,
+                Some(Moments::Composed { first, second }) => (first.clone(), second.clone()),
+                Some(Moments::Fused { first, second }) => {
+                    let tensor = |m: &Vec<f32>| Tensor::from_slice(m, parameter.var.shape(), &Device::Cpu);
+                    (tensor(first)?, tensor(second)?)
+                }
+            };
+            let name = &parameter.name;
+            state.insert(format!("{name}.exp_avg"), first);
+            state.insert(format!("{name}.exp_avg_sq"), second);
+            state.insert(format!("{name}.step"), Tensor::new(parameter.steps, &Device::Cpu)?);
         }
         Ok(state)
     }
@@ -104,58 +126,314 @@ impl AdamW {
     /// Takes over a state made by [`AdamW::state`]. A variable it does not name starts afresh.
     ///
     /// # Errors
-    /// When an entry has another shape than its variable, or a variable has only some of its entries.
+    /// When an entry has another shape than its variable, or a variable has only some of its entries;
+    /// the optimiser is then unchanged.
     pub fn load_state(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
-        for parameter in &mut self.parameters {
-            let entry = |suffix: &str| state.get(&format!("{}.{suffix}", parameter.name));
-            (parameter.steps, parameter.moments) =
-                match (entry("exp_avg"), entry("exp_avg_sq"), entry("step")) {
-                    (None, None, None) => (0, None),
-                    (Some(first), Some(second), Some(steps)) => {
-                        if first.dims() != parameter.var.dims() || second.dims() != parameter.var.dims() {
-                            bail!(
-                                "optimiser state of {}: moments are {:?} and {:?}, the variable is {:?}",
-                                parameter.name,
-                                first.dims(),
-                                second.dims(),
-                                parameter.var.dims()
-                            );
-                        }
-                        let device = parameter.var.device();
-                        let moment = |m: &Tensor| m.to_device(device)?.to_dtype(DType::F32);
-                        (steps.to_scalar::<u32>()?, Some((moment(first)?, moment(second)?)))
-                    }
-                    _ => {
-                        bail!("optimiser state of {}: exp_avg, exp_avg_sq or step is missing", parameter.name)
-                    }
-                };
+        let loaded: Vec<_> =
+            self.parameters.iter().map(|parameter| parameter.load(state)).collect::<Result<_>>()?;
+        for (parameter, (steps, moments)) in self.parameters.iter_mut().zip(loaded) {
+            (parameter.steps, parameter.moments) = (steps, moments);
         }
         Ok(())
     }
 }
 
 impl Parameter {
-    fn update(&mut self, grad: &Tensor, options: &AdamWOptions, lr: f64, factor: f64) -> Result<()> {
-        let AdamWOptions { beta1, beta2, eps, weight_decay } = *options;
-        let (first, second) = match self.moments.take() {
-            Some(moments) => moments,
-            None => {
-                let zeros = Tensor::zeros(self.var.shape(), DType::F32, self.var.device())?;
-                (zeros.clone(), zeros)
-            }
+    /// Whether the variable is updated in place.
+    fn fused(&self) -> bool {
+        fusible(&[&self.var]) && self.var.is_contiguous()
+    }
+
+    fn load(&self, state: &HashMap<String, Tensor>) -> Result<(u32, Option<Moments>)> {
+        let Self { name, var, .. } = self;
+        let entry = |suffix: &str| state.get(&format!("{name}.{suffix}"));
+        let (first, second, steps) = match (entry("exp_avg"), entry("exp_avg_sq"), entry("step")) {
+            (None, None, None) => return Ok((0, None)),
+            (Some(first), Some(second), Some(steps)) => (first, second, steps),
+            _ => bail!("optimiser state of {name}: exp_avg, exp_avg_sq or step is missing"),
         };
-        self.steps += 1;
-        let grad = (grad.to_dtype(DType::F32)? * factor)?;
-        let first = ((first * beta1)? + (&grad * (1.0 - beta1))?)?;
-        let second = ((second * beta2)? + (grad.sqr()? * (1.0 - beta2))?)?;
-        let steps = f64::from(self.steps);
-        let rate = lr / (1.0 - beta1.powf(steps));
-        let denominator = ((&second / (1.0 - beta2.powf(steps)))?.sqrt()? + eps)?;
+        if first.dims() != var.dims() || second.dims() != var.dims() {
+            bail!(
+                "optimiser state of {name}: the moments are {:?} and {:?}, the variable is {:?}",
+                first.dims(),
+                second.dims(),
+                var.dims()
+            );
+        }
+        let moment = |m: &Tensor| m.to_device(var.device())?.to_dtype(DType::F32);
+        let (first, second) = (moment(first)?, moment(second)?);
+        let moments = if self.fused() {
+            let values = |m: Tensor| m.flatten_all()?.to_vec1::<f32>();
+            Moments::Fused { first: values(first)?, second: values(second)? }
+        } else {
+            Moments::Composed { first, second }
+        };
+        Ok((steps.to_scalar::<u32>()?, Some(moments)))
+    }
+
+    fn update(&mut self, grad: &Tensor, options: &AdamWOptions, lr: f64, factor: f64) -> Result<()> {
+        if grad.dims() != self.var.dims() {
+            bail!("gradient of {} is {:?}, the variable is {:?}", self.name, grad.dims(), self.var.dims());
+        }
+        let AdamWOptions { beta1, beta2, eps, weight_decay } = *options;
+        let steps = f64::from(self.steps + 1);
         let decay = if self.var.rank() >= 2 { weight_decay } else { 0.0 };
-        let value = self.var.to_dtype(DType::F32)?;
-        let value = ((value * (1.0 - lr * decay))? - ((&first / denominator)? * rate)?)?;
-        self.var.set(&value.to_dtype(self.var.dtype())?)?;
-        self.moments = Some((first, second));
+        let update = Update {
+            beta1,
+            beta2,
+            eps,
+            rate: lr / (1.0 - beta1.powf(steps)),
+            correction: 1.0 / (1.0 - beta2.powf(steps)).sqrt(),
+            keep: 1.0 - lr * decay,
+            factor,
+        };
+        if self.moments.is_none() {
+            self.moments = Some(if self.fused() {
+                let zeros = vec![0f32; self.var.elem_count()];
+                Moments::Fused { first: zeros.clone(), second: zeros }
+            } else {
+                let zeros = Tensor::zeros(self.var.shape(), DType::F32, self.var.device())?;
+                Moments::Composed { first: zeros.clone(), second: zeros }
+            });
+        }
+        match &mut self.moments {
+            Some(Moments::Fused { first, second }) => {
+                let grad = grad.to_dtype(DType::F32)?.contiguous()?;
+                let op = InPlace { update, grad: &View::of(&grad)?, moments: RefCell::new((first, second)) };
+                self.var.inplace_op1(&op)?;
+            }
+            Some(Moments::Composed { first, second }) => {
+                (*first, *second) = update.composed(&self.var, grad, first, second)?;
+            }
+            None => {}
+        }
+        self.steps += 1;
         Ok(())
+    }
+}
+
+/// The numbers of one step, the same for all elements of a variable.
+#[derive(Clone, Copy)]
+struct Update {
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    /// The learning rate over the bias correction of the first moment.
+    rate: f64,
+    /// The bias correction of the root of the second moment, as a factor.
+    correction: f64,
+    /// What weight decay leaves of the variable, as a factor.
+    keep: f64,
+    /// What clipping leaves of the gradient, as a factor.
+    factor: f64,
+}
+
+impl Update {
+    fn composed(
+        &self,
+        var: &Var,
+        grad: &Tensor,
+        first: &Tensor,
+        second: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        let grad = (grad.to_dtype(DType::F32)? * self.factor)?;
+        let first = ((first * self.beta1)? + (&grad * (1.0 - self.beta1))?)?;
+        let second = ((second * self.beta2)? + (grad.sqr()? * (1.0 - self.beta2))?)?;
+        let denominator = ((second.sqrt()? * self.correction)? + self.eps)?;
+        let value = (var.to_dtype(DType::F32)? * self.keep)?;
+        let value = (value - ((&first / denominator)? * self.rate)?)?;
+        var.set(&value.to_dtype(var.dtype())?)?;
+        Ok((first, second))
+    }
+}
+
+struct InPlace<'a> {
+    update: Update,
+    grad: &'a [f32],
+    moments: RefCell<(&'a mut Vec<f32>, &'a mut Vec<f32>)>,
+}
+
+impl InplaceOp1 for InPlace<'_> {
+    fn name(&self) -> &'static str {
+        "sidenote-adamw"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+            bail!("{}: the variable is not contiguous f32", self.name());
+        };
+        let mut moments = self.moments.borrow_mut();
+        let (first, second) = &mut *moments;
+        let pieces = values[start..end].par_chunks_mut(PIECE).zip(self.grad.par_chunks(PIECE));
+        let moments = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
+        let update = self.update;
+        pieces.zip(moments).for_each(|((value, grad), (first, second))| {
+            fused(value, grad, first, second, update);
+        });
+        Ok(())
+    }
+}
+
+fn squared_norm(grad: &Tensor) -> Result<f64> {
+    if !fusible(&[grad]) {
+        return grad.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
+    }
+    let grad = grad.contiguous()?;
+    let grad = View::of(&grad)?;
+    let squares: Vec<f64> = grad.par_chunks(PIECE).map(sum_of_squares).collect();
+    Ok(squares.iter().sum())
+}
+
+vectorised! {
+    fn fused(value: &mut [f32], grad: &[f32], first: &mut [f32], second: &mut [f32], update: Update) {
+        let n = value.len();
+        let (grad, first, second) = (&grad[..n], &mut first[..n], &mut second[..n]);
+        let (beta1, beta2) = (update.beta1 as f32, update.beta2 as f32);
+        let (rest1, rest2) = ((1.0 - update.beta1) as f32, (1.0 - update.beta2) as f32);
+        let (rate, correction) = (update.rate as f32, update.correction as f32);
+        let (eps, keep, factor) = (update.eps as f32, update.keep as f32, update.factor as f32);
+        for i in 0..n {
+            let grad = factor * grad[i];
+            first[i] = beta1 * first[i] + rest1 * grad;
+            second[i] = beta2 * second[i] + rest2 * grad * grad;
+            value[i] = keep * value[i] - rate * first[i] / (correction * second[i].sqrt() + eps);
+        }
+    }
+
+    /// In `f64`, for the square of a large `f32` may be infinite.
+    fn sum_of_squares(x: &[f32]) -> f64 {
+        let mut lanes = [0f64; 8];
+        let (whole, rest) = x.as_chunks::<8>();
+        for chunk in whole {
+            for lane in 0..8 {
+                lanes[lane] += f64::from(chunk[lane]) * f64::from(chunk[lane]);
+            }
+        }
+        lanes.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{distance, random};
+
+    const OPTIONS: AdamWOptions = AdamWOptions { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1 };
+
+    fn var(shape: &[usize], seed: u64, dtype: DType) -> Var {
+        Var::from_tensor(&random(shape, seed).to_dtype(dtype).unwrap()).unwrap()
+    }
+
+    /// Gradients `scale * x * weight` for the variables given.
+    fn grads(vars: &[&Var], scale: f64) -> GradStore {
+        let mut loss = Tensor::zeros((), vars[0].dtype(), &Device::Cpu).unwrap();
+        for (i, var) in vars.iter().enumerate() {
+            let weight = random(var.dims(), 50 + i as u64).to_dtype(var.dtype()).unwrap();
+            let term = (var.sqr().unwrap() * weight).unwrap().sum_all().unwrap();
+            loss = (loss + (term * (0.5 * scale)).unwrap()).unwrap();
+        }
+        loss.backward().unwrap()
+    }
+
+    fn named(vars: &[&Var]) -> Vec<(String, Var)> {
+        vars.iter().enumerate().map(|(i, var)| (format!("v{i}"), (*var).clone())).collect()
+    }
+
+    #[test]
+    fn first_step_is_as_in_the_paper() {
+        let weight = Var::new(&[[1f32, -2.0]], &Device::Cpu).unwrap();
+        let bias = Var::new(&[1f32, -2.0], &Device::Cpu).unwrap();
+        let loss = (weight.sum_all().unwrap() + bias.sum_all().unwrap()).unwrap();
+        let mut adamw = AdamW::new(named(&[&weight, &bias]), OPTIONS);
+        let stats = adamw.step(&loss.backward().unwrap(), 0.5, None).unwrap();
+        assert_eq!(stats, StepStats { grad_norm: 2.0, skipped: false });
+        // Corrected moments of a first step: the gradient and its square, so the step is lr * sign.
+        let expected = Tensor::new(&[[1f32 * 0.95 - 0.5, -2.0 * 0.95 - 0.5]], &Device::Cpu).unwrap();
+        assert!(distance(&weight, &expected) < 1e-6);
+        let expected = Tensor::new(&[1f32 - 0.5, -2.0 - 0.5], &Device::Cpu).unwrap();
+        assert!(distance(&bias, &expected) < 1e-6, "no decay on one dimension");
+    }
+
+    #[test]
+    fn fused_matches_composed() {
+        let (fused, composed) = (var(&[37, 911], 1, DType::F32), var(&[37, 911], 1, DType::F64));
+        let mut a = AdamW::new(named(&[&fused]), OPTIONS);
+        let mut b = AdamW::new(named(&[&composed]), OPTIONS);
+        for step in 0..5 {
+            let scale = 1.0 + f64::from(step);
+            let one = a.step(&grads(&[&fused], scale), 1e-2, Some(1.0)).unwrap();
+            let two = b.step(&grads(&[&composed], scale), 1e-2, Some(1.0)).unwrap();
+            assert!((one.grad_norm - two.grad_norm).abs() < 1e-4 * two.grad_norm);
+        }
+        assert!(distance(&fused, &composed) < 1e-5);
+        assert!(distance(&fused, &random(&[37, 911], 1)) > 1e-2, "nothing moved");
+    }
+
+    #[test]
+    fn clipping_scales_the_gradient() {
+        let (clipped, scaled) = (var(&[5, 3], 1, DType::F32), var(&[5, 3], 1, DType::F32));
+        // A large eps, for Adam's step hardly knows the gradient's scale.
+        let options = AdamWOptions { eps: 1.0, ..OPTIONS };
+        let norm = AdamW::new(named(&[&scaled]), options).step(&grads(&[&scaled], 1.0), 0.0, None);
+        let norm = norm.unwrap().grad_norm;
+        AdamW::new(named(&[&clipped]), options)
+            .step(&grads(&[&clipped], 1.0), 0.1, Some(norm / 4.0))
+            .unwrap();
+        AdamW::new(named(&[&scaled]), options).step(&grads(&[&scaled], 0.25), 0.1, Some(norm)).unwrap();
+        assert!(distance(&clipped, &scaled) < 1e-6);
+    }
+
+    #[test]
+    fn bad_gradients_change_nothing() {
+        for bad in [f64::NAN, f64::INFINITY] {
+            let vars = [var(&[4, 4], 1, DType::F32), var(&[3], 2, DType::F32)];
+            let before: Vec<Tensor> = vars.iter().map(|v| v.copy().unwrap()).collect();
+            let mut adamw = AdamW::new(named(&[&vars[0], &vars[1]]), OPTIONS);
+            assert!(adamw.step(&grads(&[&vars[0], &vars[1]], bad), 0.1, Some(1.0)).unwrap().skipped);
+            for (var, before) in vars.iter().zip(&before) {
+                assert_eq!(distance(var, before), 0.0);
+            }
+            assert!(adamw.state().unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn resumes_bit_for_bit_and_leaves_others_alone() {
+        for dtype in [DType::F32, DType::BF16] {
+            let run = |interrupted: bool| {
+                let vars = [var(&[7, 5], 1, dtype), var(&[6], 2, dtype), var(&[2, 2], 3, dtype)];
+                let all = named(&[&vars[0], &vars[1], &vars[2]]);
+                let mut adamw = AdamW::new(all.clone(), OPTIONS);
+                for step in 0..4 {
+                    if interrupted && step == 2 {
+                        let state = adamw.state().unwrap();
+                        assert_eq!(state.len(), 6, "the last variable has no gradient");
+                        adamw = AdamW::new(all.clone(), OPTIONS);
+                        adamw.load_state(&state).unwrap();
+                    }
+                    adamw.step(&grads(&[&vars[0], &vars[1]], 1.0), 1e-2, None).unwrap();
+                }
+                vars
+            };
+            let (whole, resumed) = (run(false), run(true));
+            for (a, b) in whole.iter().zip(&resumed) {
+                assert_eq!(distance(a, b), 0.0);
+            }
+            assert_eq!(distance(&whole[2], &var(&[2, 2], 3, dtype)), 0.0);
+            assert!(distance(&whole[0], &var(&[7, 5], 1, dtype)) > 0.0);
+        }
+    }
+
+    #[test]
+    fn a_state_that_does_not_fit_is_refused() {
+        let one = var(&[4], 1, DType::F32);
+        let mut adamw = AdamW::new(named(&[&one]), OPTIONS);
+        adamw.step(&grads(&[&one], 1.0), 1e-2, None).unwrap();
+        let mut state = adamw.state().unwrap();
+        let other = var(&[5], 1, DType::F32);
+        let error = AdamW::new(named(&[&other]), OPTIONS).load_state(&state).unwrap_err().to_string();
+        assert!(error.contains("v0") && error.contains("[5]"), "{error}");
+        state.remove("v0.step");
+        assert!(adamw.load_state(&state).unwrap_err().to_string().contains("missing"));
     }
 }

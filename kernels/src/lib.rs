@@ -11,10 +11,14 @@
 mod activation;
 mod adamw;
 mod attention;
+mod autograd;
 pub mod composed;
 mod cross_entropy;
+mod matrix;
 mod norm;
+mod parallel;
 mod rotary;
+mod simd;
 
 pub use activation::{gelu, swiglu};
 pub use adamw::{AdamW, AdamWOptions, StepStats};

@@ -1,15 +1,46 @@
 //! Normalisation over the last dimension.
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor, bail};
+use rayon::prelude::*;
 
+use crate::autograd::{View, fusible, gradient, record};
 use crate::composed;
+use crate::parallel::{for_pieces, rows_per_task};
+use crate::simd::{add, sum, vectorised};
 
 /// Root mean square normalisation over the last dimension: `x / sqrt(mean(x^2) + eps) * weight`
 /// (Zhang and Sennrich 2019, <https://arxiv.org/abs/1910.07467>, equation 4).
 ///
 /// `x` is `[.., dim]`, `weight` is `[dim]`; both get gradients.
+///
+/// # Errors
+/// When the shapes do not fit together.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-    composed::rms_norm(x, weight, eps)
+    let dim = check("rms_norm", x, &[weight])?;
+    if !fusible(&[x, weight]) {
+        return composed::rms_norm(x, weight, eps);
+    }
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    let mut out = vec![0f32; x.elem_count()];
+    {
+        let (x, weight) = (View::of(&x)?, View::of(&weight)?);
+        let (x, weight) = (&x[..], &weight[..]);
+        for_pieces(&mut out, dim, |at, out| rms_forward(&x[at..][..out.len()], weight, eps, out));
+    }
+    let shape = x.shape().clone();
+    let (x_in, weight_in) = (x.clone(), weight.clone());
+    record(&[&x, &weight], out, shape, move |_, grad| {
+        let mut dx = vec![0f32; x_in.elem_count()];
+        let dweight = {
+            let (x, weight, grad) = (View::of(&x_in)?, View::of(&weight_in)?, View::of(grad)?);
+            let (x, weight, grad) = (&x[..], &weight[..], &grad[..]);
+            backward_by_rows(&mut dx, dim, dim, |at, dx, dweight| {
+                let n = dx.len();
+                rms_backward(&x[at..][..n], weight, &grad[at..][..n], eps, dx, dweight);
+            })
+        };
+        Ok(vec![gradient(dx, &x_in)?, gradient(dweight, &weight_in)?])
+    })
 }
 
 /// Layer normalisation over the last dimension:
@@ -17,8 +48,134 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
 /// (Ba et al. 2016, <https://arxiv.org/abs/1607.06450>).
 ///
 /// `x` is `[.., dim]`, `weight` and `bias` are `[dim]`; all three get gradients.
+///
+/// # Errors
+/// When the shapes do not fit together.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
-    composed::layer_norm(x, weight, bias, eps)
+    let dim = check("layer_norm", x, &[weight, bias])?;
+    if !fusible(&[x, weight, bias]) {
+        return composed::layer_norm(x, weight, bias, eps);
+    }
+    let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
+    let mut out = vec![0f32; x.elem_count()];
+    {
+        let (x, weight, bias) = (View::of(&x)?, View::of(&weight)?, View::of(&bias)?);
+        let (x, weight, bias) = (&x[..], &weight[..], &bias[..]);
+        for_pieces(&mut out, dim, |at, out| layer_forward(&x[at..][..out.len()], weight, bias, eps, out));
+    }
+    let shape = x.shape().clone();
+    let (x_in, weight_in, bias_in) = (x.clone(), weight.clone(), bias.clone());
+    record(&[&x, &weight, &bias], out, shape, move |_, grad| {
+        let mut dx = vec![0f32; x_in.elem_count()];
+        let mut dweight = {
+            let (x, weight, grad) = (View::of(&x_in)?, View::of(&weight_in)?, View::of(grad)?);
+            let (x, weight, grad) = (&x[..], &weight[..], &grad[..]);
+            backward_by_rows(&mut dx, dim, 2 * dim, |at, dx, sums| {
+                let n = dx.len();
+                let (dweight, dbias) = sums.split_at_mut(dim);
+                layer_backward(&x[at..][..n], weight, &grad[at..][..n], eps, dx, dweight, dbias);
+            })
+        };
+        let dbias = dweight.split_off(dim);
+        Ok(vec![gradient(dx, &x_in)?, gradient(dweight, &weight_in)?, gradient(dbias, &bias_in)?])
+    })
+}
+
+/// The last dimension of `x`, which the parameters must have too.
+fn check(op: &str, x: &Tensor, parameters: &[&Tensor]) -> Result<usize> {
+    let dim = x.dim(D::Minus1)?;
+    for parameter in parameters {
+        if parameter.dims() != [dim] {
+            bail!("{op}: x is {:?}, so a parameter is [{dim}], not {:?}", x.dims(), parameter.dims());
+        }
+    }
+    Ok(dim)
+}
+
+/// Runs `work(first element, piece of dx, sums)` over pieces of rows and adds up the `sums`, `width`
+/// numbers each, in the order of the pieces.
+fn backward_by_rows(
+    dx: &mut [f32],
+    dim: usize,
+    width: usize,
+    work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let piece = rows_per_task(dim) * dim.max(1);
+    let mut partial = vec![0f32; dx.len().div_ceil(piece) * width];
+    if width > 0 {
+        let pieces = dx.par_chunks_mut(piece).zip(partial.par_chunks_mut(width));
+        pieces.enumerate().for_each(|(i, (dx, sums))| work(i * piece, dx, sums));
+    }
+    let mut total = vec![0f32; width];
+    partial.chunks(width.max(1)).for_each(|sums| add(&mut total, sums));
+    total
+}
+
+vectorised! {
+    fn rms_forward(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        let dim = weight.len();
+        for (x, out) in x.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
+            let scale = 1.0 / (sum(dim, |i| x[i] * x[i]) / dim as f32 + eps).sqrt();
+            for i in 0..dim {
+                out[i] = x[i] * scale * weight[i];
+            }
+        }
+    }
+
+    fn rms_backward(x: &[f32], weight: &[f32], grad: &[f32], eps: f32, dx: &mut [f32], dweight: &mut [f32]) {
+        let dim = weight.len();
+        let dweight = &mut dweight[..dim];
+        for ((x, grad), dx) in x.chunks_exact(dim).zip(grad.chunks_exact(dim)).zip(dx.chunks_exact_mut(dim)) {
+            let scale = 1.0 / (sum(dim, |i| x[i] * x[i]) / dim as f32 + eps).sqrt();
+            let along = sum(dim, |i| grad[i] * weight[i] * x[i]) / dim as f32 * scale * scale;
+            for i in 0..dim {
+                dx[i] = scale * (grad[i] * weight[i] - x[i] * along);
+                dweight[i] += grad[i] * x[i] * scale;
+            }
+        }
+    }
+
+    fn layer_forward(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+        let dim = weight.len();
+        let bias = &bias[..dim];
+        for (x, out) in x.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
+            let (mean, scale) = mean_and_scale(x, eps);
+            for i in 0..dim {
+                out[i] = (x[i] - mean) * scale * weight[i] + bias[i];
+            }
+        }
+    }
+
+    fn layer_backward(
+        x: &[f32],
+        weight: &[f32],
+        grad: &[f32],
+        eps: f32,
+        dx: &mut [f32],
+        dweight: &mut [f32],
+        dbias: &mut [f32],
+    ) {
+        let dim = weight.len();
+        let (dweight, dbias) = (&mut dweight[..dim], &mut dbias[..dim]);
+        for ((x, grad), dx) in x.chunks_exact(dim).zip(grad.chunks_exact(dim)).zip(dx.chunks_exact_mut(dim)) {
+            let (mean, scale) = mean_and_scale(x, eps);
+            let level = sum(dim, |i| grad[i] * weight[i]) / dim as f32;
+            let along = sum(dim, |i| grad[i] * weight[i] * (x[i] - mean)) / dim as f32 * scale * scale;
+            for i in 0..dim {
+                dx[i] = scale * (grad[i] * weight[i] - level - (x[i] - mean) * along);
+                dweight[i] += grad[i] * (x[i] - mean) * scale;
+                dbias[i] += grad[i];
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn mean_and_scale(x: &[f32], eps: f32) -> (f32, f32) {
+    let dim = x.len();
+    let mean = sum(dim, |i| x[i]) / dim as f32;
+    let variance = sum(dim, |i| (x[i] - mean) * (x[i] - mean)) / dim as f32;
+    (mean, 1.0 / (variance + eps).sqrt())
 }
 
 #[cfg(test)]

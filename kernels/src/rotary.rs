@@ -1,16 +1,75 @@
 //! Rotary position embedding.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
+use crate::autograd::{View, fusible, record};
 use crate::composed;
+use crate::parallel::for_pieces;
+use crate::simd::vectorised;
 
 /// Rotary position embedding (Su et al. 2021, <https://arxiv.org/abs/2104.09864>, equation 34) in the
 /// order of Llama and Hugging Face: component `i` turns together with component `i + dim / 2`.
 ///
 /// `x` is `[batch, heads, tokens, dim]` and gets a gradient; `cos` and `sin` are
 /// `[tokens, dim / 2]` and are constants.
+///
+/// # Errors
+/// When the shapes do not fit together.
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    composed::rotary(x, cos, sin)
+    let (_, _, tokens, dim) = x.dims4()?;
+    if dim % 2 != 0 || cos.dims() != [tokens, dim / 2] || sin.dims() != cos.dims() {
+        bail!(
+            "rotary: x is {:?}, so cos and sin are [tokens, dim / 2], not {:?} and {:?}",
+            x.dims(),
+            cos.dims(),
+            sin.dims()
+        );
+    }
+    if !fusible(&[x, cos, sin]) {
+        return composed::rotary(x, cos, sin);
+    }
+    let (x, cos, sin) = (x.contiguous()?, cos.detach().contiguous()?, sin.detach().contiguous()?);
+    let out = turn(&x, &cos, &sin, 1.0)?;
+    record(&[&x], out, x.shape().clone(), move |_, grad| {
+        // The inverse of a turn is its transpose.
+        let dx = turn(grad, &cos, &sin, -1.0)?;
+        Ok(vec![Some(Tensor::from_vec(dx, grad.shape(), grad.device())?)])
+    })
+}
+
+fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) -> Result<Vec<f32>> {
+    let (_, _, tokens, dim) = x.dims4()?;
+    let mut out = vec![0f32; x.elem_count()];
+    let (x, cos, sin) = (View::of(x)?, View::of(cos)?, View::of(sin)?);
+    let (x, cos, sin) = (&x[..], &cos[..], &sin[..]);
+    for_pieces(&mut out, dim, |at, out| {
+        let first = at / dim.max(1) % tokens.max(1);
+        turn_rows(&x[at..][..out.len()], cos, sin, first, dim, direction, out);
+    });
+    Ok(out)
+}
+
+vectorised! {
+    /// Turns consecutive rows, the first of which is at token `first`.
+    fn turn_rows(x: &[f32], cos: &[f32], sin: &[f32], first: usize, dim: usize, direction: f32, out: &mut [f32]) {
+        let half = dim / 2;
+        if half == 0 {
+            return;
+        }
+        let tokens = cos.len() / half;
+        for (row, (x, out)) in x.chunks_exact(dim).zip(out.chunks_exact_mut(dim)).enumerate() {
+            let token = (first + row) % tokens;
+            let (cos, sin) = (&cos[token * half..][..half], &sin[token * half..][..half]);
+            let (x1, x2) = x.split_at(half);
+            let (out1, out2) = out.split_at_mut(half);
+            let (x2, out2) = (&x2[..half], &mut out2[..half]);
+            for i in 0..half {
+                let sin = direction * sin[i];
+                out1[i] = x1[i] * cos[i] - x2[i] * sin;
+                out2[i] = x2[i] * cos[i] + x1[i] * sin;
+            }
+        }
+    }
 }
 
 #[cfg(test)]

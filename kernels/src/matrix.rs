@@ -1,0 +1,128 @@
+//! Matrix products over slices.
+
+use gemm::Parallelism;
+
+/// A matrix in a slice: element `(i, j)` lies at `i * row + j * column`.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    data: &'a [f32],
+    row: usize,
+    column: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows of `width` elements, one after the other.
+    pub fn rows(data: &'a [f32], width: usize) -> Self {
+        Self { data, row: width, column: 1 }
+    }
+
+    /// Any strides.
+    pub fn strided(data: &'a [f32], row: usize, column: usize) -> Self {
+        Self { data, row, column }
+    }
+
+    /// The same elements with rows and columns exchanged.
+    pub fn t(self) -> Self {
+        Self { data: self.data, row: self.column, column: self.row }
+    }
+
+    fn covers(&self, rows: usize, columns: usize) -> bool {
+        (rows - 1) * self.row + (columns - 1) * self.column < self.data.len()
+    }
+}
+
+/// On which threads a product runs.
+#[derive(Clone, Copy)]
+pub enum Threads {
+    /// The calling one.
+    One,
+    /// Those of the current rayon pool.
+    All,
+}
+
+/// `out = scale * a b`, or `out += scale * a b` with `accumulate`.
+///
+/// `a` is `[m, k]`, `b` is `[k, n]`, `out` is `[m, n]` whose rows are `out_row` apart.
+pub fn multiply(
+    [m, k, n]: [usize; 3],
+    scale: f32,
+    a: Matrix,
+    b: Matrix,
+    out: &mut [f32],
+    out_row: usize,
+    accumulate: bool,
+    threads: Threads,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!((m - 1) * out_row + n <= out.len(), "product does not fit its output");
+    assert!(m == 1 || out_row >= n, "rows of the output overlap");
+    if k == 0 {
+        if !accumulate {
+            (0..m).for_each(|i| out[i * out_row..][..n].fill(0.0));
+        }
+        return;
+    }
+    assert!(a.covers(m, k) && b.covers(k, n), "product reads beyond its operands");
+    let parallelism = match threads {
+        Threads::One => Parallelism::None,
+        Threads::All => Parallelism::Rayon(0),
+    };
+    // SAFETY: every element that is read or written lies in its slice (asserted above), the rows of
+    // the output do not overlap, and it cannot alias the operands (it is borrowed mutably).
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            out_row as isize,
+            accumulate,
+            a.data.as_ptr(),
+            a.column as isize,
+            a.row as isize,
+            b.data.as_ptr(),
+            b.column as isize,
+            b.row as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_of_transposed_and_strided_operands() {
+        let a: Vec<f32> = (0..40).map(|i| i as f32).collect();
+        let b: Vec<f32> = (0..40).map(|i| (i % 7) as f32).collect();
+        let [m, k, n] = [3, 4, 2];
+        for (left, right) in [
+            (Matrix::rows(&a, 4), Matrix::rows(&b, 2)),
+            (Matrix::rows(&a, 3).t(), Matrix::rows(&b, 4).t()),
+            (Matrix::strided(&a, 9, 2), Matrix::strided(&b, 5, 3)),
+        ] {
+            let mut out = vec![1.0; 3 * 5];
+            multiply([m, k, n], 0.5, left, right, &mut out, 5, true, Threads::One);
+            for i in 0..m {
+                for j in 0..5 {
+                    let product: f32 = (0..k)
+                        .map(|l| {
+                            left.data[i * left.row + l * left.column]
+                                * right.data[l * right.row + j.min(1) * right.column]
+                        })
+                        .sum();
+                    assert_eq!(out[i * 5 + j], if j < n { 1.0 + 0.5 * product } else { 1.0 });
+                }
+            }
+        }
+    }
+}
