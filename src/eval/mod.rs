@@ -2,3 +2,4 @@
 
 pub mod overlap;
 pub mod perplexity;
+pub mod retrieval;

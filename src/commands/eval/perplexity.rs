@@ -1,10 +1,10 @@
-//! `sidenote eval`.
+//! `sidenote eval perplexity`.
 
 use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::Console;
+use super::super::Console;
 use crate::corpus::{OnError, build_store};
 use crate::eval::overlap::{FilteredBits, filtered_bits, overlap};
 use crate::eval::perplexity::{Neighbourhood, score};
@@ -15,20 +15,13 @@ use crate::retriever::neighbours::{self, ABSENT};
 /// Neighbours whose overlap counts in bpb(alpha), as in the paper.
 const OVERLAP_NEIGHBOURS: usize = 10;
 
-#[derive(Debug, clap::Subcommand)]
-pub enum Command {
-    /// How well a model predicts a text: perplexity, bits per byte, and bits per byte by how much
-    /// of the text can be copied from its neighbours.
-    Perplexity(PerplexityArgs),
-}
-
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   sidenote eval perplexity runs/plain/model --corpus heldout.jsonl
   sidenote eval perplexity runs/retro/model --corpus heldout.jsonl --index runs/index
   sidenote eval perplexity runs/retro/model --corpus heldout.jsonl --index runs/index --retrieval off")]
-pub struct PerplexityArgs {
+pub struct Args {
     /// Folder of the model.
     model: PathBuf,
     /// Text to predict: files or folders.
@@ -48,13 +41,7 @@ enum Retrieval {
     Off,
 }
 
-pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
-    match command {
-        Command::Perplexity(args) => perplexity(args, console),
-    }
-}
-
-fn perplexity(args: PerplexityArgs, console: Console) -> anyhow::Result<()> {
+pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let model = LanguageModel::load(&args.model, Trainable::Nothing, &candle_core::Device::Cpu)?;
     let retriever = args.index.as_deref().map(|dir| Retriever::open(dir, None)).transpose()?;
     let (chunk_size, k) = match (&model.network, &retriever) {
@@ -66,8 +53,8 @@ fn perplexity(args: PerplexityArgs, console: Console) -> anyhow::Result<()> {
     if reads && retriever.is_none() {
         anyhow::bail!("{}: a RETRO model reads from an index; give --index, or --retrieval off", args.model.display());
     }
-    let scratch = tempdir()?;
-    let text_dir = scratch.path.join("text");
+    let scratch = tempfile::tempdir()?;
+    let text_dir = scratch.path().join("text");
     build_store(&args.corpus, &model.tokenizer, chunk_size, OnError::Fail, &text_dir, console.progress)?;
     let text = crate::corpus::Store::open(&text_dir)?;
 
@@ -129,22 +116,4 @@ fn perplexity(args: PerplexityArgs, console: Console) -> anyhow::Result<()> {
         text
     });
     Ok(())
-}
-
-/// A folder that goes away when it is dropped.
-struct Scratch {
-    path: PathBuf,
-}
-
-fn tempdir() -> anyhow::Result<Scratch> {
-    let path = std::env::temp_dir().join(format!("sidenote-{}", std::process::id()));
-    std::fs::create_dir_all(&path)?;
-    Ok(Scratch { path })
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What cannot be removed is the system's to clean up.
-        let _ = std::fs::remove_dir_all(&self.path);
-    }
 }

@@ -1,0 +1,22 @@
+//! `sidenote eval ...`: measuring models and encoders.
+
+use super::Console;
+
+mod perplexity;
+mod retrieval;
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// How well a model predicts a text: perplexity, bits per byte, and bits per byte by how much
+    /// of the text can be copied from its neighbours.
+    Perplexity(perplexity::Args),
+    /// How well an encoder finds relevant passages: nDCG, recall, MRR and speed.
+    Retrieval(retrieval::Args),
+}
+
+pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
+    match command {
+        Command::Perplexity(args) => perplexity::run(args, console),
+        Command::Retrieval(args) => retrieval::run(args, console),
+    }
+}
