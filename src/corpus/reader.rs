@@ -457,7 +457,7 @@ mod tests {
             (b"{\"text\": \"a\xff\"}", "not UTF-8 (at byte 12"),
             (b"{\"text\": 3}", "invalid type"),
             (b"[\"text\"]", "not a JSON object"),
-            (b"{\"text\": \"a\"", "column 11"),
+            (b"{\"text\": \"a\"", "column 12"),
         ];
         for (line, why) in lines {
             let dir = tempfile::tempdir().unwrap();
