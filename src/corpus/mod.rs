@@ -21,7 +21,7 @@ pub use block::{Block, next_batch};
 pub use build::{BuildSummary, build_store};
 pub use chunk::{Chunked, cut};
 pub use document::{Document, OnError, Skipped};
-pub(crate) use mapped::{Mapped, bytes_of};
+pub(crate) use mapped::{Mapped, bytes_of, read_numbers};
 pub use reader::Documents;
 pub use store::{Chunk, Store, StoredDocument};
 pub use tokenizer::{Tokenizer, Tokens};

@@ -210,6 +210,21 @@ impl Store {
         (self.chunks[2 * c] as usize).min(self.meta.documents.saturating_sub(1))
     }
 
+    /// Whether chunk `c` has any text, which a last chunk of only the end-of-text token has not.
+    ///
+    /// # Panics
+    /// If there are not more than `c` chunks.
+    pub fn has_text(&self, c: usize) -> bool {
+        let start = u64::from(self.chunks[2 * c + 1]);
+        match self.continuation(c) {
+            Some(after) => u64::from(self.chunks[2 * after + 1]) > start,
+            None => {
+                let d = self.document_of(c);
+                self.row(d + 1)[TEXT].saturating_sub(self.row(d)[TEXT]) > start
+            }
+        }
+    }
+
     /// Chunk number `c`.
     ///
     /// # Panics
