@@ -1,6 +1,20 @@
 //! Text to vectors.
+//!
+//! Two kinds of encoder, both read from folders in Hugging Face's layout: [`SentenceEncoder`] is a
+//! BERT-family transformer with pooling, exact and slow; [`StaticEncoder`] sums a vector per token,
+//! thousands of times faster. [`distill`] makes the second out of the first, and one such static
+//! encoder is inside the program as `"default"`.
 
 use crate::error::Result;
+
+mod bert;
+pub mod distill;
+mod folder;
+mod sentence;
+mod table;
+
+pub use sentence::SentenceEncoder;
+pub use table::StaticEncoder;
 
 /// Turns texts into vectors of fixed width.
 pub trait Encoder: Send + Sync {
@@ -20,7 +34,33 @@ pub trait Encoder: Send + Sync {
 }
 
 /// Reads the encoder called `name`: `"default"` is the one inside the program, anything else a
-/// folder in Hugging Face's layout.
+/// folder in Hugging Face's layout, of a BERT-family sentence encoder or a model2vec table.
+///
+/// # Errors
+/// Names the file, and the field or tensor in it, that is missing, misshapen or of a kind that is
+/// not read here.
 pub fn load(name: &str) -> Result<Box<dyn Encoder>> {
-    Err(crate::Error::setting("encoder", format!("no encoder called {name:?}")))
+    let files = folder::Files::open(name)?;
+    match files.model_type()?.as_str() {
+        bert::MODEL_TYPE => Ok(Box::new(SentenceEncoder::read(name, files)?)),
+        table::MODEL_TYPE => Ok(Box::new(StaticEncoder::read(name, files)?)),
+        other => Err(files.fault(
+            folder::CONFIG,
+            format!(
+                "model_type {other:?} is not an architecture read here; {:?} and {:?} are",
+                bert::MODEL_TYPE,
+                table::MODEL_TYPE
+            ),
+        )),
+    }
+}
+
+/// Scales each row of `[rows, dim]` to unit length; zero rows stay.
+fn normalise_rows(rows: &mut [f32], dim: usize) {
+    for row in rows.chunks_exact_mut(dim) {
+        let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+        if length > 0.0 {
+            row.iter_mut().for_each(|x| *x /= length);
+        }
+    }
 }

@@ -1,0 +1,1 @@
+//! Making a static encoder out of a sentence encoder.

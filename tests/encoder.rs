@@ -1,0 +1,139 @@
+//! Encoders against the vectors of the Python libraries that they stand in for. The golden files
+//! are made by scripts/golden_encoder.py.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use sidenote::encoder::{self, Encoder};
+
+#[derive(Deserialize)]
+struct Golden {
+    rows: Vec<Row>,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    text: String,
+    vector: Vec<f32>,
+}
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/encoder").join(name)
+}
+
+fn load(folder: &Path) -> Box<dyn Encoder> {
+    encoder::load(folder.to_str().unwrap()).unwrap()
+}
+
+/// Largest difference of any coordinate between `encoder`'s vectors and the golden ones.
+fn largest_difference(encoder: &dyn Encoder, golden: &Path) -> f32 {
+    let golden: Golden = serde_json::from_slice(&fs::read(golden).unwrap()).unwrap();
+    assert!(golden.rows.len() >= 10);
+    let texts: Vec<&str> = golden.rows.iter().map(|row| row.text.as_str()).collect();
+    let vectors = encoder.encode(&texts).unwrap();
+    assert_eq!(vectors.len(), texts.len() * encoder.dim());
+    let expected = golden.rows.iter().flat_map(|row| &row.vector);
+    vectors.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn bert_gives_the_vectors_of_sentence_transformers() {
+    for pooling in ["bert_mean", "bert_cls"] {
+        let difference = largest_difference(&*load(&data(pooling)), &data(pooling).join("golden.json"));
+        assert!(difference < 1e-5, "{pooling}: off by {difference:e}");
+    }
+}
+
+#[test]
+fn minilm_gives_the_vectors_of_sentence_transformers() {
+    let Some(folder) = std::env::var_os("SIDENOTE_MINILM") else {
+        println!("skipped: SIDENOTE_MINILM does not name a folder (scripts/fetch_models.sh fetches one)");
+        return;
+    };
+    let difference = largest_difference(&*load(Path::new(&folder)), &data("minilm_golden.json"));
+    println!("MiniLM: largest difference {difference:e}");
+    assert!(difference < 1e-4, "off by {difference:e}");
+}
+
+#[test]
+fn a_vector_does_not_depend_on_its_batch() {
+    let encoder = load(&data("bert_mean"));
+    let texts = ["April", "", "the moon moves around the Earth in about 27 days and more", "a b c"];
+    let together = encoder.encode(&texts).unwrap();
+    let dim = encoder.dim();
+    for (text, row) in texts.iter().zip(together.chunks_exact(dim)) {
+        let alone = encoder.encode(&[text]).unwrap();
+        assert!(alone.iter().zip(row).all(|(a, b)| (a - b).abs() < 1e-5), "{text:?}");
+        let length: f32 = row.iter().map(|x| x * x).sum();
+        assert!((length - if text.is_empty() { 0.0 } else { 1.0 }).abs() < 1e-5, "{text:?}: {length}");
+    }
+}
+
+/// A copy of the golden folder in which `file` holds `content`, or is gone.
+fn damaged(file: &str, content: Option<&[u8]>) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    copy(&data("bert_mean"), dir.path());
+    match content {
+        Some(content) => fs::write(dir.path().join(file), content).unwrap(),
+        None => fs::remove_file(dir.path().join(file)).unwrap(),
+    }
+    dir
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to),
+            false => drop(fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
+
+fn complaint(folder: &Path) -> String {
+    encoder::load(folder.to_str().unwrap()).err().expect("loaded a damaged encoder").to_string()
+}
+
+#[test]
+fn damaged_folders_are_refused_by_file_and_tensor() {
+    for file in ["config.json", "tokenizer.json", "model.safetensors", "1_Pooling/config.json"] {
+        assert!(complaint(damaged(file, None).path()).contains(file), "missing {file}");
+        assert!(complaint(damaged(file, Some(b"{")).path()).contains(file), "broken {file}");
+    }
+    let config = fs::read_to_string(data("bert_mean/config.json")).unwrap();
+    for (old, new, word) in [
+        (
+            "\"intermediate_size\": 100",
+            "\"intermediate_size\": 99",
+            "encoder.layer.0.intermediate.dense.weight",
+        ),
+        ("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4", "encoder.layer.3"),
+        ("\"num_attention_heads\": 6", "\"num_attention_heads\": 7", "num_attention_heads"),
+        ("\"num_attention_heads\": 6", "\"num_attention_heads\": 0", "num_attention_heads"),
+        ("\"model_type\": \"bert\"", "\"model_type\": \"t5\"", "t5"),
+        ("\"hidden_act\": \"gelu\"", "\"hidden_act\": \"swish\"", "swish"),
+        ("\"vocab_size\": ", "\"vocab_size\": 1", "word_embeddings"),
+    ] {
+        assert!(config.contains(old), "{old}");
+        let dir = damaged("config.json", Some(config.replace(old, new).as_bytes()));
+        let why = complaint(dir.path());
+        assert!(why.contains(word), "{new}: {why}");
+    }
+    let dense = br#"[{"idx":0,"name":"0","path":"","type":"sentence_transformers.models.Transformer"},
+        {"idx":1,"name":"1","path":"2_Dense","type":"sentence_transformers.models.Dense"}]"#;
+    assert!(complaint(damaged("modules.json", Some(dense)).path()).contains("Dense"));
+    assert!(complaint(Path::new("no-such-folder")).contains("no-such-folder"));
+}
+
+#[test]
+fn identity_follows_the_files_that_decide_the_vectors() {
+    let original = load(&data("bert_mean"));
+    let same = damaged("golden.json", Some(b"{}"));
+    assert_eq!(load(same.path()).identity(), original.identity());
+    let limit = damaged("sentence_bert_config.json", Some(b"{\"max_seq_length\": 20}"));
+    assert_ne!(load(limit.path()).identity(), original.identity());
+    assert_ne!(load(&data("bert_cls")).identity(), original.identity());
+}
