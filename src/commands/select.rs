@@ -12,7 +12,7 @@ Lines of POOL are {\"input\", \"target\"} with \"task\" if known and anything el
 The chosen rows are written as they are, with \"index_id\" and \"attribution_frequency\" added.
 
 Example:
-  sidenote select pool.jsonl.gz --target examples.jsonl -n 1000 --out chosen.jsonl")]
+  sidenote select pool.jsonl.gz --target examples.jsonl --method deft -n 1000 --out chosen.jsonl")]
 pub struct Args {
     /// The instances to choose from: JSON Lines, plain, .gz or .zst.
     pool: PathBuf,
@@ -21,7 +21,7 @@ pub struct Args {
     target: Option<PathBuf>,
     /// How to choose: nearest to the target, every row alike, or every task alike (rows without a
     /// task count as the task "unknown").
-    #[arg(long, value_enum, default_value_t = Method::Deft)]
+    #[arg(long, value_enum)]
     method: Method,
     /// How many rows to choose.
     #[arg(short, value_parser = clap::value_parser!(u64).range(1..))]

@@ -1,5 +1,7 @@
 //! Cutting text into sentences.
 
+use std::ops::Range;
+
 /// Words before a full stop that do not end a sentence, in lower case.
 const ABBREVIATIONS: &[&str] = &[
     "mr", "mrs", "ms", "dr", "prof", "rev", "hon", "gen", "col", "capt", "lt", "sgt", "gov", "sen", "rep",
@@ -65,6 +67,21 @@ pub fn sentences(text: &str) -> Vec<&str> {
         sentences.push(&text[start..]);
     }
     sentences
+}
+
+/// The whole sentences of `text` that `range`, in bytes, lies in or touches: what a passage cut at
+/// any place says, with nothing cut.
+pub fn whole_sentences(text: &str, range: Range<usize>) -> &str {
+    let (mut begin, mut end, mut at) = (text.len(), 0, 0);
+    for sentence in sentences(text) {
+        let next = at + sentence.len();
+        if at < range.end && range.start < next {
+            begin = begin.min(at);
+            end = next;
+        }
+        at = next;
+    }
+    text.get(begin..end).unwrap_or_default().trim()
 }
 
 /// The end of the white space after a line break at `at`, if it parts two sentences.
@@ -196,6 +213,23 @@ mod tests {
         assert_eq!(cut(""), [""; 0]);
         assert_eq!(sentences(" \n\n "), [" \n\n "]);
         assert_eq!(sentences("\n\n A.  \n\n\n"), ["\n\n A.  \n\n\n"]);
+    }
+
+    #[test]
+    fn a_passage_is_widened_to_whole_sentences() {
+        let text = "Ä one. B two. C three. D four.";
+        let whole = |part: &str| {
+            let start = text.find(part).unwrap();
+            whole_sentences(text, start..start + part.len())
+        };
+        assert_eq!(whole("w"), "B two.");
+        assert_eq!(whole("B two. C"), "B two. C three.");
+        assert_eq!(whole("wo. C thr"), "B two. C three.");
+        assert_eq!(whole("e. B two. "), "Ä one. B two.");
+        assert_eq!(whole(text), text);
+        assert_eq!(whole_sentences(text, 3..3), "Ä one.");
+        assert_eq!(whole_sentences(text, 500..600), "");
+        assert_eq!(whole_sentences("", 0..0), "");
     }
 
     proptest! {

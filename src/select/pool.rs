@@ -178,7 +178,8 @@ struct Lines {
 impl Lines {
     fn open(path: &Path) -> Result<Self> {
         let file = BufReader::new(File::open(path).map_err(Error::io(path))?);
-        let reader: Box<dyn BufRead> = match path.extension().and_then(|extension| extension.to_str()) {
+        let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+        let reader: Box<dyn BufRead> = match extension.as_deref() {
             Some("gz") => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(file))),
             Some("zst") => {
                 let decoder = zstd::stream::read::Decoder::with_buffer(file).map_err(Error::io(path))?;
