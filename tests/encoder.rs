@@ -137,3 +137,24 @@ fn identity_follows_the_files_that_decide_the_vectors() {
     assert_ne!(load(limit.path()).identity(), original.identity());
     assert_ne!(load(&data("bert_cls")).identity(), original.identity());
 }
+
+#[test]
+fn the_default_encoder_is_in_the_program_and_knows_what_is_near() {
+    let encoder = encoder::load("default").unwrap();
+    assert_eq!(encoder.name(), "default");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/encoder");
+    assert_eq!(load(&folder).identity(), encoder.identity());
+    let texts = [
+        "The king lives in a castle.",
+        "A monarch and his palace",
+        "Boiling point of water",
+        "",
+        "\u{1F600}",
+    ];
+    let rows = encoder.encode(&texts).unwrap();
+    let row = |i: usize| &rows[i * encoder.dim()..][..encoder.dim()];
+    let dot = |i: usize, j: usize| row(i).iter().zip(row(j)).map(|(a, b)| a * b).sum::<f32>();
+    assert!(dot(0, 1) > dot(0, 2) + 0.1, "{} {}", dot(0, 1), dot(0, 2));
+    (0..3).for_each(|i| assert!((dot(i, i) - 1.0).abs() < 1e-5));
+    assert!(row(3).iter().chain(row(4)).all(|&x| x == 0.0), "texts without a known token");
+}

@@ -1,10 +1,58 @@
 //! `sidenote encoder ...`.
 
+use std::path::PathBuf;
+
+use anyhow::Context;
+use serde_json::json;
+
 use super::Console;
+use crate::encoder::distill::{distill, read_texts};
+use crate::encoder::{self, Encoder, SentenceEncoder};
 
 #[derive(Debug, clap::Subcommand)]
-pub enum Command {}
+pub enum Command {
+    /// Make a static encoder (a vector a token) out of a BERT-family sentence encoder.
+    Distill(DistillArgs),
+}
 
-pub fn run(command: Command, _console: Console) -> anyhow::Result<()> {
-    match command {}
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  sidenote encoder distill models/all-MiniLM-L6-v2 --corpus wiki.jsonl --dim 128 --out my-encoder\n  \
+                        sidenote index build corpus/ --encoder my-encoder --out my-index"
+)]
+pub struct DistillArgs {
+    /// Folder of the sentence encoder (config.json, tokenizer.json, model.safetensors).
+    source: PathBuf,
+    /// Folder to write the static encoder to.
+    #[arg(long)]
+    out: PathBuf,
+    /// Numbers a token.
+    #[arg(long, default_value_t = 256)]
+    dim: usize,
+    /// Text like that to be searched: JSONL with a "text" field a line, or plain lines. Its token
+    /// frequencies become the weights.
+    #[arg(long)]
+    corpus: Option<PathBuf>,
+}
+
+pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
+    match command {
+        Command::Distill(args) => run_distill(args, console),
+    }
+}
+
+fn run_distill(args: DistillArgs, console: Console) -> anyhow::Result<()> {
+    let source = args.source.to_str().context("the folder's name is not UTF-8")?;
+    let teacher = SentenceEncoder::open(source)?;
+    let texts = args.corpus.as_deref().map(read_texts).transpose()?.unwrap_or_default();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let made = distill(&teacher, args.dim, &texts, console.progress)?;
+    made.save(&args.out)?;
+    let out = args.out.to_str().context("the folder's name is not UTF-8")?;
+    let identity = encoder::load(out)?.identity().to_string();
+    let result = json!({"out": out, "tokens": made.tokens(), "dim": args.dim, "identity": identity});
+    console.report(&result, || {
+        format!("{out}: {} tokens of {} numbers, from {}", made.tokens(), args.dim, teacher.name())
+    });
+    Ok(())
 }

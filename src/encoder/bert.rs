@@ -24,6 +24,7 @@ pub(super) struct Config {
     #[serde(default)]
     pub hidden_act: Activation,
     #[serde(default)]
+    #[expect(dead_code, reason = "reading it refuses the kinds that are not absolute")]
     pub position_embedding_type: Positions,
 }
 

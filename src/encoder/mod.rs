@@ -10,6 +10,7 @@ use crate::error::Result;
 mod bert;
 pub mod distill;
 mod folder;
+mod linear;
 mod sentence;
 mod table;
 
