@@ -11,7 +11,7 @@ const OVERLAP_WEIGHT: f32 = 0.5;
 /// What a question's word counts when only the title of the sentence's document has it.
 const IN_TITLE: f32 = 0.5;
 /// Share of the question's words, by weight, that an answer has to have.
-const FITTING: f32 = 0.4;
+const FITTING: f32 = 0.25;
 /// Taken off a sentence that the passage's border has cut.
 const CUT_OFF: f32 = 0.05;
 /// Share of the best score that a second sentence needs to be quoted too.
