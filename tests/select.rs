@@ -1,0 +1,244 @@
+//! `sidenote select`, through the command.
+
+mod tiny;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+const TOPICS: [&[&str]; 3] = [
+    &["dog", "cat", "horse", "cow", "sheep"],
+    &["red", "green", "blue", "yellow", "black"],
+    &["piano", "violin", "drum", "flute", "harp"],
+];
+const TASKS: [&str; 3] = ["animals", "colours", "music"];
+
+/// A directory with an encoder, a pool of 20 rows a task in turn (and three of no task), and a
+/// target about animals.
+fn workplace() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    tiny::write_encoder(&dir.path().join("encoder"), &TOPICS);
+    let mut pool = String::new();
+    for row in 0..60 {
+        let (task, words) = (TASKS[row % 3], TOPICS[row % 3]);
+        let input = format!("{} {}", words[row / 3 % 5], words[row / 15]);
+        let line = json!({"task": task, "input": input, "target": "yes", "answer_choices": ["yes", "no"]});
+        pool.push_str(&format!("{line}\n"));
+    }
+    for row in 0..3 {
+        pool.push_str(&format!("{{\"target\": \"\",  \"input\": \"unheard {row}\", \"weight\": 1.50}}\n"));
+    }
+    fs::write(dir.path().join("pool.jsonl"), pool).unwrap();
+    fs::write(
+        dir.path().join("target.jsonl"),
+        "{\"input\": \"the dog\"}\n{\"input\": \"my cat\", \"target\": \"labels are not read\"}\n",
+    )
+    .unwrap();
+    dir
+}
+
+fn select(dir: &Path, arguments: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sidenote"))
+        .current_dir(dir)
+        .args(["select", "--quiet"])
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap()
+}
+
+fn succeed(dir: &Path, arguments: &str) -> String {
+    let output = select(dir, arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs with `arguments`, which must fail with `code`, and gives what was said about it.
+fn fail(dir: &Path, arguments: &str, code: i32) -> String {
+    let output = select(dir, arguments);
+    assert_eq!(output.status.code(), Some(code), "{arguments}");
+    assert!(output.stdout.is_empty());
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn rows(path: &Path) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// What lies in `dir`, hidden files too.
+fn listing(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn deft_chooses_the_targets_neighbours() {
+    let dir = workplace();
+    let dir = dir.path();
+    let arguments = "pool.jsonl --method deft --target target.jsonl --encoder encoder -n 17 --out out.jsonl --scores scores.jsonl --json";
+    let report: Value = serde_json::from_str(&succeed(dir, arguments)).unwrap();
+    assert_eq!(report["method"], "deft");
+    assert_eq!((&report["chosen"], &report["pool"]), (&json!(17), &json!(63)));
+    assert_eq!(report["tasks"], json!({"animals": 17}));
+    let random = report["random_tasks"].as_object().unwrap();
+    assert_eq!(random.values().map(|count| count.as_u64().unwrap()).sum::<u64>(), 17);
+    assert_eq!(random["unknown"], 3, "rows without a task are a task of their own: {random:?}");
+    assert_eq!(report["nearest_tasks"]["names"], json!(["animals"]));
+    assert_eq!(report["nearest_tasks"]["chosen_share"], 1.0);
+    assert!(report["seconds"].as_f64().unwrap() > 0.0);
+
+    let chosen = rows(&dir.join("out.jsonl"));
+    assert_eq!(chosen.len(), 17);
+    let pool = rows(&dir.join("pool.jsonl"));
+    let mut last = None;
+    for row in &chosen {
+        let id = row["index_id"].as_u64().unwrap();
+        assert!(last < Some(id), "not in the pool's order");
+        last = Some(id);
+        assert!((1..=2).contains(&row["attribution_frequency"].as_u64().unwrap()));
+        let mut untouched = row.clone();
+        untouched
+            .as_object_mut()
+            .unwrap()
+            .retain(|name, _| name != "index_id" && name != "attribution_frequency");
+        assert_eq!(untouched, pool[id as usize]);
+    }
+    // Of the nearest rows, "dog dog" and "cat cat", both are chosen; the log says how near.
+    let scores = rows(&dir.join("scores.jsonl"));
+    assert_eq!(scores.len(), 2);
+    for (line, word) in scores.iter().zip(["dog", "cat"]) {
+        let first = line["ids"][0].as_u64().unwrap();
+        assert_eq!(pool[first as usize]["input"], format!("{word} {word}"));
+        assert!(chosen.iter().any(|row| row["index_id"] == first));
+        let distances: Vec<_> =
+            line["distances"].as_array().unwrap().iter().map(|d| d.as_f64().unwrap()).collect();
+        assert!(distances[0] < 1e-5 && distances.is_sorted() && distances[distances.len() - 1] < 2.0);
+        assert_eq!(distances.len(), line["ids"].as_array().unwrap().len());
+    }
+
+    // Again it is the same, and a smaller selection is part of a larger one.
+    let before = fs::read(dir.join("out.jsonl")).unwrap();
+    succeed(dir, arguments);
+    assert_eq!(fs::read(dir.join("out.jsonl")).unwrap(), before);
+    succeed(dir, "pool.jsonl --method deft --target target.jsonl --encoder encoder -n 5 --out few.jsonl");
+    let few = rows(&dir.join("few.jsonl"));
+    assert!(few.iter().all(|row| chosen.iter().any(|other| row["index_id"] == other["index_id"])));
+    assert_eq!(
+        listing(dir),
+        ["encoder", "few.jsonl", "out.jsonl", "pool.jsonl", "scores.jsonl", "target.jsonl"],
+        "the index over the pool is gone"
+    );
+}
+
+#[test]
+fn every_row_can_be_chosen_and_keeps_its_bytes() {
+    let dir = workplace();
+    let dir = dir.path();
+    for method in ["deft --target target.jsonl --encoder encoder", "random", "random-balanced"] {
+        succeed(dir, &format!("pool.jsonl --method {method} -n 63 --out out.jsonl"));
+        let (pool, out) = (
+            fs::read_to_string(dir.join("pool.jsonl")).unwrap(),
+            fs::read_to_string(dir.join("out.jsonl")).unwrap(),
+        );
+        assert_eq!(out.lines().count(), 63);
+        for (before, after) in pool.lines().zip(out.lines()) {
+            assert!(after.starts_with(before.strip_suffix('}').unwrap()), "{before} became {after}");
+        }
+    }
+}
+
+#[test]
+fn random_draws_are_reported_beside_the_balanced_one() {
+    let dir = workplace();
+    let dir = dir.path();
+    let draw = |method: &str, seed: u32| {
+        let arguments =
+            format!("pool.jsonl --target target.jsonl --method {method} -n 23 --out {method}.jsonl");
+        let report = succeed(dir, &format!("{arguments} --seed {seed} --json"));
+        let ids: Vec<_> = rows(&dir.join(format!("{method}.jsonl")))
+            .iter()
+            .map(|row| row["index_id"].as_u64().unwrap())
+            .collect();
+        (serde_json::from_str::<Value>(&report).unwrap(), ids)
+    };
+    let (report, ids) = draw("random-balanced", 7);
+    assert_eq!(report["tasks"], report["random_tasks"]);
+    // Three rows without a task; 20 are left for three tasks.
+    let tasks = report["tasks"].as_object().unwrap();
+    assert_eq!(tasks["unknown"], 3);
+    assert!(TASKS.iter().all(|task| (6..=7).contains(&tasks[*task].as_u64().unwrap())), "{tasks:?}");
+    assert_eq!(ids, draw("random-balanced", 7).1);
+    assert_ne!(ids, draw("random-balanced", 8).1);
+    let (report, ids) = draw("random", 7);
+    assert!(report.get("nearest_tasks").is_none());
+    assert_eq!(report["random_tasks"].as_object().unwrap(), tasks);
+    assert_eq!(ids.len(), 23);
+    assert_eq!(rows(&dir.join("random.jsonl"))[0]["attribution_frequency"], 0);
+}
+
+#[test]
+fn people_get_a_table() {
+    let dir = workplace();
+    let table = succeed(
+        dir.path(),
+        "pool.jsonl --method deft --target target.jsonl --encoder encoder -n 22 --out out.jsonl",
+    );
+    assert!(table.starts_with("deft: 22 of 63 rows chosen in "), "{table}");
+    assert!(
+        table.lines().any(|line| line.starts_with("animals ") && line.contains("20 (90.9 %)")),
+        "{table}"
+    );
+    assert!(table.contains("nearest tasks (animals) make up 90.9 % of the chosen rows"), "{table}");
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let dir = workplace();
+    let dir = dir.path();
+    let before = listing(dir);
+    let deft = "--method deft --target target.jsonl --encoder encoder --out out.jsonl";
+    assert!(fail(dir, &format!("pool.jsonl {deft} -n 64"), 1).contains("only 63 rows"));
+    assert!(fail(dir, "pool.jsonl --method random -n 64 --out out.jsonl", 1).contains("only 63 rows"));
+    assert!(
+        fail(dir, &format!("pool.jsonl {deft} -n 40 -k 3"), 1)
+            .contains("-k: the 3 nearest rows of 2 examples")
+    );
+    assert!(fail(dir, &format!("none.jsonl {deft} -n 1"), 1).contains("none.jsonl"));
+    assert!(fail(dir, &format!("encoder {deft} -n 1"), 1).contains("regular file"));
+    assert!(
+        fail(dir, "pool.jsonl --method deft --target none.jsonl --encoder encoder --out out.jsonl -n 1", 1)
+            .contains("none.jsonl")
+    );
+    assert!(
+        fail(dir, "pool.jsonl --method deft --target target.jsonl --encoder nowhere --out out.jsonl -n 1", 1)
+            .contains("nowhere")
+    );
+    assert!(fail(dir, "pool.jsonl --method random -n 1 --out no/out.jsonl", 1).contains("no/out.jsonl"));
+    assert!(fail(dir, "pool.jsonl --method random -n 1 --out pool.jsonl", 1).contains("--out"));
+    assert!(
+        fail(dir, "pool.jsonl --method random -n 1 --out out.jsonl --scores s.jsonl", 1).contains("--scores")
+    );
+    // Wrong usage.
+    assert!(fail(dir, "pool.jsonl --method deft -n 1 --out out.jsonl", 2).contains("--target"));
+    fail(dir, &format!("pool.jsonl {deft} -n 0"), 2);
+    fail(dir, "pool.jsonl -n 1 --method best --out out.jsonl", 2);
+    assert_eq!(listing(dir), before, "a failed selection leaves nothing");
+
+    fs::write(dir.join("bad.jsonl"), "{\"input\": \"a\", \"target\": \"b\"}\n{\"input\": \"a\"}\n").unwrap();
+    assert!(fail(dir, &format!("bad.jsonl {deft} -n 1"), 1).contains("bad.jsonl:2: missing field `target`"));
+    fs::write(dir.join("bad.jsonl"), "\n").unwrap();
+    assert!(fail(dir, &format!("bad.jsonl {deft} -n 1"), 1).contains("the pool is empty"));
+    assert!(
+        fail(dir, "pool.jsonl --method deft --target bad.jsonl --encoder encoder -n 1 --out out.jsonl", 1)
+            .contains("no example")
+    );
+    fs::write(dir.join("bad.jsonl"), "{\"input\": \"dog\"}\n{\"input\": \"zebra\"}\n").unwrap();
+    let why =
+        fail(dir, "pool.jsonl --method deft --target bad.jsonl --encoder encoder -n 1 --out out.jsonl", 1);
+    assert!(why.contains("bad.jsonl:2: the encoder knows no word"), "{why}");
+    assert!(!dir.join("out.jsonl").exists());
+}
