@@ -51,7 +51,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         .zip(&texts)
         .map(|(passage, text)| Source { title: &passage.title, text, score: passage.score })
         .collect();
-    let answer = Extractive::new(retriever.encoder.as_ref()).answer(&args.question, &sources)?;
+    let answer = Extractive::new(retriever.encoder()).answer(&args.question, &sources)?;
 
     let listed = passages.iter().zip(&sources).enumerate().map(|(place, (passage, source))| {
         json!({
@@ -73,8 +73,8 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
 }
 
 fn widen<'r>(retriever: &'r Retriever, passage: &Passage) -> &'r str {
-    let chunk = retriever.store.chunk(passage.chunk);
-    let document = retriever.store.document(passage.document);
+    let chunk = retriever.store().chunk(passage.chunk);
+    let document = retriever.store().document(passage.document);
     whole_sentences(document.text, chunk.start..chunk.start + chunk.text.len())
 }
 

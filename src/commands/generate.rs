@@ -47,18 +47,18 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
             "{}: a plain decoder does not read; leave --index out, or give a RETRO model",
             args.model.display()
         );
-        model.check_fits(&retriever.store)?;
+        model.check_fits(retriever.store())?;
     }
     let mut looked_up = 0;
     let mut retrieve = |chunk: &[u32]| match &retriever {
         Some(retriever) => {
             looked_up += 1;
             let text = model.tokenizer.decode(chunk)?;
-            let found = retriever.neighbour_search(&[&text], k, &[])?;
+            let found = retriever.neighbour_search(&[&text], &[None], k)?;
             Ok(found
                 .into_iter()
                 .flatten()
-                .map(|hit| retriever.store.neighbour_tokens(hit.id as usize))
+                .map(|hit| retriever.store().neighbour_tokens(hit.id as usize))
                 .collect())
         }
         None => Ok(Vec::new()),

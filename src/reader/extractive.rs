@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Answer, Reader, Source, sentences};
+use super::{Answer, Reader, Source, one_line, sentences};
 use crate::encoder::Encoder;
 use crate::error::Result;
 
@@ -184,10 +184,6 @@ fn singular(word: String) -> String {
         (_, Some(stem)) => stem.to_string(),
         _ => word,
     }
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

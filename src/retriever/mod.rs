@@ -57,6 +57,15 @@ pub struct Passage {
     pub text: String,
 }
 
+/// Opens the chunk store of the index in `dir`, without its vectors and encoder: all that training
+/// on its text needs.
+pub fn open_store(dir: &Path) -> Result<Store> {
+    let meta = IndexMeta::read(dir)?;
+    let store = Store::open(&meta.store.path(dir)?)?;
+    meta.check_piece(dir, "store", &meta.store, store.identity())?;
+    Ok(store)
+}
+
 /// An index directory, opened together with its encoder.
 pub struct Retriever {
     dir: PathBuf,

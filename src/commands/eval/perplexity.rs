@@ -46,7 +46,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let retriever = args.index.as_deref().map(|dir| Retriever::open(dir, None)).transpose()?;
     let (chunk_size, k) = match (&model.network, &retriever) {
         (Network::Retro(retro), _) => (retro.config().chunk_size, retro.config().neighbours),
-        (Network::Plain(_), Some(retriever)) => (retriever.store.chunk_size(), 0),
+        (Network::Plain(_), Some(retriever)) => (retriever.store().chunk_size(), 0),
         (Network::Plain(_), None) => (64, 0),
     };
     let reads = k > 0 && args.retrieval == Retrieval::On;
@@ -58,16 +58,16 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     build_store(&args.corpus, &model.tokenizer, chunk_size, OnError::Fail, &text_dir, console.progress)?;
     let text = crate::corpus::Store::open(&text_dir)?;
 
-    let mut around = None;
     let mut table = None;
     if let Some(retriever) = &retriever {
-        model.check_fits(&retriever.store)?;
+        model.check_fits(retriever.store())?;
         let wanted = k.max(OVERLAP_NEIGHBOURS);
         table = Some(neighbours::compute(retriever, &text, wanted, console.progress)?);
     }
+    let mut around = None;
     if let (Some(retriever), Some(table), true) = (&retriever, &table, reads) {
         let of = Box::new(|chunk: usize| table.of(chunk).to_vec());
-        around = Some(Neighbourhood { library: &retriever.store, of, k });
+        around = Some(Neighbourhood { library: retriever.store(), of, k });
     }
     let scores = score(&model, &text, 0..text.documents(), around.as_ref(), console.progress)?;
     let filtered: Option<Vec<FilteredBits>> = match (&retriever, &table) {
@@ -78,7 +78,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
                 .map(|score| {
                     let near = table.of(score.chunk).iter().take(OVERLAP_NEIGHBOURS).filter(|id| **id != ABSENT);
                     let near: Vec<Vec<u32>> =
-                        near.map(|id| retriever.store.neighbour_tokens(*id as usize)).collect();
+                        near.map(|id| retriever.store().neighbour_tokens(*id as usize)).collect();
                     overlap(text.chunk(score.chunk).tokens, &near, chunk_size)
                 })
                 .collect();
