@@ -307,15 +307,17 @@ mod tests {
     use super::*;
     use crate::{Builder, Index, Spec};
 
-    /// Rows that share a direction and are dense in some axes: not what the rotation makes of them.
+    /// Rows with a common direction and larger numbers on some axes.
     fn rows(n: usize, dim: usize) -> Vec<f32> {
-        let value = |i: usize| ((i * i) as f32 * 0.618).sin() + if i % dim < 8 { 2.0 } else { 0.0 };
+        let value = |i: usize| {
+            ((i * i) as f32 * 0.618).sin() + if i % dim < 8 { 2.0 * (i as f32).cos() + 1.0 } else { 0.0 }
+        };
         (0..n * dim).map(value).collect()
     }
 
     /// The bound of 1.9 deviations must hold for 97 % of rows on one side, and not be idle either:
-    /// the estimates must be unbiased, and off by about one deviation. Fails when the rotation is
-    /// left out, when `shift` is, or with another centre at the query than at the rows.
+    /// the estimates must be unbiased, and off by about one deviation. Fails when `shift` is left
+    /// out of the sum of signs, or `base` out of the score.
     #[test]
     fn estimates_are_unbiased_and_bounded() {
         for dim in [64, 100, 384] {

@@ -108,9 +108,12 @@ fn a_manifest_that_contradicts_its_files_is_refused() {
     }
 }
 
-/// One whole index of each kind: the names and contents of its files.
-fn samples() -> &'static [Vec<(PathBuf, Vec<u8>)>] {
-    static SAMPLES: OnceLock<Vec<Vec<(PathBuf, Vec<u8>)>>> = OnceLock::new();
+/// The names and contents of an index's files.
+type Files = Vec<(PathBuf, Vec<u8>)>;
+
+/// One whole index of each kind.
+fn samples() -> &'static [Files] {
+    static SAMPLES: OnceLock<Vec<Files>> = OnceLock::new();
     SAMPLES.get_or_init(|| {
         let sample = |spec| {
             let dir = tempdir().unwrap();

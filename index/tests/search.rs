@@ -109,7 +109,7 @@ fn a_filter_keeps_recall() {
             let index = build(dir.path(), &rows, dim, metric, spec);
             for modulus in [2, 50, 1000] {
                 // Each query of the batch has its own filter.
-                let allow = |query: usize, id: u32| (id as usize + query) % modulus == 0;
+                let allow = |query: usize, id: u32| (id as usize + query).is_multiple_of(modulus);
                 let found = index.search_batch(&queries, 10, Some(&allow)).unwrap();
                 let mut mean = 0.0;
                 for (q, (query, hits)) in queries.chunks(dim).zip(&found).enumerate() {
@@ -129,9 +129,9 @@ fn a_filter_keeps_recall() {
 #[test]
 fn codes_and_graphs_keep_recall_on_larger_data() {
     for (spec, n, dim) in
-        [(Spec::RaBitQ, 20_000, 96), (Spec::RaBitQ, 20_000, 20), (Spec::Hnsw { m: 16 }, 4000, 48)]
+        [(Spec::RaBitQ, 17_000, 96), (Spec::RaBitQ, 5000, 20), (Spec::Hnsw { m: 16 }, 2000, 48)]
     {
-        let rows = clustered(n + 50, dim, 100, 21);
+        let rows = clustered(n + 50, dim, n / 100, 21);
         let (queries, rows) = rows.split_at(50 * dim);
         for metric in METRICS {
             let dir = tempdir().unwrap();
