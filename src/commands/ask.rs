@@ -51,7 +51,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         .zip(&texts)
         .map(|(passage, text)| Source { title: &passage.title, text, score: passage.score })
         .collect();
-    let answer = Extractive::new(retriever.encoder.as_ref()).answer(&args.question, &sources)?;
+    let answer = Extractive::new(retriever.encoder()).answer(&args.question, &sources)?;
 
     let listed = passages.iter().zip(&sources).enumerate().map(|(place, (passage, source))| {
         json!({
@@ -73,16 +73,15 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
 }
 
 fn widen<'r>(retriever: &'r Retriever, passage: &Passage) -> &'r str {
-    let chunk = retriever.store.chunk(passage.chunk);
-    let document = retriever.store.document(passage.document);
+    let chunk = retriever.store().chunk(passage.chunk);
+    let document = retriever.store().document(passage.document);
     whole_sentences(document.text, chunk.start..chunk.start + chunk.text.len())
 }
 
 fn human(answer: &Answer, sources: &[Source<'_>]) -> String {
     let mut text = format!("{}\n\nReader: {}\nSources:\n", answer.text, answer.reader);
     for (place, source) in sources.iter().enumerate() {
-        let title = if source.title.is_empty() { "(no title)" } else { source.title };
-        text.push_str(&format!("[{}] {title} — {}\n", place + 1, one_line(source.text)));
+        text.push_str(&format!("[{}] {} — {}\n", place + 1, source.title, one_line(source.text)));
     }
     text
 }

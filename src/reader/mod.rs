@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::error::Result;
 
 pub use extractive::Extractive;
-pub use sentence::{sentences, whole_sentences};
+pub use sentence::{one_line, sentences, whole_sentences};
 
 /// A passage that may be cited.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -84,6 +84,11 @@ pub fn whole_sentences(text: &str, range: Range<usize>) -> &str {
     text.get(begin..end).unwrap_or_default().trim()
 }
 
+/// `text` with every run of white space, line breaks too, made one space.
+pub fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// The end of the white space after a line break at `at`, if it parts two sentences.
 fn break_of_lines(text: &str, at: usize) -> Option<usize> {
     let next = skip(text, at, char::is_whitespace);
