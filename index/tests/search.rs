@@ -10,7 +10,7 @@ use tempfile::tempdir;
 fn finds_the_nearest_in_order_for_every_kind_metric_and_odd_dimension() {
     for dim in [1, 2, 3, 17, 64, 65] {
         let rows = clustered(300, dim, 5, dim as u64);
-        let queries = clustered(5, dim, 5, 99);
+        let queries = clustered(40, dim, 5, 99);
         for metric in METRICS {
             for spec in SPECS {
                 let dir = tempdir().unwrap();
@@ -19,7 +19,7 @@ fn finds_the_nearest_in_order_for_every_kind_metric_and_odd_dimension() {
                 let mut mean = 0.0;
                 for (query, hits) in queries.chunks(dim).zip(&found) {
                     let truth = brute_force(&rows, query, metric);
-                    mean += recall(hits, &truth, 10) / 5.0;
+                    mean += recall(hits, &truth, 10) / 40.0;
                     assert_eq!(hits.len(), 10);
                     assert!(hits.is_sorted_by(|a, b| a.score > b.score || a.score == b.score && a.id < b.id));
                     for hit in hits {
@@ -41,9 +41,11 @@ fn a_batch_equals_its_queries_alone_on_any_number_of_threads() {
     let rows = clustered(n, dim, 20, 1);
     let queries = clustered(70, dim, 20, 2); // more than one group
     for metric in METRICS {
-        for spec in [Spec::Flat, Spec::RaBitQ] {
+        for spec in SPECS {
+            // A graph of all would take long to build.
+            let rows = if let Spec::Hnsw { .. } = spec { &rows[..1000 * dim] } else { &rows };
             let dir = tempdir().unwrap();
-            let index = build(dir.path(), &rows, dim, metric, spec);
+            let index = build(dir.path(), rows, dim, metric, spec);
             let on = |threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| index.search_batch(&queries, 7, None).unwrap())
@@ -138,7 +140,6 @@ fn codes_and_graphs_keep_recall_on_larger_data() {
             let each = queries.chunks(dim).zip(&found);
             let mean: f64 =
                 each.map(|(q, hits)| recall(hits, &brute_force(rows, q, metric), 10)).sum::<f64>() / 50.0;
-            println!("{spec} {metric} {n} x {dim}: recall {mean}");
             assert!(mean >= 0.98, "{spec} {metric} {n} x {dim}: recall {mean}");
         }
     }

@@ -291,3 +291,140 @@ impl std::fmt::Debug for Store {
         f.debug_struct("Store").field("dir", &self.dir).field("meta", &self.meta).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::corpus::{Documents, OnError, build_store};
+    use crate::progress::Progress;
+
+    const M: usize = 5;
+
+    fn tokenizer() -> Tokenizer {
+        Tokenizer::train((0..50).map(|i| Ok(format!("word{i} é東 the the"))), 300).unwrap()
+    }
+
+    /// 700 documents over two files, so that batches end inside and between them.
+    fn corpus(dir: &Path) -> Vec<PathBuf> {
+        fs::create_dir_all(dir).unwrap();
+        let lines = |range: Range<usize>| -> String {
+            range
+                .map(|d| {
+                    let text = "é東 the word1 🦀".chars().cycle().take(1 + d * 13 % 60).collect::<String>();
+                    let section = ["", "part"][d % 2];
+                    format!("{}\n", serde_json::json!({"id": d, "title": format!("T{d}"), "section": section, "text": text}))
+                })
+                .collect()
+        };
+        fs::write(dir.join("a.jsonl"), lines(0..300)).unwrap();
+        fs::write(dir.join("b.jsonl"), lines(300..700)).unwrap();
+        vec![dir.join("a.jsonl"), dir.join("b.jsonl")]
+    }
+
+    fn build(dir: &Path, m: usize) -> Store {
+        let corpus = corpus(&dir.join("corpus"));
+        let out = dir.join(format!("store-{m}"));
+        let summary = build_store(&corpus, &tokenizer(), m, OnError::Fail, &out, Progress::Silent).unwrap();
+        let store = Store::open(&out).unwrap();
+        assert_eq!(summary.identity, store.identity());
+        assert_eq!(
+            (summary.documents, summary.chunks, summary.tokens, summary.text_bytes),
+            (store.documents(), store.chunks(), store.tokens(), store.text_bytes())
+        );
+        store
+    }
+
+    #[test]
+    fn the_store_gives_back_the_corpus_and_its_chunks() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = build(dir.path(), M);
+        let tokenizer = store.tokenizer();
+        let end = tokenizer.end_of_text().unwrap();
+        let documents = Documents::open(&corpus(&dir.path().join("corpus")), OnError::Fail).unwrap();
+        let mut next_chunk = 0;
+        for (d, expected) in documents.map(Result::unwrap).enumerate() {
+            let found = store.document(d);
+            assert_eq!(
+                (found.id, found.title, found.text),
+                (&*expected.id, &*expected.title, &*expected.text)
+            );
+            assert_eq!((found.section, found.source), (expected.section.as_deref(), &*expected.source));
+            let chunks = store.chunks_of(d);
+            assert_eq!(chunks.start, next_chunk);
+            next_chunk = chunks.end;
+            let mut stream = vec![end];
+            stream.extend(tokenizer.encode(&expected.text).unwrap().ids);
+            stream.push(end);
+            let (mut tokens, mut text) = (Vec::new(), String::new());
+            for c in chunks.clone() {
+                let chunk = store.chunk(c);
+                assert_eq!((chunk.document, chunk.start), (d, text.len()));
+                assert!(chunk.tokens.len() == M || c + 1 == chunks.end && !chunk.tokens.is_empty());
+                assert_eq!(store.has_text(c), !chunk.text.is_empty());
+                let after = (c + 1 < chunks.end).then_some(c + 1);
+                assert_eq!(store.continuation(c), after, "a continuation stays in its document");
+                let with_next = [chunk.tokens, after.map_or(&[], |c| store.chunk(c).tokens)].concat();
+                assert_eq!(store.neighbour_tokens(c), with_next);
+                tokens.extend_from_slice(chunk.tokens);
+                text.push_str(chunk.text);
+            }
+            assert_eq!((tokens, text), (stream, expected.text));
+        }
+        assert_eq!((next_chunk, store.documents()), (store.chunks(), 700));
+        assert_eq!(store.check(), [""; 0]);
+    }
+
+    #[test]
+    fn the_identity_depends_on_the_content_and_not_on_the_place() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        assert_eq!(build(one.path(), M).identity(), build(two.path(), M).identity());
+        assert_ne!(build(one.path(), M).identity(), build(one.path(), M + 1).identity());
+    }
+
+    #[test]
+    fn a_failed_build_leaves_the_old_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = build(dir.path(), M).identity().to_string();
+        let bad = dir.path().join("bad.jsonl");
+        fs::write(&bad, "{\"text\": \"good\"}\nbad\n").unwrap();
+        let out = dir.path().join(format!("store-{M}"));
+        let error =
+            build_store(&[bad.clone()], &tokenizer(), M, OnError::Fail, &out, Progress::Silent).unwrap_err();
+        assert!(error.to_string().contains("bad.jsonl:2"), "{error}");
+        assert_eq!(Store::open(&out).unwrap().identity(), old);
+        let summary = build_store(&[bad], &tokenizer(), M, OnError::Skip, &out, Progress::Silent).unwrap();
+        assert_eq!((summary.documents, summary.skipped.count), (1, 1));
+        assert_eq!(Store::open(&out).unwrap().documents(), 1);
+        assert!(build_store(&[out.clone()], &tokenizer(), 0, OnError::Skip, &out, Progress::Silent).is_err());
+    }
+
+    #[test]
+    fn check_finds_tables_that_do_not_fit() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = build(dir.path(), M);
+        let manifest = artefact::read_manifest(store.dir()).unwrap();
+        for (file, at, value) in [
+            (CHUNKS_FILE, 8, 9),                      // chunk 1 of another document
+            (CHUNKS_FILE, 12, 200),                   // chunk 1 begins outside the text
+            (DOCUMENTS_FILE, 8 * COLUMNS, 200),       // document 1's tokens begin elsewhere
+            (DOCUMENTS_FILE, 8 * (COLUMNS + 2), 99),  // document 1's text begins elsewhere
+            (DOCUMENTS_FILE, 8 * (COLUMNS + 4), 255), // document 1's title begins elsewhere
+            (TOKENS_FILE, 3, 255),                    // a token outside the vocabulary
+            (TEXT_FILE, 0, b'x'),                     // another text
+        ] {
+            let path = manifest.path(store.dir(), file).unwrap();
+            let bytes = fs::read(&path).unwrap();
+            let mut changed = bytes.clone();
+            changed[at] = value;
+            fs::write(&path, changed).unwrap();
+            let damaged = Store::open(store.dir()).unwrap();
+            assert!(!damaged.check().is_empty(), "{file} at {at}");
+            assert!((0..damaged.chunks()).all(|c| damaged.chunk(c).tokens.len() <= M));
+            assert!((0..damaged.documents()).all(|d| damaged.chunks_of(d).end <= damaged.chunks()));
+            fs::write(&path, bytes).unwrap();
+        }
+        assert_eq!(store.check(), [""; 0]);
+    }
+}

@@ -64,6 +64,12 @@ impl Tokenizer {
         })
     }
 
+    /// The tokenizer inside the program, which its language models use: byte-level BPE of 4,096
+    /// tokens, trained with [`train`](Self::train) on the Simple English Wikipedia extract.
+    pub fn default_lm() -> Result<Self> {
+        Self::from_bytes(include_bytes!("../../assets/tokenizer/tokenizer.json"))
+    }
+
     /// The tokens of `text`; no special tokens are added.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
         let encoding = self.inner.encode(text, false).map_err(failed)?;
@@ -192,6 +198,15 @@ mod tests {
         assert!(train(100).unwrap_err().to_string().contains("vocab-size"));
         let bad = vec![Ok("fine".to_string()), Err(Error::setting("x", "bad line"))];
         assert!(Tokenizer::train(bad.into_iter(), 300).unwrap_err().to_string().contains("bad line"));
+    }
+
+    #[test]
+    fn the_default_is_there() {
+        let tokenizer = Tokenizer::default_lm().unwrap();
+        assert_eq!(tokenizer.vocab_size(), 4096);
+        assert!(tokenizer.end_of_text().is_some());
+        let text = "Paris is the capital of France. 東京\n";
+        assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap().ids).unwrap(), text);
     }
 
     #[test]

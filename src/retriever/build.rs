@@ -248,3 +248,156 @@ fn settings_agree(what: &str, dir: &Path, there: &Settings, asked: &Settings) ->
 fn source_name(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::artefact::MANIFEST;
+    use crate::retriever::testing::{HashedWords, build_index, files, words, write_corpus};
+    use crate::retriever::{Retriever, verify};
+
+    const DOCUMENTS: usize = 1000;
+
+    fn giving_up_after(calls: usize) -> HashedWords {
+        HashedWords { calls_left: AtomicUsize::new(calls), ..words() }
+    }
+
+    #[test]
+    fn a_build_that_stops_anywhere_resumes_to_the_same_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let corpus = [dir.path().join("corpus.jsonl")];
+        write_corpus(&corpus[0], 0, DOCUMENTS);
+        let whole = dir.path().join("whole");
+        let meta = build_index(&corpus, &whole, &words(), Existing::Fail).unwrap();
+        assert_eq!(
+            (meta.documents, meta.settings.sources.as_slice()),
+            (DOCUMENTS, &["corpus.jsonl".into()][..])
+        );
+        let whole = files(&whole);
+        for calls in [0, 1, 10, 30, 55] {
+            let out = dir.path().join(format!("stopped-{calls}"));
+            let error = build_index(&corpus, &out, &giving_up_after(calls), Existing::Fail).unwrap_err();
+            assert!(error.to_string().contains("gave up"));
+            let error = build_index(&corpus, &out, &words(), Existing::Fail).unwrap_err().to_string();
+            assert!(error.contains("--resume") && error.contains("build"), "{error}");
+            // A part torn by a crash, and the leavings of a join.
+            fs::create_dir_all(out.join("build/part-000099")).unwrap();
+            fs::create_dir_all(out.join("build/store")).unwrap();
+            fs::write(out.join("build/store/text.utf8.tmp"), "half").unwrap();
+            build_index(&corpus, &out, &words(), Existing::Resume).unwrap();
+            assert_eq!(files(&out), whole, "stopped after {calls} calls");
+        }
+    }
+
+    #[test]
+    fn a_damaged_part_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let corpus = [dir.path().join("corpus.jsonl")];
+        write_corpus(&corpus[0], 0, DOCUMENTS);
+        let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
+        build_index(&corpus, &whole, &words(), Existing::Fail).unwrap();
+        build_index(&corpus, &out, &giving_up_after(60), Existing::Fail).unwrap_err();
+        let part = out.join("build/part-000001");
+        let tokens = fs::read_dir(&part)
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .find(|p| p.file_name().unwrap().to_str().unwrap().starts_with("tokens"));
+        let mut bytes = fs::read(tokens.as_ref().unwrap()).unwrap();
+        bytes[8] ^= 1;
+        fs::write(tokens.unwrap(), bytes).unwrap();
+        build_index(&corpus, &out, &words(), Existing::Resume).unwrap();
+        assert_eq!(files(&out), files(&whole));
+    }
+
+    #[test]
+    fn resuming_with_another_corpus_or_other_settings_says_what_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (corpus, out) = ([dir.path().join("corpus.jsonl")], dir.path().join("out"));
+        write_corpus(&corpus[0], 0, DOCUMENTS);
+        build_index(&corpus, &out, &giving_up_after(60), Existing::Fail).unwrap_err();
+        let other = HashedWords { name: "others".into(), ..words() };
+        let error = build_index(&corpus, &out, &other, Existing::Resume).unwrap_err().to_string();
+        assert!(error.contains("the encoder was \"words\"") && error.contains("now \"others\""), "{error}");
+        let text = fs::read_to_string(&corpus[0]).unwrap();
+        fs::write(&corpus[0], text.replace("Title 300", "Title three hundred")).unwrap();
+        let error = build_index(&corpus, &out, &words(), Existing::Resume).unwrap_err().to_string();
+        assert!(error.contains("doc-256") && error.contains("changed"), "{error}");
+        // A change behind what is done is no change; without the old build, nothing is compared.
+        write_corpus(&corpus[0], 0, DOCUMENTS + 5);
+        build_index(&corpus, &out, &words(), Existing::Resume).unwrap();
+        assert_eq!(verify(&out), [""; 0]);
+    }
+
+    #[test]
+    fn an_index_is_replaced_only_when_asked_and_all_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (corpus, out) = ([dir.path().join("corpus.jsonl")], dir.path().join("out"));
+        write_corpus(&corpus[0], 0, 300);
+        let old = build_index(&corpus, &out, &words(), Existing::Fail).unwrap();
+        let before = files(&out);
+        let again = build_index(&corpus, &out, &words(), Existing::Resume).unwrap();
+        assert_eq!((&again, &files(&out)), (&old, &before), "resuming what is finished changes nothing");
+        write_corpus(&corpus[0], 7, 600);
+        let error = build_index(&corpus, &out, &words(), Existing::Fail).unwrap_err().to_string();
+        assert!(error.contains("--force"), "{error}");
+        let error = build_index(&corpus, &out, &words(), Existing::Resume).unwrap_err().to_string();
+        assert!(error.contains("changed") && error.contains("--force"), "{error}");
+        build_index(&corpus, &out, &giving_up_after(20), Existing::Replace).unwrap_err();
+        assert_eq!(verify(&out), [""; 0], "the old index is still there");
+        assert_eq!(Retriever::open(&out, Some(Box::new(words()))).unwrap().store().documents(), 300);
+        build_index(&corpus, &out, &words(), Existing::Resume).unwrap();
+        assert_eq!(verify(&out), [""; 0]);
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 3, "manifest, store, vectors; the old ones are gone");
+        let fresh = dir.path().join("fresh");
+        build_index(&corpus, &fresh, &words(), Existing::Fail).unwrap();
+        assert_eq!(files(&out), files(&fresh));
+    }
+
+    #[test]
+    fn forcing_mends_a_damaged_index() {
+        let dir = tempfile::tempdir().unwrap();
+        let (corpus, out) = ([dir.path().join("corpus.jsonl")], dir.path().join("out"));
+        write_corpus(&corpus[0], 0, 30);
+        let meta = build_index(&corpus, &out, &words(), Existing::Fail).unwrap();
+        let before = files(&out);
+        let text = before.keys().find(|name| name.to_str().unwrap().contains("text.")).unwrap();
+        fs::write(out.join(text), vec![b'x'; meta.text_bytes]).unwrap();
+        assert!(!verify(&out).is_empty());
+        build_index(&corpus, &out, &words(), Existing::Replace).unwrap();
+        assert_eq!(files(&out), before);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (corpus, out) = ([dir.path().join("corpus.jsonl")], dir.path().join("out"));
+        write_corpus(&corpus[0], 0, 30);
+        fs::create_dir_all(out.join("build")).unwrap();
+        fs::write(out.join("build/main.o"), "object").unwrap();
+        for existing in [Existing::Fail, Existing::Resume, Existing::Replace] {
+            let error = build_index(&corpus, &out, &words(), existing).unwrap_err().to_string();
+            assert!(error.contains("another --out"), "{error}");
+        }
+        assert_eq!(fs::read(out.join("build/main.o")).unwrap(), b"object");
+        fs::remove_dir_all(out.join("build")).unwrap();
+        fs::write(out.join(MANIFEST), "{\"name\": \"my web page\"}").unwrap();
+        assert!(build_index(&corpus, &out, &words(), Existing::Replace).is_err());
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_build_that_crashed_while_clearing_up_is_cleared_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (corpus, out) = ([dir.path().join("corpus.jsonl")], dir.path().join("out"));
+        write_corpus(&corpus[0], 0, 30);
+        build_index(&corpus, &out, &words(), Existing::Fail).unwrap();
+        let before = files(&out);
+        fs::create_dir_all(out.join("build/part-000003")).unwrap();
+        fs::write(out.join("build/finished"), "").unwrap();
+        build_index(&corpus, &out, &words(), Existing::Resume).unwrap();
+        assert_eq!(files(&out), before);
+    }
+}

@@ -231,3 +231,64 @@ fn encode(encoder: &dyn Encoder, texts: &[&str]) -> Result<Vec<f32>> {
     }
     Ok(rows)
 }
+
+#[cfg(test)]
+mod testing;
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{HashedWords, index_of, words};
+    use super::*;
+
+    #[test]
+    fn a_chunk_finds_itself_and_its_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let retriever = index_of(dir.path(), 60);
+        let store = retriever.store();
+        for c in (0..store.chunks()).step_by(5).filter(|&c| store.has_text(c)) {
+            let text = store.chunk(c).text;
+            let passages = retriever.search(text, 4).unwrap();
+            assert_eq!(passages.len(), 4);
+            assert!(passages.is_sorted_by(|a, b| a.score >= b.score));
+            assert!((passages[0].score - 1.0).abs() < 1e-5 || text.trim().is_empty());
+            for passage in passages {
+                let document = store.document(passage.document);
+                assert!(store.chunks_of(passage.document).contains(&passage.chunk));
+                assert_eq!((passage.id.as_str(), passage.title.as_str()), (document.id, document.title));
+                assert_eq!(passage.source, "corpus.jsonl");
+                assert!(document.text.contains(&passage.text) && !passage.text.is_empty());
+            }
+        }
+        assert!(retriever.search("", 4).unwrap().is_empty());
+        let all = retriever.search("w1", usize::MAX).unwrap();
+        assert_eq!(all.len(), (0..store.chunks()).filter(|&c| store.has_text(c)).count());
+    }
+
+    #[test]
+    fn another_encoder_is_refused_and_both_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(index_of(dir.path(), 5));
+        let other = HashedWords { name: "others".into(), ..words() };
+        let error =
+            Retriever::open(&dir.path().join("index"), Some(Box::new(other))).unwrap_err().to_string();
+        assert!(error.contains("\"others\"") && error.contains("\"words\""), "{error}");
+        let error = Retriever::open(dir.path(), Some(Box::new(words()))).unwrap_err().to_string();
+        assert!(error.contains("manifest.json"), "{error}");
+    }
+
+    #[test]
+    fn an_excluded_document_is_not_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let retriever = index_of(dir.path(), 60);
+        let store = retriever.store();
+        let c = store.chunks_of(17).start;
+        let text = store.chunk(c).text;
+        let found = retriever.neighbour_search(&[text, text, ""], &[None, Some("doc-17"), None], 3).unwrap();
+        assert_eq!(store.document_of(found[0][0].id as usize), 17);
+        assert!(found[1].iter().all(|hit| store.document_of(hit.id as usize) != 17));
+        assert_eq!((found[1].len(), found[2].len()), (3, 0));
+        assert!(retriever.neighbour_search(&[text], &[], 3).is_err());
+        let alone = retriever.neighbour_search(&[text], &[Some("doc-17")], 3).unwrap();
+        assert_eq!(alone[0], found[1], "a text's neighbours do not depend on the batch");
+    }
+}

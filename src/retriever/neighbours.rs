@@ -331,3 +331,157 @@ impl Neighbours {
         Ok(Some(store))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::retriever::testing::{build_index, files, index_of, tokenizer, words, write_corpus};
+    use crate::retriever::{Existing, verify};
+
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        a.iter().zip(b).map(|(x, y)| x * y).sum()
+    }
+
+    /// The best scores for chunk `c` of `queries` by comparing with everything.
+    fn best(retriever: &Retriever, queries: &Store, c: usize, k: usize) -> Vec<f32> {
+        let store = retriever.store();
+        let chunk = queries.chunk(c);
+        let document = queries.document(chunk.document);
+        let query = retriever.encode(&[chunk.text]).unwrap();
+        let mut scores: Vec<f32> = (0..store.chunks())
+            .filter(|&id| {
+                let other = store.document(store.document_of(id));
+                !store.chunk(id).text.is_empty() && other.id != document.id && other.text != document.text
+            })
+            .map(|id| dot(&query, retriever.index().vector(id as u32).unwrap()))
+            .collect();
+        scores.sort_by(|a, b| b.total_cmp(a));
+        scores.truncate(k);
+        scores
+    }
+
+    fn check(retriever: &Retriever, queries: &Store, table: &NeighbourTable) {
+        let store = retriever.store();
+        assert_eq!(table.len(), queries.chunks());
+        for c in 0..table.len() {
+            let chunk = queries.chunk(c);
+            let expected =
+                if chunk.text.is_empty() { vec![] } else { best(retriever, queries, c, table.k()) };
+            for (rank, (&id, &score)) in table.of(c).iter().zip(table.scores_of(c)).enumerate() {
+                let Some(&wanted) = expected.get(rank) else {
+                    assert_eq!((id, score), (ABSENT, f32::NEG_INFINITY), "chunk {c}");
+                    continue;
+                };
+                assert!((score - wanted).abs() < 1e-5, "chunk {c}, rank {rank}: {score}, not {wanted}");
+                let neighbour = store.document(store.document_of(id as usize));
+                assert_ne!(neighbour.id, queries.document(chunk.document).id);
+                if let Some(after) = store.continuation(id as usize) {
+                    assert_eq!(store.document_of(after), store.document_of(id as usize));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_index_s_own_chunks_get_the_nearest_of_other_documents() {
+        let dir = tempfile::tempdir().unwrap();
+        let retriever = index_of(dir.path(), 90);
+        let table = compute(&retriever, retriever.store(), 3, Progress::Silent).unwrap();
+        check(&retriever, retriever.store(), &table);
+        assert!(compute(&retriever, retriever.store(), 0, Progress::Silent).is_err());
+    }
+
+    #[test]
+    fn a_document_known_by_its_id_or_its_text_is_no_neighbour_of_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let retriever = index_of(dir.path(), 90);
+        // Documents 80 to 89 are in the index under their ids, and are here with another text;
+        // 200 to 203 have the texts of 4 to 7.
+        let queries = dir.path().join("queries.jsonl");
+        write_corpus(&queries, 80, 14);
+        let text = fs::read_to_string(&queries).unwrap().replace("w3", "w5");
+        let copies = dir.path().join("copies.jsonl");
+        write_corpus(&copies, 4, 4);
+        let copied = fs::read_to_string(&copies).unwrap().replace("doc-", "copy-");
+        fs::write(&queries, format!("{text}\n{copied}\n{{\"text\": \"unknown\"}}")).unwrap();
+        let store = dir.path().join("query-store");
+        build_store(&[queries], &tokenizer(), 16, OnError::Fail, &store, Progress::Silent).unwrap();
+        let queries = Store::open(&store).unwrap();
+        assert_eq!(queries.documents(), 19);
+        let table = compute(&retriever, &queries, 4, Progress::Silent).unwrap();
+        check(&retriever, &queries, &table);
+        let copy = queries.chunks_of(14).start;
+        assert_eq!(queries.document(14).id, "copy-4");
+        let own = retriever.store();
+        assert!(table.of(copy).iter().all(|&id| own.document(own.document_of(id as usize)).id != "doc-4"));
+    }
+
+    #[test]
+    fn too_few_documents_leave_neighbours_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let retriever = index_of(dir.path(), 1);
+        let table = compute(&retriever, retriever.store(), 2, Progress::Silent).unwrap();
+        assert!(table.of(0) == [ABSENT, ABSENT]);
+        let dir = tempfile::tempdir().unwrap();
+        let retriever = index_of(dir.path(), 2);
+        let table = compute(&retriever, retriever.store(), 50, Progress::Silent).unwrap();
+        check(&retriever, retriever.store(), &table);
+        assert!(table.of(0)[0] != ABSENT && table.of(0)[49] == ABSENT);
+    }
+
+    #[test]
+    fn what_is_kept_is_what_was_computed_and_belongs_to_its_index() {
+        let dir = tempfile::tempdir().unwrap();
+        let retriever = index_of(dir.path(), 90);
+        let out = dir.path().join("out");
+        let kept = precompute(&retriever, None, 3, &out, false, Progress::Silent).unwrap();
+        let table = compute(&retriever, retriever.store(), 3, Progress::Silent).unwrap();
+        for c in 0..table.len() {
+            assert_eq!((kept.of(c), kept.scores_of(c)), (table.of(c), table.scores_of(c)));
+        }
+        assert!(kept.queries().unwrap().is_none());
+        assert_eq!(kept.queries_identity(), retriever.store().identity());
+        let error = precompute(&retriever, None, 3, &out, false, Progress::Silent).err().unwrap().to_string();
+        assert!(error.contains("--force"), "{error}");
+        assert!(precompute(&retriever, None, 3, &dir.path().join("index"), true, Progress::Silent).is_err());
+
+        let corpus = [dir.path().join("queries.jsonl")];
+        write_corpus(&corpus[0], 300, 20);
+        let queries = Some((&corpus[..], OnError::Fail));
+        let kept = precompute(&retriever, queries, 2, &out, true, Progress::Silent).unwrap();
+        let store = kept.queries().unwrap().unwrap();
+        assert_eq!((store.documents(), store.chunks(), store.chunk_size()), (20, kept.len(), 16));
+        check(&retriever, &store, &compute(&retriever, &store, 2, Progress::Silent).unwrap());
+        let again = dir.path().join("again");
+        precompute(&retriever, queries, 2, &again, false, Progress::Silent).unwrap();
+        assert_eq!(files(&out), files(&again), "nothing of the first neighbours is left");
+
+        write_corpus(&corpus[0], 400, 40);
+        let other = dir.path().join("other");
+        build_index(&corpus, &other, &words(), Existing::Fail).unwrap();
+        assert_eq!(verify(&other), [""; 0]);
+        let other = Retriever::open(&other, Some(Box::new(words()))).unwrap();
+        let error = Neighbours::open_for(&out, &other).err().unwrap().to_string();
+        assert!(error.contains(&other.identity()) && error.contains(&retriever.identity()), "{error}");
+        assert!(Neighbours::open_for(&out, &retriever).is_ok());
+    }
+
+    #[test]
+    fn damaged_neighbours_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let retriever = index_of(dir.path(), 30);
+        let out = dir.path().join("out");
+        let chunks = precompute(&retriever, None, 2, &out, false, Progress::Silent).unwrap().len();
+        let ids = files(&out).into_keys().find(|name| name.to_str().unwrap().starts_with("ids.")).unwrap();
+        let bytes = fs::read(out.join(&ids)).unwrap();
+        let mut outside = bytes.clone();
+        outside[4..8].copy_from_slice(&(chunks as u32).to_le_bytes());
+        fs::write(out.join(&ids), outside).unwrap();
+        let error = Neighbours::open(&out).err().unwrap().to_string();
+        assert!(error.contains("chunk 0 has neighbour"), "{error}");
+        fs::write(out.join(&ids), &bytes[..bytes.len() - 4]).unwrap();
+        assert!(Neighbours::open(&out).is_err());
+    }
+}
