@@ -81,8 +81,7 @@ fn widen<'r>(retriever: &'r Retriever, passage: &Passage) -> &'r str {
 fn human(answer: &Answer, sources: &[Source<'_>]) -> String {
     let mut text = format!("{}\n\nReader: {}\nSources:\n", answer.text, answer.reader);
     for (place, source) in sources.iter().enumerate() {
-        let title = if source.title.is_empty() { "(no title)" } else { source.title };
-        text.push_str(&format!("[{}] {title} — {}\n", place + 1, one_line(source.text)));
+        text.push_str(&format!("[{}] {} — {}\n", place + 1, source.title, one_line(source.text)));
     }
     text
 }

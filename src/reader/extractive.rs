@@ -31,7 +31,7 @@ const COMMON: &[&str] = &[
 /// Quotes, out of the sources, the sentence nearest to the question: nearest by the encoder's
 /// cosine and by the question's words that the sentence and its title share, each word weighted by
 /// its inverse document frequency over the sources' sentences. A second sentence is quoted if it
-/// has words of the question that the first one lacks and is nearly as near.
+/// has words of the question that the first one and its title lack, and is nearly as near.
 pub struct Extractive<'a> {
     encoder: &'a dyn Encoder,
 }
@@ -107,8 +107,11 @@ impl Extractive<'_> {
         fitting.sort_by(|a, b| b.0.total_cmp(&a.0));
         let Some(&(best, first)) = fitting.first() else { return Ok(Vec::new()) };
         let second = fitting[1..].iter().find(|(score, at)| {
-            let new = candidates[*at].terms.difference(&candidates[first].terms);
-            *score >= SECOND * best && new.into_iter().any(|term| wanted.contains(term))
+            let said = |term| {
+                candidates[first].terms.contains(term) || titles[candidates[first].source].contains(term)
+            };
+            let adds = wanted.iter().any(|term| candidates[*at].terms.contains(term) && !said(term));
+            *score >= SECOND * best && adds
         });
         let mut chosen = vec![&candidates[first]];
         if let Some(&(_, second)) = second {
