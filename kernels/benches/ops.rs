@@ -63,12 +63,7 @@ fn attention_of(c: &mut Criterion, name: &str, batch: usize, queries: usize, key
         key_mask: chunked.then_some(&mask),
         sink: None,
     };
-    compare(
-        c,
-        name,
-        || composed::attention(&q, &k, &v, &options),
-        || attention(&q, &k, &v, &options),
-    );
+    compare(c, name, || composed::attention(&q, &k, &v, &options), || attention(&q, &k, &v, &options));
 }
 
 fn attentions(c: &mut Criterion) {

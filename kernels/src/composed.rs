@@ -43,6 +43,18 @@ pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     Tensor::cat(&[rotated_first, rotated_second], D::Minus1)
 }
 
+/// See [`crate::split_heads`].
+pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
+    x.reshape((batch, tokens, heads, width / heads))?.transpose(1, 2)?.contiguous()
+}
+
+/// See [`crate::merge_heads`].
+pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
+    let (batch, heads, tokens, dim) = x.dims4()?;
+    x.transpose(1, 2)?.reshape((batch, tokens, heads * dim))
+}
+
 /// See [`crate::attention`].
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<Tensor> {
     let (_, heads, queries, _) = q.dims4()?;

@@ -8,8 +8,8 @@ use crate::composed;
 use crate::matrix::{Matrix, Threads, multiply};
 use crate::simd::{exp, max, sum, vectorised};
 
-/// How many logits are held at a time: 32 MiB.
-const TILE: usize = 8 << 20;
+/// How many logits are held at a time: 8 MiB.
+const TILE: usize = 2 << 20;
 
 /// The sum of `-log softmax(hidden weight^T)[target]` over the rows whose target is not `ignore`.
 ///

@@ -14,7 +14,9 @@ mod attention;
 mod autograd;
 pub mod composed;
 mod cross_entropy;
+mod heads;
 mod matrix;
+mod memory;
 mod norm;
 mod parallel;
 mod rotary;
@@ -24,8 +26,12 @@ pub use activation::{gelu, swiglu};
 pub use adamw::{AdamW, AdamWOptions, StepStats};
 pub use attention::{AttentionOptions, attention};
 pub use cross_entropy::linear_cross_entropy;
+pub use heads::{merge_heads, split_heads};
+pub use memory::keep_freed_memory;
 pub use norm::{layer_norm, rms_norm};
 pub use rotary::rotary;
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod testing;
