@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use sidenote_kernels::{self as kernels, AttentionOptions};
 
 use super::config::DecoderConfig;
-use super::layers::{FeedForward, Linear, RmsNorm, merge_heads, split_heads};
+use super::layers::{FeedForward, Linear, RmsNorm};
 use super::weights::{Start, Weights};
 use crate::error::Result;
 
@@ -163,9 +163,9 @@ impl Block {
         cache: &mut Option<(Tensor, Tensor)>,
     ) -> Result<Tensor> {
         let x = self.attention_norm.forward(h)?;
-        let q = kernels::rotary(&split_heads(&self.q.forward(&x)?, self.heads)?, cos, sin)?;
-        let k = kernels::rotary(&split_heads(&self.k.forward(&x)?, self.kv_heads)?, cos, sin)?;
-        let v = split_heads(&self.v.forward(&x)?, self.kv_heads)?;
+        let q = kernels::rotary(&kernels::split_heads(&self.q.forward(&x)?, self.heads)?, cos, sin)?;
+        let k = kernels::rotary(&kernels::split_heads(&self.k.forward(&x)?, self.kv_heads)?, cos, sin)?;
+        let v = kernels::split_heads(&self.v.forward(&x)?, self.kv_heads)?;
         let (k, v) = match cache {
             Some((old_k, old_v)) => (Tensor::cat(&[&*old_k, &k], 2)?, Tensor::cat(&[&*old_v, &v], 2)?),
             None => (k, v),
@@ -174,7 +174,7 @@ impl Block {
         let options = AttentionOptions { causal: true, scale, bias: None, key_mask: None, sink: None };
         let out = kernels::attention(&q, &k, &v, &options)?;
         *cache = Some((k, v));
-        Ok((h + self.o.forward(&merge_heads(&out)?)?)?)
+        Ok((h + self.o.forward(&kernels::merge_heads(&out)?)?)?)
     }
 
     /// The feed-forward half, with its residual connection.

@@ -97,15 +97,3 @@ impl RelativeBias {
         Ok(self.table.index_select(&columns, 1)?.reshape((self.table.dim(0)?, queries, keys))?)
     }
 }
-
-/// `[batch, tokens, heads * dim]` to `[batch, heads, tokens, dim]`.
-pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let (batch, tokens, width) = x.dims3()?;
-    Ok(x.reshape((batch, tokens, heads, width / heads))?.transpose(1, 2)?.contiguous()?)
-}
-
-/// `[batch, heads, tokens, dim]` to `[batch, tokens, heads * dim]`.
-pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
-    let (batch, heads, tokens, dim) = x.dims4()?;
-    Ok(x.transpose(1, 2)?.contiguous()?.reshape((batch, tokens, heads * dim))?)
-}

@@ -6,7 +6,7 @@ use sidenote_kernels::{self as kernels, AttentionOptions};
 
 use crate::error::Result;
 use crate::model::config::{DecoderConfig, RetroConfig};
-use crate::model::layers::{Linear, RelativeBias, RmsNorm, merge_heads, split_heads};
+use crate::model::layers::{Linear, RelativeBias, RmsNorm};
 use crate::model::retro::copy::Starts;
 use crate::model::weights::Weights;
 
@@ -65,8 +65,8 @@ impl ChunkedCrossAttention {
     pub fn keys_values(&self, encoded: &Tensor, mask: &Tensor) -> Result<KeysValues> {
         let (chunks, neighbours, r) = mask.dims3()?;
         Ok(KeysValues {
-            keys: split_heads(&self.k.forward(encoded)?, self.heads)?,
-            values: split_heads(&self.v.forward(encoded)?, self.heads)?,
+            keys: kernels::split_heads(&self.k.forward(encoded)?, self.heads)?,
+            values: kernels::split_heads(&self.v.forward(encoded)?, self.heads)?,
             mask: mask.reshape((chunks, neighbours * r))?,
             neighbours,
         })
@@ -82,7 +82,7 @@ impl ChunkedCrossAttention {
         // Positions are those within a neighbour: d(i, i') = i - i' + r - 1 here, the paper's
         // i - i' + m - 1 moved so that the table starts at 0.
         let bias = self.bias.bias(queries, keys, |i, j| first + i + r - 1 - j % r)?;
-        let q = split_heads(&self.q.forward(&self.norm.forward(h)?)?, self.heads)?;
+        let q = kernels::split_heads(&self.q.forward(&self.norm.forward(h)?)?, self.heads)?;
         let options = AttentionOptions {
             causal: false,
             scale: (q.dim(3)? as f32).powf(-0.5),
@@ -92,7 +92,7 @@ impl ChunkedCrossAttention {
         };
         debug_assert!(first + queries <= self.chunk_size);
         let out = kernels::attention(&q, &neighbours.keys, &neighbours.values, &options)?;
-        self.o.forward(&merge_heads(&out)?)
+        self.o.forward(&kernels::merge_heads(&out)?)
     }
 
     /// What queries are made from, `[.., d]`, and the keys of `encoded`, `[.., heads * head_dim]`.

@@ -33,10 +33,15 @@ const FIRST_WHOLE_KEY: usize = OFFSETS.len();
 
 /// First values of an attention's matrices.
 pub struct AttentionStarts {
+    /// Queries, `[inner, in]`.
     pub q: Start,
+    /// Keys, `[inner, in]`.
     pub k: Start,
+    /// Values, `[inner, in]`.
     pub v: Start,
+    /// Output, `[out, inner]`.
     pub o: Start,
+    /// Relative bias, `[heads, distances]`.
     pub bias: Start,
 }
 

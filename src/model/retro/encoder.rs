@@ -7,7 +7,7 @@ use sidenote_kernels::{self as kernels, AttentionOptions};
 use crate::error::Result;
 use crate::model::config::{DecoderConfig, RetroConfig};
 use crate::model::decoder::Decoder;
-use crate::model::layers::{FeedForward, Linear, RelativeBias, RmsNorm, merge_heads, split_heads};
+use crate::model::layers::{FeedForward, Linear, RelativeBias, RmsNorm};
 use crate::model::retro::copy::Starts;
 use crate::model::weights::Weights;
 
@@ -145,11 +145,11 @@ impl Attention {
         bias: &Tensor,
         mask: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let q = split_heads(&self.q.forward(queries)?, self.heads)?;
-        let k = split_heads(&self.k.forward(keys)?, self.heads)?;
-        let v = split_heads(&self.v.forward(keys)?, self.heads)?;
+        let q = kernels::split_heads(&self.q.forward(queries)?, self.heads)?;
+        let k = kernels::split_heads(&self.k.forward(keys)?, self.heads)?;
+        let v = kernels::split_heads(&self.v.forward(keys)?, self.heads)?;
         let scale = (q.dim(3)? as f32).powf(-0.5);
         let options = AttentionOptions { causal: false, scale, bias: Some(bias), key_mask: mask, sink: None };
-        self.o.forward(&merge_heads(&kernels::attention(&q, &k, &v, &options)?)?)
+        self.o.forward(&kernels::merge_heads(&kernels::attention(&q, &k, &v, &options)?)?)
     }
 }
