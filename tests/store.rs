@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-const DOCUMENTS: usize = 2000;
+const DOCUMENTS: usize = 1900;
 
 fn sidenote(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sidenote"));
@@ -156,7 +156,7 @@ fn a_build_killed_again_and_again_ends_with_the_same_bytes() {
 fn ctrl_c_leaves_a_build_that_can_be_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let (corpus, out) = (dir.path().join("corpus.jsonl"), dir.path().join("out"));
-    write_corpus(&corpus, 0, 4 * DOCUMENTS);
+    write_corpus(&corpus, 0, 2 * DOCUMENTS);
     let (corpus, out_text) = (corpus.to_str().unwrap(), out.to_str().unwrap());
     let child = sidenote(&["index", "build", corpus, "--out", out_text, "--quiet"]).spawn().unwrap();
     while !has(&out, "part-000001") {
@@ -170,7 +170,7 @@ fn ctrl_c_leaves_a_build_that_can_be_resumed() {
     assert!(said.contains("interrupted") && said.contains("--resume"), "{said}");
     assert_eq!(
         succeed(&["index", "build", corpus, "--out", out_text, "--resume"])["documents"],
-        4 * DOCUMENTS
+        2 * DOCUMENTS
     );
     succeed(&["index", "verify", out_text]);
 }

@@ -79,7 +79,7 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<IndexMeta> {
         return Err(Error::setting("chunk-tokens", "a chunk has at least 1 token"));
     }
     let out = options.out;
-    let finished = is_there(out, KIND)?;
+    let finished = is_there(out, KIND, &["store-", "vectors-"])?;
     let unfinished = Unfinished::of(out)?;
     let started = unfinished.settings()?;
     let mut documents = Documents::open(options.corpus, options.on_error)?;
@@ -276,7 +276,7 @@ mod tests {
             (DOCUMENTS, &["corpus.jsonl".into()][..])
         );
         let whole = files(&whole);
-        for calls in [0, 10, 30, 45, 60] {
+        for calls in [0, 30, 45, 60, 75] {
             let out = dir.path().join(format!("stopped-{calls}"));
             let error = build_index(&corpus, &out, &giving_up_after(calls), Existing::Fail).unwrap_err();
             assert!(error.to_string().contains("gave up"));
@@ -367,6 +367,10 @@ mod tests {
         let text = before.keys().find(|name| name.to_str().unwrap().contains("text.")).unwrap();
         fs::write(out.join(text), vec![b'x'; meta.text_bytes]).unwrap();
         assert!(!verify(&out).is_empty());
+        build_index(&corpus, &out, &words(), Existing::Replace).unwrap();
+        assert_eq!(files(&out), before);
+        fs::write(out.join(MANIFEST), "{").unwrap();
+        assert!(build_index(&corpus, &out, &words(), Existing::Fail).is_err());
         build_index(&corpus, &out, &words(), Existing::Replace).unwrap();
         assert_eq!(files(&out), before);
     }
