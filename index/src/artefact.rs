@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -268,12 +268,14 @@ pub fn read_manifest(dir: &Path) -> Result<Manifest, ArtefactError> {
     let manifest: Manifest = serde_json::from_slice(&text)
         .map_err(|e| ArtefactError::BadManifest { path: path.clone(), why: e.to_string() })?;
     for entry in manifest.files.values() {
-        // A manifest may come from anywhere; its names must not lead out of the directory.
-        let plain = Path::new(&entry.file).components().count() == 1
+        // A manifest may come from anywhere; its names must not lead out of the directory, nor to
+        // the manifest, which would be removed with the old files at the next commit.
+        let mut parts = Path::new(&entry.file).components();
+        let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
             && !entry.file.contains(['/', '\\'])
-            && entry.file != "..";
+            && entry.file != MANIFEST;
         if !plain {
-            let why = format!("file name {:?} leads out of the directory", entry.file);
+            let why = format!("{:?} is not the name of a data file in this directory", entry.file);
             return Err(ArtefactError::BadManifest { path, why });
         }
     }
@@ -389,8 +391,10 @@ mod tests {
         assert!(matches!(open(dir.path(), "test", 2), Err(ArtefactError::WrongVersion { .. })));
         let text = fs::read_to_string(dir.path().join(MANIFEST)).unwrap();
         let file = &read_manifest(dir.path()).unwrap().files["data.bin"].file;
-        fs::write(dir.path().join(MANIFEST), text.replace(file.as_str(), "../data.bin")).unwrap();
-        assert!(matches!(read_manifest(dir.path()), Err(ArtefactError::BadManifest { .. })));
+        for bad in ["../data.bin", "/data.bin", "..", ".", "", "a/b", MANIFEST] {
+            fs::write(dir.path().join(MANIFEST), text.replace(file.as_str(), bad)).unwrap();
+            assert!(matches!(read_manifest(dir.path()), Err(ArtefactError::BadManifest { .. })), "{bad:?}");
+        }
         fs::write(dir.path().join(MANIFEST), "{").unwrap();
         assert!(matches!(read_manifest(dir.path()), Err(ArtefactError::BadManifest { .. })));
     }

@@ -42,8 +42,9 @@ const FACTORS: &str = "factors.f32";
 /// Errors in units of their standard deviation that the bound allows for: the ε₀ of section 3.2.2
 /// of the paper, which 1 row in 35 exceeds.
 const CONFIDENCE: f32 = 1.9;
-/// Bits a number of the query is kept in; at 4 its rounding is small beside the code's.
-const QUERY_BITS: usize = 4;
+/// The largest multiple that a number of the query is rounded to: four bits of a number, whose
+/// rounding is small beside the code's, and sums of eight of them that fit a byte.
+const LARGEST: f32 = 15.0;
 /// Rows that one task goes through: the grain of parallel work.
 const SEGMENT: usize = 16384;
 
@@ -126,9 +127,13 @@ fn encode(
     }
     // <ō, o>: between 1 / sqrt(D) and 1, about 0.8 for most.
     let fit = sum / (length * (dim as f32).sqrt());
-    if !(fit > 0.0 && fit.is_finite()) {
+    if sum == 0.0 {
         // The row is the centre itself: <r, q - c> is 0, exactly.
         return Factors { base, scale: 0.0, error: 0.0 };
+    }
+    if !fit.is_finite() {
+        // Squares too large or too small for f32: nothing is known, so the row is always scored.
+        return Factors { base, scale: 0.0, error: f32::INFINITY };
     }
     let spread = (1.0 - fit * fit).max(0.0).sqrt() / fit;
     Factors {
@@ -147,14 +152,15 @@ pub(crate) struct Codes {
     words: usize,
 }
 
-/// A query, ready to meet codes.
+/// A query, ready to meet codes. Each number of q' (q - c, rotated) is rounded to an odd multiple of
+/// a unit, from -15 to 15: four bits.
 struct Query {
-    /// `[QUERY_BITS, words]`: one bit of all the levels of q' = rotated q - c, lowest bit first.
-    planes: Vec<u64>,
-    /// What one level is worth.
-    step: f32,
-    /// `sum of signs(q') = step (2 sum of levels where the sign is plus - sum of levels)`, and the
-    /// levels are shifted by half their range: what has to be added for a code without pluses.
+    /// For each byte of a code and each value it can have, the sum of the multiples of q' where the
+    /// byte's bits are set: at most 8 times 15.
+    tables: Vec<[i8; 256]>,
+    /// What one multiple is worth.
+    unit: f32,
+    /// Minus the sum of all of the rounded q': what a code without a bit set stands for.
     shift: f32,
     /// The part of the score that does not depend on the row.
     base: f32,
@@ -220,28 +226,24 @@ impl Codes {
             Metric::L2 => (-dot(&rotated, &rotated), 2.0),
         };
         self.rotation.apply(&mut rotated);
-        let levels = ((1 << QUERY_BITS) - 1) as f32;
         let largest = rotated.iter().fold(0.0f32, |max, x| max.max(x.abs()));
-        let step = 2.0 * largest / levels;
-        let mut planes = vec![0u64; QUERY_BITS * self.words];
-        let mut total = 0u64;
-        for (i, &x) in rotated.iter().enumerate() {
-            // For a query at the centre the step is 0 and the level NaN, which becomes 0.
-            let level = ((x + largest) / step).round().min(levels) as u64;
-            total += level;
-            for bit in 0..QUERY_BITS {
-                planes[bit * self.words + i / 64] |= (level >> bit & 1) << (i % 64);
-            }
+        let unit = largest / LARGEST;
+        let mut multiples = vec![0i8; self.words * 64];
+        for (multiple, x) in multiples.iter_mut().zip(&rotated) {
+            // For a query at the centre this is NaN, which becomes 0.
+            let odd = 2.0 * ((x / unit - 1.0) / 2.0).round() + 1.0;
+            *multiple = odd.clamp(-LARGEST, LARGEST) as i8;
         }
+        let total: i32 = multiples.iter().map(|&multiple| i32::from(multiple)).sum();
         Query {
-            planes,
-            step,
-            shift: dim as f32 * largest - step * total as f32,
+            tables: multiples.chunks_exact(8).map(sums_of_subsets).collect(),
+            unit,
+            shift: -unit * total as f32,
             base,
             weight,
             error: CONFIDENCE * weight * length,
-            // A rounded number is off by step / sqrt(12) on average.
-            rounding: CONFIDENCE * weight * step * (dim as f32 / 12.0).sqrt(),
+            // Multiples are two units apart, so a rounded number is off by 2 / sqrt(12) on average.
+            rounding: CONFIDENCE * weight * unit * (dim as f32 / 3.0).sqrt(),
         }
     }
 
@@ -261,7 +263,8 @@ impl Codes {
         for id in ids {
             let (estimate, error) = self.estimate(id, query);
             let id = id as u32;
-            let highest = estimate + error;
+            // Without a number to go by, the row has to be scored.
+            let highest = if (estimate + error).is_nan() { f32::INFINITY } else { estimate + error };
             if highest >= promised.threshold() && allow.is_none_or(|allow| allow(number, id)) {
                 candidates.push(Hit { id, score: highest });
                 promised.push(Hit { id, score: estimate - error });
@@ -284,22 +287,28 @@ impl Codes {
 }
 
 impl Query {
-    /// The sum over all numbers of q', each with the sign that the code has there.
+    /// The sum over all numbers of q', each with the sign that the code has there: twice the sum
+    /// over those with plus, less the sum over all.
     #[inline]
     fn sum_of_signs(&self, code: &[u64]) -> f32 {
-        let words = code.len();
-        let (mut pluses, mut levels) = (0, 0);
-        for w in 0..words {
-            pluses += code[w].count_ones();
-            for bit in 0..QUERY_BITS {
-                levels += (code[w] & self.planes[bit * words + w]).count_ones() << bit;
+        let mut sum = 0;
+        for (word, tables) in code.iter().zip(self.tables.chunks_exact(8)) {
+            for (byte, table) in word.to_le_bytes().into_iter().zip(tables) {
+                sum += i32::from(table[usize::from(byte)]);
             }
         }
-        // A number of q' is step * level - largest, so with plus where the code is set:
-        // 2 (step * levels - largest * pluses) - (step * total - largest * dim).
-        let largest = self.step * ((1 << QUERY_BITS) - 1) as f32 / 2.0;
-        2.0 * (self.step * levels as f32 - largest * pluses as f32) + self.shift
+        2.0 * self.unit * sum as f32 + self.shift
     }
+}
+
+/// For every byte, the sum of those of eight numbers whose bits are set in it.
+fn sums_of_subsets(numbers: &[i8]) -> [i8; 256] {
+    let mut sums = [0; 256];
+    for byte in 1..256usize {
+        let lowest = byte.trailing_zeros() as usize;
+        sums[byte] = sums[byte & (byte - 1)] + numbers[lowest];
+    }
+    sums
 }
 
 #[cfg(test)]
