@@ -11,6 +11,7 @@ pub mod eval;
 pub mod interrupt;
 pub mod model;
 pub mod progress;
+pub mod quickstart;
 pub mod reader;
 pub mod retriever;
 pub mod select;

@@ -9,6 +9,7 @@ fn main() -> ExitCode {
     // clap exits with 2 on wrong usage and 0 on --help and --version.
     let cli = commands::Cli::parse();
     interrupt::install();
+    sidenote_kernels::keep_freed_memory();
     match commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -6,9 +6,9 @@ use serde_json::json;
 
 use super::Console;
 use crate::encoder;
-use crate::error::Error;
-use crate::reader::{Answer, Extractive, Reader, Source, one_line, whole_sentences};
-use crate::retriever::{Passage, Retriever};
+use crate::model::{LanguageModel, Trainable};
+use crate::reader::{Extractive, Generative, Reader, Response, ask, one_line};
+use crate::retriever::Retriever;
 
 /// Arguments of `sidenote ask`.
 #[derive(Debug, clap::Args)]
@@ -26,9 +26,9 @@ pub struct Args {
     /// How many passages to read.
     #[arg(short, value_name = "PASSAGES", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
     k: u64,
-    /// The model that reads the passages.
-    #[arg(long)]
-    model: Option<String>,
+    /// Folder of the model that reads the passages.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
     /// The encoder that the index was made with: "default" or a folder [default: the one that the
     /// index names].
     #[arg(long, value_name = "NAME|DIR")]
@@ -37,51 +37,33 @@ pub struct Args {
 
 /// Runs `sidenote ask`.
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
-    if let Some(model) = &args.model {
-        let why = format!("{model}: models of this type are not supported as readers; leave the option out");
-        return Err(Error::setting("--model", why).into());
-    }
     let encoder = args.encoder.as_deref().map(encoder::load).transpose()?;
     let retriever = Retriever::open(&args.index, encoder)?;
-    let passages = retriever.search(&args.question, usize::try_from(args.k)?)?;
-    // A chunk's borders fall anywhere; what is read and shown are the whole sentences it touches.
-    let texts: Vec<&str> = passages.iter().map(|passage| widen(&retriever, passage)).collect();
-    let sources: Vec<Source<'_>> = passages
-        .iter()
-        .zip(&texts)
-        .map(|(passage, text)| Source { title: &passage.title, text, score: passage.score })
-        .collect();
-    let answer = Extractive::new(retriever.encoder()).answer(&args.question, &sources)?;
-
-    let listed = passages.iter().zip(&sources).enumerate().map(|(place, (passage, source))| {
-        json!({
-            "title": source.title,
-            "text": source.text,
-            "id": passage.id,
-            "score": source.score,
-            "cited": answer.citations.contains(&place),
-        })
-    });
+    let model = match &args.model {
+        Some(dir) => Some(LanguageModel::load(dir, Trainable::Nothing, &candle_core::Device::Cpu)?),
+        None => None,
+    };
+    let reader: Box<dyn Reader> = match (&model, &args.model) {
+        (Some(model), Some(dir)) => Box::new(Generative::new(model, dir.display().to_string())),
+        _ => Box::new(Extractive::new(retriever.encoder())),
+    };
+    let response = ask(&retriever, &args.question, usize::try_from(args.k)?, reader.as_ref())?;
     let value = json!({
-        "question": args.question,
-        "answer": answer.text,
-        "reader": answer.reader,
-        "sources": listed.collect::<Vec<_>>(),
+        "question": response.question,
+        "answer": response.answer.text,
+        "reader": response.answer.reader,
+        "sources": response.sources,
     });
-    console.report(&value, || human(&answer, &sources));
+    console.report(&value, || human(&response));
     Ok(())
 }
 
-fn widen<'r>(retriever: &'r Retriever, passage: &Passage) -> &'r str {
-    let chunk = retriever.store().chunk(passage.chunk);
-    let document = retriever.store().document(passage.document);
-    whole_sentences(document.text, chunk.start..chunk.start + chunk.text.len())
-}
-
-fn human(answer: &Answer, sources: &[Source<'_>]) -> String {
+fn human(response: &Response) -> String {
+    let answer = &response.answer;
     let mut text = format!("{}\n\nReader: {}\nSources:\n", answer.text, answer.reader);
-    for (place, source) in sources.iter().enumerate() {
-        text.push_str(&format!("[{}] {} — {}\n", place + 1, source.title, one_line(source.text)));
+    for (place, source) in response.sources.iter().enumerate() {
+        let title = if source.title.is_empty() { "(no title)" } else { &source.title };
+        text.push_str(&format!("[{}] {title} — {}\n", place + 1, one_line(&source.text)));
     }
     text
 }

@@ -1,13 +1,17 @@
 //! Reading: from a question and retrieved passages to an answer that cites them.
 
-pub mod extractive;
+mod ask;
+mod extractive;
+mod generative;
 mod sentence;
 
 use serde::Serialize;
 
 use crate::error::Result;
 
+pub use ask::{ReadSource, Response, ask};
 pub use extractive::Extractive;
+pub use generative::Generative;
 pub use sentence::{one_line, sentences, whole_sentences};
 
 /// A passage that may be cited.

@@ -1,0 +1,62 @@
+//! From a question to an answer with its sources: retrieve, widen, read.
+
+use serde::Serialize;
+
+use super::{Answer, Reader, Source, whole_sentences};
+use crate::error::Result;
+use crate::retriever::{Passage, Retriever};
+
+/// An answer with everything that was read for it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Response {
+    /// The question.
+    pub question: String,
+    /// The answer.
+    #[serde(flatten)]
+    pub answer: Answer,
+    /// What was read, nearest first.
+    pub sources: Vec<ReadSource>,
+}
+
+/// A passage that was read.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReadSource {
+    /// Title of its document.
+    pub title: String,
+    /// What was read of it.
+    pub text: String,
+    /// Id of its document.
+    pub id: String,
+    /// The retriever's score.
+    pub score: f32,
+    /// Whether the answer cites it.
+    pub cited: bool,
+}
+
+/// Answers `question` from the `k` nearest passages.
+pub fn ask(retriever: &Retriever, question: &str, k: usize, reader: &dyn Reader) -> Result<Response> {
+    let passages = retriever.search(question, k)?;
+    let texts: Vec<&str> = passages.iter().map(|passage| widen(retriever, passage)).collect();
+    let sources: Vec<Source<'_>> = passages
+        .iter()
+        .zip(&texts)
+        .map(|(passage, text)| Source { title: &passage.title, text, score: passage.score })
+        .collect();
+    let answer = reader.answer(question, &sources)?;
+    let read = |(place, passage): (usize, &Passage)| ReadSource {
+        title: passage.title.clone(),
+        text: texts[place].to_string(),
+        id: passage.id.clone(),
+        score: passage.score,
+        cited: answer.citations.contains(&place),
+    };
+    let sources = passages.iter().enumerate().map(read).collect();
+    Ok(Response { question: question.into(), answer, sources })
+}
+
+/// A chunk's borders fall anywhere; what is read and shown are the whole sentences it touches.
+fn widen<'r>(retriever: &'r Retriever, passage: &Passage) -> &'r str {
+    let chunk = retriever.store().chunk(passage.chunk);
+    let document = retriever.store().document(passage.document);
+    whole_sentences(document.text, chunk.start..chunk.start + chunk.text.len())
+}
