@@ -1,8 +1,11 @@
 """Writes asset files so that the same input gives the same bytes."""
 
 import json
+from pathlib import Path
 
 import zstandard
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 def lines(records):
