@@ -1,10 +1,53 @@
 //! `sidenote eval ...`.
 
+use std::path::PathBuf;
+
 use super::Console;
+use crate::encoder;
+use crate::eval::retrieval;
 
 #[derive(Debug, clap::Subcommand)]
-pub enum Command {}
+pub enum Command {
+    /// Measure how well an encoder finds relevant passages: nDCG, recall, MRR and speed.
+    Retrieval(RetrievalArgs),
+}
 
-pub fn run(command: Command, _console: Console) -> anyhow::Result<()> {
-    match command {}
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  sidenote eval retrieval default datasets/scifact")]
+pub struct RetrievalArgs {
+    /// "default" or an encoder's folder.
+    encoder: String,
+    /// Folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/test.tsv.
+    dataset: PathBuf,
+}
+
+pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
+    match command {
+        Command::Retrieval(args) => run_retrieval(args, console),
+    }
+}
+
+fn run_retrieval(args: RetrievalArgs, console: Console) -> anyhow::Result<()> {
+    let encoder = encoder::load(&args.encoder)?;
+    let dataset = retrieval::Dataset::open(&args.dataset)?;
+    let report = retrieval::evaluate(&*encoder, &dataset, console.progress)?;
+    console.report(&serde_json::to_value(&report)?, || {
+        let scores = report.scores;
+        format!(
+            "{}: {} passages, {} queries, {} numbers a vector\n\
+             nDCG@10     {:.4}\nrecall@10   {:.4}\nrecall@100  {:.4}\nMRR@10      {:.4}\n\
+             passages/s  {:.0}\nqueries/s   {:.0} (encoding and exact search)",
+            report.encoder,
+            report.passages,
+            report.queries,
+            report.dim,
+            scores.ndcg_at_10,
+            scores.recall_at_10,
+            scores.recall_at_100,
+            scores.mrr_at_10,
+            report.passages_per_second,
+            report.queries_per_second,
+        )
+    });
+    Ok(())
 }

@@ -133,7 +133,7 @@ mod tests {
         for name in ["z.txt", "b/one.md.zst", "a.JSONL.gz", "LICENSE", ".hidden.txt", "p.parquet.gz"] {
             fs::write(root.join(name), "x").unwrap();
         }
-        let files = find(&[root.clone()]).unwrap();
+        let files = find(std::slice::from_ref(&root)).unwrap();
         let names: Vec<_> = files.iter().map(|f| f.name.as_str()).collect();
         assert_eq!(names, ["notes/a.JSONL.gz", "notes/b/one.md.zst", "notes/z.txt"]);
         let stems: Vec<_> = files.iter().map(|f| f.stem.as_str()).collect();

@@ -391,13 +391,17 @@ mod tests {
         fs::write(&bad, "{\"text\": \"good\"}\nbad\n").unwrap();
         let out = dir.path().join(format!("store-{M}"));
         let error =
-            build_store(&[bad.clone()], &tokenizer(), M, OnError::Fail, &out, Progress::Silent).unwrap_err();
+            build_store(std::slice::from_ref(&bad), &tokenizer(), M, OnError::Fail, &out, Progress::Silent)
+                .unwrap_err();
         assert!(error.to_string().contains("bad.jsonl:2"), "{error}");
         assert_eq!(Store::open(&out).unwrap().identity(), old);
         let summary = build_store(&[bad], &tokenizer(), M, OnError::Skip, &out, Progress::Silent).unwrap();
         assert_eq!((summary.documents, summary.skipped.count), (1, 1));
         assert_eq!(Store::open(&out).unwrap().documents(), 1);
-        assert!(build_store(&[out.clone()], &tokenizer(), 0, OnError::Skip, &out, Progress::Silent).is_err());
+        assert!(
+            build_store(std::slice::from_ref(&out), &tokenizer(), 0, OnError::Skip, &out, Progress::Silent)
+                .is_err()
+        );
     }
 
     #[test]

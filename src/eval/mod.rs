@@ -1,1 +1,2 @@
 //! eval.
+pub mod retrieval;

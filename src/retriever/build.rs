@@ -66,7 +66,6 @@ pub struct BuildOptions<'a> {
 pub fn build(options: &BuildOptions, progress: Progress) -> Result<IndexMeta> {
     let settings = Settings {
         sources: options.corpus.iter().map(|path| source_name(path)).collect(),
-        on_error: options.on_error,
         tokenizer: options.tokenizer.identity().into(),
         chunk_tokens: options.chunk_tokens,
         encoder: EncoderMeta {
@@ -80,7 +79,7 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<IndexMeta> {
         return Err(Error::setting("chunk-tokens", "a chunk has at least 1 token"));
     }
     let out = options.out;
-    let finished = is_there(out, KIND)?;
+    let finished = is_there(out, KIND, &["store-", "vectors-"])?;
     let unfinished = Unfinished::of(out)?;
     let started = unfinished.settings()?;
     let mut documents = Documents::open(options.corpus, options.on_error)?;
@@ -277,12 +276,14 @@ mod tests {
             (DOCUMENTS, &["corpus.jsonl".into()][..])
         );
         let whole = files(&whole);
-        for calls in [0, 1, 10, 30, 55] {
+        for calls in [0, 30, 45, 60, 75] {
             let out = dir.path().join(format!("stopped-{calls}"));
             let error = build_index(&corpus, &out, &giving_up_after(calls), Existing::Fail).unwrap_err();
             assert!(error.to_string().contains("gave up"));
-            let error = build_index(&corpus, &out, &words(), Existing::Fail).unwrap_err().to_string();
-            assert!(error.contains("--resume") && error.contains("build"), "{error}");
+            if calls > 0 {
+                let error = build_index(&corpus, &out, &words(), Existing::Fail).unwrap_err().to_string();
+                assert!(error.contains("--resume") && error.contains("build"), "{error}");
+            }
             // A part torn by a crash, and the leavings of a join.
             fs::create_dir_all(out.join("build/part-000099")).unwrap();
             fs::create_dir_all(out.join("build/store")).unwrap();
@@ -366,6 +367,10 @@ mod tests {
         let text = before.keys().find(|name| name.to_str().unwrap().contains("text.")).unwrap();
         fs::write(out.join(text), vec![b'x'; meta.text_bytes]).unwrap();
         assert!(!verify(&out).is_empty());
+        build_index(&corpus, &out, &words(), Existing::Replace).unwrap();
+        assert_eq!(files(&out), before);
+        fs::write(out.join(MANIFEST), "{").unwrap();
+        assert!(build_index(&corpus, &out, &words(), Existing::Fail).is_err());
         build_index(&corpus, &out, &words(), Existing::Replace).unwrap();
         assert_eq!(files(&out), before);
     }

@@ -55,9 +55,10 @@ pub(super) fn remove(dir: &Path) -> Result<()> {
     }
 }
 
-/// Whether there is an artefact of this kind in `dir`; something else there under a manifest's
-/// name is an error, for it must not be written over.
-pub(super) fn is_there(dir: &Path, kind: &str) -> Result<bool> {
+/// Whether there is an artefact of this kind in `dir`. Something else there under a manifest's
+/// name is an error, for it must not be written over; an unreadable manifest is taken for ours
+/// where something beside it has a name that begins with one of `marks`.
+pub(super) fn is_there(dir: &Path, kind: &str, marks: &[&str]) -> Result<bool> {
     match artefact::read_manifest(dir) {
         Ok(manifest) if manifest.kind == kind => Ok(true),
         Ok(manifest) => {
@@ -65,6 +66,14 @@ pub(super) fn is_there(dir: &Path, kind: &str) -> Result<bool> {
                 .into())
         }
         Err(ArtefactError::Missing { .. }) => Ok(false),
+        Err(ArtefactError::BadManifest { .. }) if has_marked(dir, marks) => Ok(true),
         Err(e) => Err(e.into()),
     }
+}
+
+fn has_marked(dir: &Path, marks: &[&str]) -> bool {
+    fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        marks.iter().any(|mark| name.starts_with(mark))
+    })
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sidenote_index::Spec;
 
 use crate::artefact::{self, ArtefactError};
-use crate::corpus::{OnError, Skipped};
+use crate::corpus::Skipped;
 use crate::{Error, Result};
 
 pub(super) const KIND: &str = "corpus-index";
@@ -17,8 +17,6 @@ pub(super) const VERSION: u32 = 1;
 pub struct Settings {
     /// The corpus's files and folders, by name only: an index does not depend on where they lie.
     pub sources: Vec<String>,
-    /// What to do with unusable lines.
-    pub on_error: OnError,
     /// Identity of the tokenizer that the chunks are cut with.
     pub tokenizer: String,
     /// Tokens in a full chunk.
@@ -90,9 +88,6 @@ impl Settings {
         };
         let sources = (self.sources.join(" "), other.sources.join(" "));
         compare("the corpus", self.sources == other.sources, sources.0, sources.1);
-        let on_error = (format!("{:?}", self.on_error), format!("{:?}", other.on_error));
-        let same = self.on_error == other.on_error;
-        compare("--on-error", same, on_error.0.to_lowercase(), on_error.1.to_lowercase());
         let same = self.tokenizer == other.tokenizer;
         compare("the tokenizer", same, self.tokenizer.clone(), other.tokenizer.clone());
         let same = self.chunk_tokens == other.chunk_tokens;

@@ -126,14 +126,14 @@ pub fn compute(
         for c in first..last {
             let document = queries.document_of(c);
             if excluded.last().is_none_or(|(d, _)| *d != document) {
-                excluded.push((document, retriever.same().as_in(store, queries, document)));
+                let mut same = retriever.same().as_in(store, queries, document);
+                same.extend(own.then_some(document as u32));
+                excluded.push((document, same));
             }
             of_query.push(excluded.len() - 1);
         }
         let may = |query: usize, id: u32| {
-            let document = store.document_of(id as usize) as u32;
-            let (own_document, same) = &excluded[of_query[query]];
-            !(own && *own_document == document as usize) && !same.contains(&document)
+            !excluded[of_query[query]].1.contains(&(store.document_of(id as usize) as u32))
         };
         let found = retriever.search_vectors(&vectors, k, Some(&may))?;
         for (c, hits) in (first..last).zip(found) {
@@ -164,7 +164,7 @@ pub fn precompute(
     replace: bool,
     progress: Progress,
 ) -> Result<Neighbours> {
-    if is_there(out, KIND)? && !replace {
+    if is_there(out, KIND, &["ids."])? && !replace {
         return Err(Error::file(
             out,
             "there are neighbours here; use --force to replace them, or another --out",
@@ -179,10 +179,10 @@ pub fn precompute(
             let new = out.join("queries-new");
             remove(&new)?;
             let own = retriever.store();
-            build_store(corpus, own.tokenizer(), own.chunk_size(), on_error, &new, progress)
-                .inspect_err(|_| drop(remove(&new)))?;
-            let store = Store::open(&new)?;
-            let table = compute(retriever, &store, k, progress)?;
+            let outcome = build_store(corpus, own.tokenizer(), own.chunk_size(), on_error, &new, progress)
+                .and_then(|_| Store::open(&new))
+                .and_then(|store| Ok((compute(retriever, &store, k, progress)?, store)));
+            let (table, store) = outcome.inspect_err(|_| drop(remove(&new)))?;
             let identity = store.identity().to_string();
             drop(store);
             (table, identity.clone(), Some(place(&new, out, QUERIES, &identity)?))

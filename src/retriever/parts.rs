@@ -69,7 +69,8 @@ impl Unfinished {
         &self.dir
     }
 
-    /// The settings that the build was started with; `None` where there is no unfinished build.
+    /// The settings that the build was started with; `None` where there is no unfinished build, or
+    /// one that did not get through its first part.
     pub fn settings(&self) -> Result<Option<Settings>> {
         let path = self.dir.join(SETTINGS);
         match fs::read(&path) {
@@ -77,7 +78,7 @@ impl Unfinished {
                 let settings = serde_json::from_slice(&text).map_err(|e| {
                     Error::file(&path, format!("not the settings of a build: {e}; remove its folder"))
                 })?;
-                Ok(Some(settings))
+                Ok(self.part(0).is_some().then_some(settings))
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 // A crash can leave the folder empty or with a half-written temporary file.
