@@ -129,7 +129,6 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::new(BPE::default());
         inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
         inner.with_decoder(Some(ByteLevel::default()));
-        inner.with_post_processor(Some(ByteLevel::new(false, false, true)));
         let mut error = None;
         let texts = texts.map_while(|text| text.map_err(|e| error = Some(e)).ok());
         inner.train(&mut trainer, texts).map_err(failed)?;
@@ -137,7 +136,7 @@ impl Tokenizer {
             return Err(error);
         }
         debug_assert!(inner.get_model().get_vocab_size() >= least);
-        Self::from_bytes(inner.to_string(true).map_err(failed)?.as_bytes())
+        Self::from_bytes(inner.to_string(false).map_err(failed)?.as_bytes())
     }
 }
 
