@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Makes tests/data/encoder: a tiny random-weight BERT with the vectors that sentence-transformers
-gives for it, one folder a kind of pooling, and, given the folder of all-MiniLM-L6-v2, that model's
-vectors for the same sentences.
+gives for it, one folder a kind of pooling; a tiny random static model with the vectors that model2vec
+gives; and, given the folder of all-MiniLM-L6-v2, that model's vectors for the same sentences.
 
-    pip install torch transformers sentence-transformers
+    pip install torch transformers sentence-transformers model2vec
     python3 scripts/golden_encoder.py [MINILM_FOLDER]
 """
 
@@ -12,6 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import model2vec
 import numpy as np
 import sentence_transformers
 import torch
@@ -38,16 +39,34 @@ SENTENCES = [
 ]
 
 
-def tiny(folder: Path, pooling: str, **sizes: int) -> None:
-    """A random BERT of uneven sizes, saved as sentence-transformers does."""
-    shutil.rmtree(folder, ignore_errors=True)
+def tokenizer_of(sentences: list[str]) -> Tokenizer:
+    """An uncased BERT tokenizer with a small vocabulary."""
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=397, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator([s for s in SENTENCES if "日" not in s] * 2, trainer)
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([s for s in sentences if "日" not in s] * 2, trainer)
+    return tokenizer
+
+
+def static(folder: Path) -> None:
+    """A random model2vec model: eight-bit rows and a weight a token."""
+    shutil.rmtree(folder, ignore_errors=True)
+    tokenizer = tokenizer_of(SENTENCES)
+    random = np.random.default_rng(3)
+    vectors = random.integers(-127, 128, (tokenizer.get_vocab_size(), 11)).astype(np.int8)
+    weights = random.random(len(vectors), dtype=np.float32)
+    model = model2vec.StaticModel(vectors, tokenizer, {"model_type": "model2vec"}, normalize=True, weights=weights)
+    model.save_pretrained(folder)
+    write(SENTENCES, model.encode(SENTENCES), folder / "golden.json")
+
+
+def tiny(folder: Path, pooling: str, **sizes: int) -> None:
+    """A random BERT of uneven sizes, saved as sentence-transformers does."""
+    shutil.rmtree(folder, ignore_errors=True)
+    tokenizer = tokenizer_of(SENTENCES)
     cls, sep = (tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]"))
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
     torch.manual_seed({"mean": 1, "cls": 2}[pooling])
@@ -78,12 +97,16 @@ def golden(folder: Path, out: Path) -> None:
     model = SentenceTransformer(str(folder), device="cpu")
     vectors = model.encode(SENTENCES, batch_size=4, normalize_embeddings=True)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    write(SENTENCES, vectors, out)
+
+
+def write(sentences: list[str], vectors: np.ndarray, out: Path) -> None:
     rows = ",\n".join(
         json.dumps({"text": text, "vector": [round(float(x), 7) for x in row]}, ensure_ascii=False)
-        for text, row in zip(SENTENCES, vectors)
+        for text, row in zip(sentences, vectors)
     )
-    made_with = {"sentence-transformers": sentence_transformers.__version__,
-                 "transformers": transformers.__version__, "torch": torch.__version__}
+    packages = (sentence_transformers, transformers, torch, model2vec)
+    made_with = {package.__name__: str(package.__version__) for package in packages}
     out.write_text(f'{{"made_with": {json.dumps(made_with)},\n"rows": [\n{rows}\n]}}\n')
 
 
@@ -92,5 +115,6 @@ if __name__ == "__main__":
          intermediate_size=100)
     tiny(HERE / "bert_cls", "cls", hidden_size=15, num_hidden_layers=2, num_attention_heads=5,
          intermediate_size=37)
+    static(HERE / "model2vec")
     if len(sys.argv) > 1:
         golden(Path(sys.argv[1]), HERE / "minilm_golden.json")

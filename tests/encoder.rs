@@ -46,6 +46,12 @@ fn bert_gives_the_vectors_of_sentence_transformers() {
 }
 
 #[test]
+fn static_tables_give_the_vectors_of_model2vec() {
+    let difference = largest_difference(&*load(&data("model2vec")), &data("model2vec/golden.json"));
+    assert!(difference < 1e-5, "off by {difference:e}");
+}
+
+#[test]
 fn minilm_gives_the_vectors_of_sentence_transformers() {
     let Some(folder) = std::env::var_os("SIDENOTE_MINILM") else {
         println!("skipped: SIDENOTE_MINILM does not name a folder (scripts/fetch_models.sh fetches one)");

@@ -1,9 +1,12 @@
 //! Making a static encoder out of a sentence encoder.
 //!
-//! The idea of model2vec: run every token of the vocabulary through the teacher by itself, reduce
-//! the vectors by PCA, and weight rare tokens up. With a corpus, the weights come from the tokens'
-//! frequencies in it (smooth inverse frequency, Arora et al. 2017,
-//! <https://openreview.net/forum?id=SyK00v5xx>, section 3).
+//! The idea of model2vec: run every token of the vocabulary through the teacher by itself, and let
+//! a text be the weighted sum of its tokens. A token's weight is its smooth inverse frequency
+//! (Arora et al. 2017, <https://openreview.net/forum?id=SyK00v5xx>, section 3). The vectors are then
+//! whitened: centred, turned to their principal axes and scaled there to unit variance, all as the
+//! weighted tokens occur in running text. Whitening takes out what most tokens share and is what
+//! makes the table retrieve: on four collections (Cranfield, MED, CISI, CACM) it raised nDCG@10 more
+//! than anything else that was tried, fitting the table to the teacher's sentence vectors included.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,14 +15,17 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
 use super::folder::{CONFIG, TOKENIZER, WEIGHTS};
-use super::linear::{principal_axes, project};
+use super::linear::{centre, project, whitening_axes};
 use super::{Encoder, SentenceEncoder, table};
 use crate::artefact::write_atomically;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 
 /// Smooth inverse frequency's constant `a`: a token of this frequency counts half.
-const SIF: f64 = 1e-3;
+const SIF: f64 = 5e-4;
+
+/// Largest code of four bits; the smallest is its negative.
+const CODE: f32 = 7.0;
 
 /// Tokens that go through the teacher between two steps of the progress bar.
 const STEP: usize = 1024;
@@ -37,15 +43,16 @@ pub struct Distilled {
 /// frequency in `corpus`, or, where that is empty, by Zipf's law over the vocabulary's order.
 ///
 /// # Errors
-/// `dim` must be between 1 and the teacher's; its tokenizer must be WordPiece.
+/// `dim` must be even and at most the teacher's width; the teacher's tokenizer must be WordPiece.
 pub fn distill(
     teacher: &SentenceEncoder,
     dim: usize,
     corpus: &[&str],
     progress: Progress,
 ) -> Result<Distilled> {
-    if dim == 0 || dim > teacher.dim() {
-        let why = format!("{dim} is not between 1 and {}, the width of {}", teacher.dim(), teacher.name());
+    if dim == 0 || dim > teacher.dim() || dim % 2 == 1 {
+        let why =
+            format!("{dim} is not an even number up to {}, the width of {}", teacher.dim(), teacher.name());
         return Err(Error::setting("dim", why));
     }
     let vocabulary = Vocabulary::of(teacher)?;
@@ -61,18 +68,18 @@ pub fn distill(
         task.advance(ids.len() as u64);
     }
     drop(task);
-    let axes = principal_axes(&vectors, teacher.dim(), dim);
-    let mut table = project(&vectors, &axes, teacher.dim());
     let frequencies = vocabulary.frequencies(teacher, corpus)?;
-    for (row, frequency) in table.chunks_exact_mut(dim).zip(frequencies) {
-        let weight = (SIF / (SIF + frequency)) as f32;
-        row.iter_mut().for_each(|x| *x *= weight);
+    let weights: Vec<f64> = frequencies.iter().map(|frequency| SIF / (SIF + frequency)).collect();
+    centre(&mut vectors, teacher.dim(), &frequencies);
+    let occurrences: Vec<f64> = frequencies.iter().zip(&weights).map(|(f, w)| f * w * w).collect();
+    let axes = whitening_axes(&vectors, teacher.dim(), &occurrences, dim);
+    let mut table = project(&vectors, &axes, teacher.dim());
+    for (row, weight) in table.chunks_exact_mut(dim).zip(weights) {
+        row.iter_mut().for_each(|x| *x *= weight as f32);
     }
     let config = json!({
-        "model_type": table::MODEL_TYPE,
-        "architectures": ["StaticModel"],
+        "model_type": table::OWN_MODEL_TYPE,
         "hidden_dim": dim,
-        "normalize": true,
         "sif_coefficient": SIF,
         "made_from": {"encoder": teacher.identity(), "texts": corpus.len()},
     });
@@ -189,22 +196,23 @@ impl Distilled {
         self.table.len() / self.dim
     }
 
-    /// Writes the encoder to the folder `dir`, rows rounded to eight bits, as
-    /// [`StaticEncoder`](super::StaticEncoder) reads it and model2vec does too.
+    /// Writes the encoder to the folder `dir` as [`StaticEncoder`](super::StaticEncoder) reads it,
+    /// numbers rounded to four bits: over the tokens of a text the rounding averages out.
     pub fn save(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-        let (mut codes, mut scales) = (Vec::with_capacity(self.table.len()), Vec::new());
+        let (mut codes, mut scales) = (Vec::with_capacity(self.table.len() / 2), Vec::new());
         for row in self.table.chunks_exact(self.dim) {
-            let scale = row.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0;
-            codes.extend(row.iter().map(|x| (x / scale.max(f32::MIN_POSITIVE)).round() as i8 as u8));
+            let scale = row.iter().fold(0f32, |max, x| max.max(x.abs())) / CODE;
+            let code = |x: f32| ((x / scale.max(f32::MIN_POSITIVE)).round() + 8.0) as u8;
+            codes.extend(row.chunks_exact(2).map(|pair| code(pair[0]) | code(pair[1]) << 4));
             scales.extend(scale.to_le_bytes());
         }
         let view = |dtype, shape, data| {
             TensorView::new(dtype, shape, data).map_err(|e| Error::file(dir.join(WEIGHTS), e.to_string()))
         };
         let tensors = [
-            ("embeddings", view(Dtype::I8, vec![self.tokens(), self.dim], &codes)?),
-            ("weights", view(Dtype::F32, vec![self.tokens()], &scales)?),
+            (table::CODES, view(Dtype::U8, vec![self.tokens(), self.dim / 2], &codes)?),
+            (table::SCALES, view(Dtype::F32, vec![self.tokens()], &scales)?),
         ];
         let weights = safetensors::serialize(tensors, None)
             .map_err(|e| Error::file(dir.join(WEIGHTS), e.to_string()))?;

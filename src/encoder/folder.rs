@@ -159,8 +159,8 @@ impl Weights<'_> {
         Ok(self.view(name)?.shape().to_vec())
     }
 
-    /// The tensor `name`, which must have `shape`, as f32 numbers in row-major order.
-    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    /// The tensor `name`, which must have `shape`.
+    fn shaped(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         let view = self.view(name)?;
         if view.shape() != shape {
             let why = format!(
@@ -169,16 +169,32 @@ impl Weights<'_> {
             );
             return Err(Error::file(&self.path, why));
         }
+        Ok(view)
+    }
+
+    fn wrong_type(&self, name: &str, found: Dtype, wanted: &str) -> Error {
+        Error::file(&self.path, format!("tensor {name:?} has type {found:?}; {wanted} is needed"))
+    }
+
+    /// The tensor `name`, which must have `shape` and type U8.
+    pub fn bytes(&self, name: &str, shape: &[usize]) -> Result<Vec<u8>> {
+        let view = self.shaped(name, shape)?;
+        match view.dtype() {
+            Dtype::U8 => Ok(view.data().to_vec()),
+            other => Err(self.wrong_type(name, other, "U8")),
+        }
+    }
+
+    /// The tensor `name`, which must have `shape`, as f32 numbers in row-major order.
+    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let view = self.shaped(name, shape)?;
         let dtype = match view.dtype() {
             Dtype::I8 => return Ok(view.data().iter().map(|&byte| f32::from(byte as i8)).collect()),
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
             Dtype::F32 => DType::F32,
             Dtype::F64 => DType::F64,
-            other => {
-                let why = format!("tensor {name:?} has type {other:?}; floating point or I8 is needed");
-                return Err(Error::file(&self.path, why));
-            }
+            other => return Err(self.wrong_type(name, other, "floating point or I8")),
         };
         let tensor = Tensor::from_raw_buffer(
             view.data(),

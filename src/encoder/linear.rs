@@ -1,27 +1,40 @@
-//! The linear algebra of distillation: principal axes of a set of rows.
+//! The linear algebra of distillation: whitening a set of weighted rows.
 
-/// The `to` leading axes, `[from, to]` in column-major order (axis after axis, each of `from` numbers
-/// and unit length), of the second moments of `rows` `[n, from]`. Rows are not centred: projecting
-/// onto the axes then keeps inner products as well as `to` numbers can (Eckart-Young).
-pub(super) fn principal_axes(rows: &[f32], from: usize, to: usize) -> Vec<f32> {
+use rayon::prelude::*;
+
+/// Subtracts from each of `rows` `[n, dim]` their mean under `weights` `[n]`, which sum to one.
+pub(super) fn centre(rows: &mut [f32], dim: usize, weights: &[f64]) {
+    let mut mean = vec![0f64; dim];
+    for (row, weight) in rows.chunks_exact(dim).zip(weights) {
+        mean.iter_mut().zip(row).for_each(|(sum, &x)| *sum += weight * f64::from(x));
+    }
+    for row in rows.chunks_exact_mut(dim) {
+        row.iter_mut().zip(&mean).for_each(|(x, mean)| *x -= *mean as f32);
+    }
+}
+
+/// The `to` leading principal axes of `rows` `[n, from]` under `weights` `[n]`, one after another,
+/// each of `from` numbers and divided by the root of the rows' mean square along it: projected onto
+/// them, the rows have moments proportional to the identity. Axes without extent are zero.
+pub(super) fn whitening_axes(rows: &[f32], from: usize, weights: &[f64], to: usize) -> Vec<f32> {
+    // Row i of the moments, all rows at once.
     let mut moments = vec![0f64; from * from];
-    for row in rows.chunks_exact(from) {
-        for i in 0..from {
-            let x = f64::from(row[i]);
-            for j in 0..=i {
-                moments[i * from + j] += x * f64::from(row[j]);
-            }
+    moments.par_chunks_exact_mut(from).enumerate().for_each(|(i, moment)| {
+        for (row, weight) in rows.chunks_exact(from).zip(weights) {
+            let x = weight * f64::from(row[i]);
+            moment.iter_mut().zip(row).for_each(|(sum, &y)| *sum += x * f64::from(y));
         }
-    }
-    for i in 0..from {
-        for j in 0..i {
-            moments[j * from + i] = moments[i * from + j];
-        }
-    }
+    });
+    let total: f64 = weights.iter().sum();
     let (values, vectors) = symmetric_eigen(moments, from);
     let mut order: Vec<usize> = (0..from).collect();
     order.sort_by(|&a, &b| values[b].total_cmp(&values[a]).then(a.cmp(&b)));
-    order[..to].iter().flat_map(|&k| vectors[k * from..][..from].iter().map(|&x| x as f32)).collect()
+    let largest = order.first().map_or(0.0, |&k| values[k]);
+    let axis = |&k: &usize| {
+        let extent = if values[k] > 1e-9 * largest { (total / values[k]).sqrt() } else { 0.0 };
+        vectors[k * from..][..from].iter().map(move |&x| (x * extent) as f32)
+    };
+    order[..to].iter().flat_map(axis).collect()
 }
 
 /// Rows `[n, from]` in the coordinates of `axes`: `[n, to]`.
@@ -76,6 +89,8 @@ fn rotate_rows(matrix: &mut [f64], n: usize, p: usize, q: usize, c: f64, s: f64)
 
 #[cfg(test)]
 mod tests {
+    use rand::{Rng, SeedableRng};
+
     use super::*;
 
     #[test]
@@ -95,20 +110,32 @@ mod tests {
     }
 
     #[test]
-    fn projection_keeps_the_inner_products_of_rows_in_a_plane() {
-        // Rows a * u + b * w of five numbers lie in a plane; two axes lose nothing.
-        let (u, w) = ([1.0, 2.0, 0.0, -1.0, 0.5], [0.0, 1.0, 3.0, 1.0, -2.0]);
-        let rows: Vec<f32> = [(1.0, 0.0), (0.5, -1.0), (2.0, 0.3), (-1.0, 0.7)]
-            .iter()
-            .flat_map(|(a, b)| (0..5).map(move |i| a * u[i] + b * w[i]))
-            .collect();
-        let small = project(&rows, &principal_axes(&rows, 5, 2), 5);
-        assert_eq!(small.len(), 4 * 2);
-        let dot = |rows: &[f32], dim: usize, i: usize, j: usize| -> f32 {
-            (0..dim).map(|k| rows[i * dim + k] * rows[j * dim + k]).sum()
-        };
-        for (i, j) in [(0, 0), (0, 1), (1, 2), (2, 3)] {
-            assert!((dot(&rows, 5, i, j) - dot(&small, 2, i, j)).abs() < 1e-4);
+    fn whitened_rows_have_identity_moments() {
+        let (from, to) = (5, 3);
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(7);
+        let mut rows: Vec<f32> =
+            (0..40 * from).map(|i| random.random::<f32>() * (1 + i % from) as f32).collect();
+        let mut weights: Vec<f64> = (0..40).map(|_| random.random::<f64>()).collect();
+        let total: f64 = weights.iter().sum();
+        weights.iter_mut().for_each(|weight| *weight /= total);
+        centre(&mut rows, from, &weights);
+        let white = project(&rows, &whitening_axes(&rows, from, &weights, to), from);
+        for a in 0..to {
+            let column = |k: usize| white.iter().skip(k).step_by(to).map(|&x| f64::from(x));
+            let mean: f64 = column(a).zip(&weights).map(|(x, weight)| x * weight).sum();
+            assert!(mean.abs() < 1e-5, "mean {mean}");
+            for b in 0..to {
+                let moment: f64 = column(a).zip(column(b)).zip(&weights).map(|((x, y), w)| x * y * w).sum();
+                assert!((moment - if a == b { 1.0 } else { 0.0 }).abs() < 1e-4, "{a} {b} {moment}");
+            }
         }
+    }
+
+    #[test]
+    fn axes_without_extent_are_zero() {
+        let rows = [1.0, 2.0, 0.0, -1.0, -2.0, 0.0];
+        let axes = whitening_axes(&rows, 3, &[0.5, 0.5], 2);
+        assert!(axes[..3].iter().any(|&x| x != 0.0) && axes.iter().all(|x| x.is_finite()));
+        assert_eq!(axes[3..], [0.0; 3]);
     }
 }

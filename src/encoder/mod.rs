@@ -13,6 +13,7 @@ mod folder;
 mod linear;
 mod sentence;
 mod table;
+mod wordpiece;
 
 pub use sentence::SentenceEncoder;
 pub use table::StaticEncoder;
@@ -44,13 +45,14 @@ pub fn load(name: &str) -> Result<Box<dyn Encoder>> {
     let files = folder::Files::open(name)?;
     match files.model_type()?.as_str() {
         bert::MODEL_TYPE => Ok(Box::new(SentenceEncoder::read(name, files)?)),
-        table::MODEL_TYPE => Ok(Box::new(StaticEncoder::read(name, files)?)),
+        table::MODEL_TYPE | table::OWN_MODEL_TYPE => Ok(Box::new(StaticEncoder::read(name, files)?)),
         other => Err(files.fault(
             folder::CONFIG,
             format!(
-                "model_type {other:?} is not an architecture read here; {:?} and {:?} are",
+                "model_type {other:?} is not an architecture read here; {:?}, {:?} and {:?} are",
                 bert::MODEL_TYPE,
-                table::MODEL_TYPE
+                table::MODEL_TYPE,
+                table::OWN_MODEL_TYPE
             ),
         )),
     }
