@@ -39,6 +39,7 @@ fn compare(
 }
 
 fn cross_entropy(c: &mut Criterion) {
+    keep_freed_memory();
     let rows = BATCH * TOKENS;
     let (hidden, weight) = (random(&[rows, WIDTH]), random(&[VOCABULARY, WIDTH]));
     let targets: Vec<u32> = (0..rows).map(|i| (i * 31 % VOCABULARY) as u32).collect();

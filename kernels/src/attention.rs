@@ -441,16 +441,7 @@ mod tests {
         let mask = Tensor::from_vec(mask, (batch, keys), &Device::Cpu).unwrap();
         for variant in 0..16 {
             let [causal, biased, masked, sunk] = [1, 2, 4, 8].map(|bit| variant & bit != 0);
-            let op = |t: &[Tensor]| {
-                let options = AttentionOptions {
-                    causal,
-                    scale: 0.7,
-                    bias: biased.then(|| &t[3]),
-                    key_mask: masked.then_some(&mask),
-                    sink: sunk.then(|| t.last().unwrap()),
-                };
-                attention(&t[0], &t[1], &t[2], &options)
-            };
+            // The bias is the fourth input if there is one, the sink the last.
             let mut inputs = inputs.to_vec();
             if !sunk {
                 inputs.pop();
@@ -459,8 +450,14 @@ mod tests {
                 inputs.remove(3);
             }
             let op = |t: &[Tensor]| {
-                // The bias is the fourth input only if there is one.
-                op(t)
+                let options = AttentionOptions {
+                    causal,
+                    scale: 0.7,
+                    bias: biased.then(|| &t[3]),
+                    key_mask: masked.then_some(&mask),
+                    sink: if sunk { t.last() } else { None },
+                };
+                attention(&t[0], &t[1], &t[2], &options)
             };
             if queries * keys < 20 {
                 assert_gradients_are_slopes(&inputs, op);

@@ -1,12 +1,12 @@
 //! The bridge between plain Rust over slices and candle's graph: read the slice of a tensor,
 //! record a computed value together with its backward.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, StorageRef, Tensor,
-    bail,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, StorageRef,
+    Tensor, bail,
 };
 
 /// Whether the fused kernels can take these tensors: `f32` in main memory.
@@ -79,41 +79,50 @@ pub fn record(
 ) -> Result<Tensor> {
     let shape = shape.into();
     if !inputs.iter().any(|input| input.track_op()) {
-        return Tensor::from_vec(value, shape, inputs[0].device());
+        return Tensor::from_vec(value, shape, &Device::Cpu);
     }
-    let op = |bundle: Option<Bundle>| Recorded {
-        value: Mutex::new(Some((value, shape))),
-        backward: Box::new(backward),
-        bundle,
-    };
+    let value = Mutex::new(Some((value, shape)));
+    let backward = Box::new(backward);
     match inputs {
-        [a] => a.apply_op1(op(None)),
-        [a, b] => a.apply_op2(b, op(None)),
-        [a, b, c] => a.apply_op3(b, c, op(None)),
+        [a] => a.apply_op1(Op(Recorded { value, backward, bundle: None })),
+        [a, b] => a.apply_op2(b, Op(Recorded { value, backward, bundle: None })),
+        [a, b, c] => a.apply_op3(b, c, Op(Recorded { value, backward, bundle: None })),
         // candle knows no operations of more than three inputs: the others go into one.
         [a, b, rest @ ..] => {
             let bundle = Bundle::default();
             let token = match rest {
-                [c, d] => c.apply_op2(d, bundle.clone())?,
-                [c, d, e] => c.apply_op3(d, e, bundle.clone())?,
+                [c, d] => c.apply_op2(d, Op(bundle.clone()))?,
+                [c, d, e] => c.apply_op3(d, e, Op(bundle.clone()))?,
                 _ => bail!("record takes 1 to 5 inputs, not {}", inputs.len()),
             };
-            a.apply_op3(b, &token, op(Some(bundle)))
+            let bundle = token.track_op().then_some(bundle);
+            a.apply_op3(b, &token, Op(Recorded { value, backward, bundle }))
         }
-        [] => bail!("record needs an input"),
+        [] => bail!("record takes 1 to 5 inputs, not none"),
     }
 }
 
-type Backward = dyn Fn(&Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync;
+type Gradients = Vec<Option<Tensor>>;
+type Backward = dyn Fn(&Tensor, &Tensor) -> Result<Gradients> + Send + Sync;
 
-/// The node of a value that is computed already.
+/// A node of the graph with any number of arguments.
+trait Node {
+    const NAME: &'static str;
+
+    fn value(&self) -> Result<(CpuStorage, Shape)>;
+
+    /// The gradients of the arguments, in order.
+    fn gradients(&self, value: &Tensor, grad: &Tensor) -> Result<Gradients>;
+}
+
+/// A value that is computed already.
 struct Recorded {
     value: Mutex<Option<(Vec<f32>, Shape)>>,
     backward: Box<Backward>,
     bundle: Option<Bundle>,
 }
 
-impl Recorded {
+impl Node for Recorded {
     const NAME: &'static str = "sidenote-kernel";
 
     fn value(&self) -> Result<(CpuStorage, Shape)> {
@@ -123,15 +132,14 @@ impl Recorded {
         }
     }
 
-    /// The gradients of the node's arguments. candle panics where a tracked argument gets none.
-    fn gradients(&self, args: &[&Tensor], value: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn gradients(&self, value: &Tensor, grad: &Tensor) -> Result<Gradients> {
         let mut gradients = (self.backward)(value, &grad.contiguous()?)?;
         if let Some(bundle) = &self.bundle {
             let rest = gradients.split_off(2);
-            lock(&bundle.gradients).push((thread::current().id(), rest));
+            lock(&bundle.0).push((thread::current().id(), rest));
             gradients.push(None);
         }
-        filled(args, gradients)
+        Ok(gradients)
     }
 }
 
@@ -139,77 +147,114 @@ impl Recorded {
 /// on the gradients that the operation's backward has left here. candle runs a backward pass on one
 /// thread, the operation before its inputs; the thread's id keeps concurrent passes apart.
 #[derive(Clone, Default)]
-struct Bundle {
-    gradients: std::sync::Arc<Mutex<Vec<(ThreadId, Vec<Option<Tensor>>)>>>,
-}
+struct Bundle(Arc<Mutex<Vec<(ThreadId, Gradients)>>>);
 
-impl Bundle {
+impl Node for Bundle {
     const NAME: &'static str = "sidenote-bundle";
 
     fn value(&self) -> Result<(CpuStorage, Shape)> {
         Ok((CpuStorage::F32(vec![0.0]), Shape::from(1)))
     }
 
-    fn gradients(&self, args: &[&Tensor]) -> Result<Vec<Option<Tensor>>> {
-        let mut left = lock(&self.gradients);
+    fn gradients(&self, _: &Tensor, _: &Tensor) -> Result<Gradients> {
+        let mut left = lock(&self.0);
         match left.iter().rposition(|(thread, _)| *thread == thread::current().id()) {
-            Some(i) => filled(args, left.swap_remove(i).1),
+            Some(i) => Ok(left.swap_remove(i).1),
             None => bail!("{}: no gradients were left here", Self::NAME),
         }
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn filled(args: &[&Tensor], gradients: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
-    let fill = |(arg, gradient): (&&Tensor, Option<Tensor>)| match gradient {
-        None if arg.track_op() => arg.zeros_like().map(Some),
-        gradient => Ok(gradient),
-    };
-    args.iter().zip(gradients).map(fill).collect()
+/// A node as candle's custom operations of one, two and three arguments.
+struct Op<N>(N);
+
+impl<N: Node> Op<N> {
+    /// candle panics where an argument that is tracked gets no gradient, so it gets zeros.
+    fn gradients<const ARGS: usize>(
+        &self,
+        args: [&Tensor; ARGS],
+        value: &Tensor,
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; ARGS]> {
+        let mut gradients = self.0.gradients(value, grad)?;
+        gradients.resize(ARGS, None);
+        let mut filled = [const { None }; ARGS];
+        for ((filled, gradient), arg) in filled.iter_mut().zip(gradients).zip(args) {
+            *filled = match gradient {
+                None if arg.track_op() => Some(arg.zeros_like()?),
+                gradient => gradient,
+            };
+        }
+        Ok(filled)
+    }
 }
 
-impl CustomOp1 for Recorded {
+impl<N: Node> CustomOp1 for Op<N> {
     fn name(&self) -> &'static str {
-        Self::NAME
+        N::NAME
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.value()
+        self.0.value()
     }
 
     fn bwd(&self, a: &Tensor, value: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let mut gradients = self.gradients(&[a], value, grad)?.into_iter();
-        Ok(gradients.next().flatten())
+        let [a] = self.gradients([a], value, grad)?;
+        Ok(a)
     }
 }
 
-macro_rules! custom_op {
-    ($op:ident, $trait:ident, ($($storage:ident $layout:ident),+), ($($arg:ident),+), $self:ident, $value:ident, $grad:ident, $gradients:expr) => {
-        impl $trait for $op {
-            fn name(&self) -> &'static str {
-                Self::NAME
-            }
+impl<N: Node> CustomOp2 for Op<N> {
+    fn name(&self) -> &'static str {
+        N::NAME
+    }
 
-            fn cpu_fwd(&self, $($storage: &CpuStorage, $layout: &Layout),+) -> Result<(CpuStorage, Shape)> {
-                $(let _ = ($storage, $layout);)+
-                self.value()
-            }
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.0.value()
+    }
 
-            fn bwd(&$self, $($arg: &Tensor,)+ $value: &Tensor, $grad: &Tensor) -> Result<custom_op!(@out $($arg),+)> {
-                let mut gradients = $gradients.into_iter();
-                Ok(($(custom_op!(@next $arg gradients)),+))
-            }
-        }
-    };
-    (@out $($arg:ident),+) => { ($(custom_op!(@tensor $arg)),+) };
-    (@tensor $arg:ident) => { Option<Tensor> };
-    (@next $arg:ident $gradients:ident) => { $gradients.next().flatten() };
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        value: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [a, b] = self.gradients([a, b], value, grad)?;
+        Ok((a, b))
+    }
 }
 
-custom_op!(Recorded, CustomOp2, (s1 l1, s2 l2), (a, b), self, value, grad, self.gradients(&[a, b], value, grad)?);
-custom_op!(Recorded, CustomOp3, (s1 l1, s2 l2, s3 l3), (a, b, c), self, value, grad, self.gradients(&[a, b, c], value, grad)?);
-custom_op!(Bundle, CustomOp2, (s1 l1, s2 l2), (a, b), self, _value, _grad, self.gradients(&[a, b])?);
-custom_op!(Bundle, CustomOp3, (s1 l1, s2 l2, s3 l3), (a, b, c), self, _value, _grad, self.gradients(&[a, b, c])?);
+impl<N: Node> CustomOp3 for Op<N> {
+    fn name(&self) -> &'static str {
+        N::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.0.value()
+    }
+
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        c: &Tensor,
+        value: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [a, b, c] = self.gradients([a, b, c], value, grad)?;
+        Ok((a, b, c))
+    }
+}

@@ -66,7 +66,7 @@ mod tests {
             assert_matches_f64(&inputs, 0.0, |t| split_heads(&t[0], heads));
             assert_same_on_any_number_of_threads(&inputs, |t| split_heads(&t[0], heads));
             let split = split_heads(&inputs[0], heads).unwrap();
-            assert_matches_f64(&[split.clone()], 0.0, |t| merge_heads(&t[0]));
+            assert_matches_f64(std::slice::from_ref(&split), 0.0, |t| merge_heads(&t[0]));
             assert_eq!(distance(&merge_heads(&split).unwrap(), &inputs[0]), 0.0);
         }
         assert!(split_heads(&random(&[1, 2, 7], 1), 2).is_err());
