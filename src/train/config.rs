@@ -248,7 +248,7 @@ impl TrainConfig {
                 "neighbours",
                 "kind = \"retro\" needs it; make it with `sidenote neighbours`",
             )),
-            _ if self.base.is_none() && self.model.is_none() => {
+            _ if self.base.is_none() && self.model.is_none() && self.continue_from.is_none() => {
                 Err(Error::setting("model", "give the decoder's shape in [model], or a base"))
             }
             _ if self.base.is_some() && self.model.is_some() => {
