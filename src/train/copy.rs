@@ -12,13 +12,13 @@ use crate::model::retro::Retro;
 use crate::model::{Retrieved, RetroConfig};
 
 /// Sharpness of the attention that is tried: the score of a perfect match.
-const SHARPNESS: [f32; 4] = [8.0, 12.0, 16.0, 24.0];
+const SHARPNESS: [f32; 2] = [10.0, 16.0];
 /// Height of the sink that is tried, as a part of a perfect match's score.
-const SINK: [f32; 3] = [0.4, 0.6, 0.8];
+const SINK: [f32; 3] = [0.2, 0.4, 0.6];
 /// Size of what is copied that is tried, relative to the decoder's state.
-const STRENGTH: [f32; 4] = [0.3, 0.6, 1.2, 2.4];
+const STRENGTH: [f32; 3] = [0.2, 0.5, 1.0];
 /// Batches on which the tries are compared.
-const TRIED_ON: usize = 4;
+const TRIED_ON: usize = 2;
 /// Added to the diagonal of the normal equations, as a part of its mean.
 const RIDGE: f64 = 1e-3;
 
