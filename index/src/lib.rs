@@ -1,11 +1,23 @@
-//! Memory-mapped nearest-neighbour index: vectors in, neighbours out.
+#![doc = include_str!("../README.md")]
 
 pub mod artefact;
+mod builder;
+mod error;
+mod flat;
+mod hnsw;
+mod index;
+mod mapped;
+mod metric;
+mod product;
+mod rabitq;
+mod rotation;
+mod rows;
+mod spec;
+mod topk;
 
-/// What the index can refuse.
-#[derive(Debug, thiserror::Error)]
-pub enum IndexError {
-    /// The files on disk are missing or damaged.
-    #[error(transparent)]
-    Artefact(#[from] artefact::ArtefactError),
-}
+pub use builder::Builder;
+pub use error::IndexError;
+pub use index::Index;
+pub use metric::Metric;
+pub use spec::Spec;
+pub use topk::Hit;

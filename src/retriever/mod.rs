@@ -1,1 +1,294 @@
-//! retriever.
+//! Text in, passages out: an encoder, a nearest-neighbour index and the chunk store behind it.
+//!
+//! An index directory (artefact kind `"corpus-index"`) holds two artefacts of one generation,
+//! `store-<id>` and `vectors-<id>`, and a manifest that ties them to each other and to the encoder;
+//! row `c` of the vectors is chunk `c` of the store.
+
+mod build;
+mod generation;
+mod meta;
+pub mod neighbours;
+mod parts;
+mod same;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+use serde::Serialize;
+use sidenote_index::{Hit, Index};
+
+use crate::corpus::Store;
+use crate::encoder::{self, Encoder};
+use crate::{Error, Result};
+
+pub use build::{BuildOptions, Existing, build};
+pub use meta::{EncoderMeta, IndexMeta, Piece, Settings};
+pub use verify::verify;
+
+use same::SameDocument;
+
+/// Which chunks may be found: called with the query's place in the batch and the chunk.
+pub type Allow<'a> = Option<&'a (dyn Fn(usize, u32) -> bool + Sync)>;
+
+/// Texts are encoded in batches of this many. Batches are cut from the front of whatever list is
+/// encoded, so the same list gives the same bits.
+const ENCODER_BATCH: usize = 64;
+
+/// A chunk that was found, with where it comes from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Passage {
+    /// Number of the chunk in the store.
+    pub chunk: usize,
+    /// Number of its document.
+    pub document: usize,
+    /// Nearness to the query: the cosine of their vectors.
+    pub score: f32,
+    /// The document's id.
+    pub id: String,
+    /// The document's title.
+    pub title: String,
+    /// The part of a larger document that it is.
+    pub section: Option<String>,
+    /// The file that it came from.
+    pub source: String,
+    /// The chunk's text.
+    pub text: String,
+}
+
+/// An index directory, opened together with its encoder.
+pub struct Retriever {
+    dir: PathBuf,
+    meta: IndexMeta,
+    store: Store,
+    index: Index,
+    encoder: Box<dyn Encoder>,
+    same: OnceLock<SameDocument>,
+}
+
+impl Retriever {
+    /// Opens the index in `dir` with `encoder`, or with the encoder that the index names.
+    ///
+    /// # Errors
+    /// Anything missing or damaged, pieces that do not belong together, and another encoder than
+    /// the one that the index was built with: the error names both.
+    pub fn open(dir: &Path, encoder: Option<Box<dyn Encoder>>) -> Result<Self> {
+        let meta = IndexMeta::read(dir)?;
+        let encoder = match encoder {
+            Some(encoder) => encoder,
+            None => encoder::load(&meta.settings.encoder.name)?,
+        };
+        let built_with = &meta.settings.encoder;
+        if encoder.identity() != built_with.identity {
+            return Err(Error::Mismatch {
+                what: format!("the encoder and the index in {}", dir.display()),
+                left: format!("encoder {:?} ({})", encoder.name(), encoder.identity()),
+                right: format!("an index built with encoder {:?} ({})", built_with.name, built_with.identity),
+                hint: "use that encoder, or build the index again".into(),
+            });
+        }
+        let store = Store::open(&meta.store.path(dir)?)?;
+        let index = Index::open(&meta.vectors.path(dir)?)?;
+        meta.check_piece(dir, "store", &meta.store, store.identity())?;
+        meta.check_piece(dir, "vectors", &meta.vectors, index.identity())?;
+        if index.len() != store.chunks() || index.dim() != encoder.dim() {
+            return Err(Error::Mismatch {
+                what: format!("the store and the vectors in {}", dir.display()),
+                left: format!("{} chunks, encoder width {}", store.chunks(), encoder.dim()),
+                right: format!("{} vectors of width {}", index.len(), index.dim()),
+                hint: "build the index again".into(),
+            });
+        }
+        Ok(Self { dir: dir.into(), meta, store, index, encoder, same: OnceLock::new() })
+    }
+
+    /// The folder it was opened from.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What the index is made of.
+    pub fn meta(&self) -> &IndexMeta {
+        &self.meta
+    }
+
+    /// Hash over the store, the vectors and the encoder.
+    pub fn identity(&self) -> String {
+        self.meta.identity()
+    }
+
+    /// The chunks and their documents.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The chunks' vectors.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// What turns text into vectors.
+    pub fn encoder(&self) -> &dyn Encoder {
+        self.encoder.as_ref()
+    }
+
+    /// Vectors `[texts, dim]` of `texts`, on all cores.
+    pub fn encode(&self, texts: &[&str]) -> Result<Vec<f32>> {
+        encode(self.encoder.as_ref(), texts)
+    }
+
+    /// The `k` passages nearest to `query`, nearest first. None where the query holds no token
+    /// that the encoder knows.
+    pub fn search(&self, query: &str, k: usize) -> Result<Vec<Passage>> {
+        let mut hits = self.search_vectors(&self.encode(&[query])?, k, None)?;
+        Ok(hits.pop().unwrap_or_default().into_iter().map(|hit| self.passage(hit)).collect())
+    }
+
+    /// The `k` nearest chunks to each of `queries` `[queries, dim]`, nearest first; equal scores
+    /// by chunk. Chunks without text are never found, and a zero query finds nothing.
+    pub fn search_vectors(&self, queries: &[f32], k: usize, allow: Allow) -> Result<Vec<Vec<Hit>>> {
+        let may = |query: usize, id: u32| {
+            self.store.has_text(id as usize) && allow.is_none_or(|allow| allow(query, id))
+        };
+        let mut found = self.index.search_batch(queries, k, Some(&may))?;
+        for (hits, query) in found.iter_mut().zip(queries.chunks_exact(self.index.dim())) {
+            if query.iter().all(|&x| x == 0.0) {
+                hits.clear();
+            }
+        }
+        Ok(found)
+    }
+
+    /// The `k` nearest chunks to each text, none of them from the document whose id `exclude`
+    /// gives at the same place: retrieval while a text is being written or evaluated.
+    ///
+    /// # Errors
+    /// Texts and exclusions of different numbers, and what the encoder refuses.
+    pub fn neighbour_search(
+        &self,
+        texts: &[&str],
+        exclude: &[Option<&str>],
+        k: usize,
+    ) -> Result<Vec<Vec<Hit>>> {
+        if texts.len() != exclude.len() {
+            let why = format!("{} texts, but {} exclusions", texts.len(), exclude.len());
+            return Err(Error::setting("exclude", why));
+        }
+        let excluded: Vec<Vec<u32>> = exclude
+            .iter()
+            .map(|id| id.map(|id| self.same().by_id(&self.store, id)).unwrap_or_default())
+            .collect();
+        let queries = self.encode(texts)?;
+        let mut found = self.search_vectors(
+            &queries,
+            k,
+            Some(&|query, id| !excluded[query].contains(&(self.store.document_of(id as usize) as u32))),
+        )?;
+        for (hits, text) in found.iter_mut().zip(texts) {
+            if text.is_empty() {
+                hits.clear();
+            }
+        }
+        Ok(found)
+    }
+
+    /// A hit with its text and source.
+    pub fn passage(&self, hit: Hit) -> Passage {
+        let chunk = self.store.chunk(hit.id as usize);
+        let document = self.store.document(chunk.document);
+        Passage {
+            chunk: hit.id as usize,
+            document: chunk.document,
+            score: hit.score,
+            id: document.id.into(),
+            title: document.title.into(),
+            section: document.section.map(String::from),
+            source: document.source.into(),
+            text: chunk.text.into(),
+        }
+    }
+
+    fn same(&self) -> &SameDocument {
+        self.same.get_or_init(|| SameDocument::of(&self.store))
+    }
+}
+
+impl std::fmt::Debug for Retriever {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Retriever").field("dir", &self.dir).field("meta", &self.meta).finish_non_exhaustive()
+    }
+}
+
+/// Encodes any number of texts in batches, the batches on all cores.
+fn encode(encoder: &dyn Encoder, texts: &[&str]) -> Result<Vec<f32>> {
+    let batches: Result<Vec<_>> =
+        texts.par_chunks(ENCODER_BATCH).map(|batch| encoder.encode(batch)).collect();
+    let rows = batches?.concat();
+    if rows.len() != texts.len() * encoder.dim() {
+        let why = format!("{} numbers for {} texts of width {}", rows.len(), texts.len(), encoder.dim());
+        return Err(Error::setting(format!("encoder {:?}", encoder.name()), why));
+    }
+    Ok(rows)
+}
+
+#[cfg(test)]
+mod testing;
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{HashedWords, index_of, words};
+    use super::*;
+
+    #[test]
+    fn a_chunk_finds_itself_and_its_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let retriever = index_of(dir.path(), 60);
+        let store = retriever.store();
+        for c in (0..store.chunks()).step_by(5).filter(|&c| store.has_text(c)) {
+            let text = store.chunk(c).text;
+            let passages = retriever.search(text, 4).unwrap();
+            assert_eq!(passages.len(), 4);
+            assert!(passages.is_sorted_by(|a, b| a.score >= b.score));
+            assert!((passages[0].score - 1.0).abs() < 1e-5 || text.trim().is_empty());
+            for passage in passages {
+                let document = store.document(passage.document);
+                assert!(store.chunks_of(passage.document).contains(&passage.chunk));
+                assert_eq!((passage.id.as_str(), passage.title.as_str()), (document.id, document.title));
+                assert_eq!(passage.source, "corpus.jsonl");
+                assert!(document.text.contains(&passage.text) && !passage.text.is_empty());
+            }
+        }
+        assert!(retriever.search("", 4).unwrap().is_empty());
+        let all = retriever.search("w1", usize::MAX).unwrap();
+        assert_eq!(all.len(), (0..store.chunks()).filter(|&c| store.has_text(c)).count());
+    }
+
+    #[test]
+    fn another_encoder_is_refused_and_both_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(index_of(dir.path(), 5));
+        let other = HashedWords { name: "others".into(), ..words() };
+        let error =
+            Retriever::open(&dir.path().join("index"), Some(Box::new(other))).unwrap_err().to_string();
+        assert!(error.contains("\"others\"") && error.contains("\"words\""), "{error}");
+        let error = Retriever::open(dir.path(), Some(Box::new(words()))).unwrap_err().to_string();
+        assert!(error.contains("manifest.json"), "{error}");
+    }
+
+    #[test]
+    fn an_excluded_document_is_not_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let retriever = index_of(dir.path(), 60);
+        let store = retriever.store();
+        let c = store.chunks_of(17).start;
+        let text = store.chunk(c).text;
+        let found = retriever.neighbour_search(&[text, text, ""], &[None, Some("doc-17"), None], 3).unwrap();
+        assert_eq!(store.document_of(found[0][0].id as usize), 17);
+        assert!(found[1].iter().all(|hit| store.document_of(hit.id as usize) != 17));
+        assert_eq!((found[1].len(), found[2].len()), (3, 0));
+        assert!(retriever.neighbour_search(&[text], &[], 3).is_err());
+        let alone = retriever.neighbour_search(&[text], &[Some("doc-17")], 3).unwrap();
+        assert_eq!(alone[0], found[1], "a text's neighbours do not depend on the batch");
+    }
+}

@@ -1,0 +1,173 @@
+//! An index on disk, opened for search.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::artefact::{self, ArtefactError, MANIFEST};
+use crate::hnsw::{Graph, GraphMeta};
+use crate::rabitq::Codes;
+use crate::rows::Rows;
+use crate::topk::Hit;
+use crate::{Builder, IndexError, Metric, Spec, flat};
+
+/// The artefact's kind.
+pub(crate) const KIND: &str = "vector-index";
+/// Version of what the manifest and the data files hold.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+/// The rows `[rows, dim]`.
+pub(crate) const VECTORS: &str = "vectors.f32";
+
+/// Which rows may be found: called with the query's place in the batch and the row's id.
+pub(crate) type Allow<'a> = Option<&'a (dyn Fn(usize, u32) -> bool + Sync)>;
+
+/// The `meta` of the manifest.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Meta {
+    pub rows: usize,
+    pub dim: usize,
+    pub metric: Metric,
+    pub spec: Spec,
+    pub seed: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graph: Option<GraphMeta>,
+}
+
+/// An index, memory-mapped: opening reads the manifest only, and searches read what they need.
+/// It can be searched from many threads at once.
+pub struct Index {
+    rows: Rows,
+    spec: Spec,
+    engine: Engine,
+    identity: String,
+}
+
+enum Engine {
+    Flat,
+    Hnsw(Graph),
+    RaBitQ(Codes),
+}
+
+impl Index {
+    /// Opens the index in `dir`. The lengths of the files are checked; for their contents there is
+    /// [`artefact::verify`]. A file whose bytes have changed gives wrong neighbours, never worse.
+    ///
+    /// # Errors
+    /// No index there, an artefact of another kind or version, missing files or files of another
+    /// length, a manifest that contradicts itself.
+    pub fn open(dir: &Path) -> Result<Self, IndexError> {
+        let manifest = artefact::open(dir, KIND, FORMAT_VERSION)?;
+        let meta: Meta = manifest.meta_as(dir)?;
+        let contradiction =
+            |why: &str| ArtefactError::BadManifest { path: dir.join(MANIFEST), why: why.into() };
+        if !(1..=Builder::MAX_DIM).contains(&meta.dim) {
+            return Err(contradiction("meta: the dimension is out of range").into());
+        }
+        if meta.rows > u32::MAX as usize {
+            return Err(contradiction("meta: more rows than ids").into());
+        }
+        let rows = Rows::open(&manifest.path(dir, VECTORS)?, meta.rows, meta.dim, meta.metric)?;
+        let engine = match meta.spec {
+            Spec::Flat => Engine::Flat,
+            Spec::Hnsw { m } => {
+                let graph = meta.graph.ok_or_else(|| contradiction("meta: an HNSW index without graph"))?;
+                Engine::Hnsw(Graph::open(dir, &manifest, graph, m, meta.rows)?)
+            }
+            Spec::RaBitQ => Engine::RaBitQ(Codes::open(dir, &manifest, meta.rows, meta.dim, meta.seed)?),
+        };
+        Ok(Self { rows, spec: meta.spec, engine, identity: manifest.identity() })
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Numbers in a vector.
+    pub fn dim(&self) -> usize {
+        self.rows.dim()
+    }
+
+    /// How nearness is measured.
+    pub fn metric(&self) -> Metric {
+        self.rows.metric()
+    }
+
+    /// What kind of index it is.
+    pub fn spec(&self) -> Spec {
+        self.spec
+    }
+
+    /// Hash over all that the index holds: two with the same identity hold the same bytes.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// Row `id` as it is stored: scaled to length 1 under cosine.
+    pub fn vector(&self, id: u32) -> Option<&[f32]> {
+        let id = id as usize;
+        (id < self.len()).then(|| self.rows.row(id))
+    }
+
+    /// The `k` nearest rows to `query`, nearest first, equal scores by id. With `allow`, only rows
+    /// for which it is true; it is asked during the search, so `k` of them are found where there
+    /// are as many. With `k` above the number of rows, all rows.
+    ///
+    /// # Errors
+    /// A query of another length than the dimension, or with NaN or infinity.
+    pub fn search(
+        &self,
+        query: &[f32],
+        k: usize,
+        allow: Option<&(dyn Fn(u32) -> bool + Sync)>,
+    ) -> Result<Vec<Hit>, IndexError> {
+        let dim = self.dim();
+        if query.len() != dim {
+            return Err(IndexError::Length { what: "query", found: query.len(), dim, many: false });
+        }
+        let mut found = match allow {
+            None => self.search_batch(query, k, None)?,
+            Some(allow) => self.search_batch(query, k, Some(&|_, id| allow(id)))?,
+        };
+        Ok(found.pop().unwrap_or_default())
+    }
+
+    /// [`search`](Index::search) for many queries `[queries, dim]`, row-major, on all threads of
+    /// the current rayon pool; the results do not depend on their number. `allow` is also given
+    /// the query's place in the batch.
+    ///
+    /// # Errors
+    /// A length that is no multiple of the dimension, or a query with NaN or infinity (its place
+    /// is named).
+    pub fn search_batch(
+        &self,
+        queries: &[f32],
+        k: usize,
+        allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
+    ) -> Result<Vec<Vec<Hit>>, IndexError> {
+        let dim = self.dim();
+        if !queries.len().is_multiple_of(dim) {
+            return Err(IndexError::Length { what: "queries", found: queries.len(), dim, many: true });
+        }
+        let mut queries = queries.to_vec();
+        for (number, query) in queries.chunks_exact_mut(dim).enumerate() {
+            if !self.metric().prepare(query) {
+                return Err(IndexError::NotFinite { what: "query", number });
+            }
+        }
+        let k = k.min(self.len());
+        if k == 0 {
+            return Ok(vec![Vec::new(); queries.len() / dim]);
+        }
+        Ok(match &self.engine {
+            Engine::Flat => flat::search(&self.rows, &queries, k, allow),
+            Engine::Hnsw(graph) => graph.search(&self.rows, &queries, k, allow),
+            Engine::RaBitQ(codes) => codes.search(&self.rows, &queries, k, allow),
+        })
+    }
+}
