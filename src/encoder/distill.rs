@@ -163,29 +163,6 @@ fn special_ids(teacher: &SentenceEncoder) -> Result<(u32, u32)> {
     }
 }
 
-/// Reads texts to distil with: the `"text"` of each line of a `.jsonl` file, else each line that is
-/// not blank.
-///
-/// # Errors
-/// Names the line that is not JSON or has no text.
-pub fn read_texts(path: &Path) -> Result<Vec<String>> {
-    #[derive(serde::Deserialize)]
-    struct Line {
-        text: String,
-    }
-    let content = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    let lines = content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    if path.extension().is_none_or(|extension| extension != "jsonl") {
-        return Ok(lines.map(|(_, line)| line.to_string()).collect());
-    }
-    lines
-        .map(|(i, line)| match serde_json::from_str::<Line>(line) {
-            Ok(line) => Ok(line.text),
-            Err(e) => Err(Error::line(path, i as u64 + 1, e.to_string())),
-        })
-        .collect()
-}
-
 impl Distilled {
     /// Tokens in the table.
     pub fn tokens(&self) -> usize {
@@ -275,15 +252,5 @@ mod tests {
             let why = distill(&teacher(), dim, &CORPUS, Progress::Silent).err().unwrap().to_string();
             assert!(why.contains(&dim.to_string()), "{why}");
         }
-    }
-
-    #[test]
-    fn texts_are_read_by_line() {
-        let dir = tempfile::tempdir().unwrap();
-        let (plain, lines) = (dir.path().join("a.txt"), dir.path().join("a.jsonl"));
-        std::fs::write(&plain, "one\n\ntwo\n").unwrap();
-        assert_eq!(read_texts(&plain).unwrap(), ["one", "two"]);
-        std::fs::write(&lines, "{\"text\": \"one\", \"id\": 1}\n{\"txt\": 2}\n").unwrap();
-        assert!(read_texts(&lines).unwrap_err().to_string().contains("a.jsonl:2:"));
     }
 }
