@@ -60,7 +60,8 @@ def static(folder: Path) -> None:
     weights = random.random(len(vectors), dtype=np.float32)
     model = model2vec.StaticModel(vectors, tokenizer, {"model_type": "model2vec"}, normalize=True, weights=weights)
     model.save_pretrained(folder)
-    write(SENTENCES, model.encode(SENTENCES), folder / "golden.json")
+    (folder / "README.md").unlink(missing_ok=True)
+    write(SENTENCES, model.encode(SENTENCES, max_length=None), folder / "golden.json")
 
 
 def tiny(folder: Path, pooling: str, **sizes: int) -> None:
@@ -89,6 +90,7 @@ def tiny(folder: Path, pooling: str, **sizes: int) -> None:
     model = SentenceTransformer(modules=modules, device="cpu")
     model.save_pretrained(str(folder), create_model_card=False)
     shutil.rmtree(source)
+    shutil.rmtree(folder / "2_Normalize", ignore_errors=True)  # holds nothing that is read
     golden(folder, folder / "golden.json")
 
 

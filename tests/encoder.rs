@@ -135,6 +135,58 @@ fn damaged_folders_are_refused_by_file_and_tensor() {
 }
 
 #[test]
+fn a_table_that_does_not_fit_its_tokenizer_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    copy(&data("model2vec"), dir.path());
+    fs::copy(data("bert_cls/model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    assert!(complaint(dir.path()).contains("\"embeddings\" is missing"));
+    copy(&data("model2vec"), dir.path());
+    let tokenizer = fs::read_to_string(dir.path().join("tokenizer.json")).unwrap();
+    let mut tokenizer: serde_json::Value = serde_json::from_str(&tokenizer).unwrap();
+    tokenizer["model"]["vocab"]["onemore"] = 9999.into();
+    fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let why = complaint(dir.path());
+    assert!(why.contains("embeddings") && why.contains("[10000, 11]"), "{why}");
+}
+
+#[test]
+fn distilling_and_measuring_work_on_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        let program = env!("CARGO_BIN_EXE_sidenote");
+        let output =
+            std::process::Command::new(program).args(arguments).current_dir(dir.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    fs::write(
+        dir.path().join("corpus.jsonl"),
+        "{\"_id\": \"1\", \"text\": \"the moon\"}\n{\"_id\": \"2\", \"text\": \"a line\"}\n",
+    )
+    .unwrap();
+    fs::write(dir.path().join("queries.jsonl"), "{\"_id\": \"q\", \"text\": \"moon\"}\n").unwrap();
+    fs::create_dir(dir.path().join("qrels")).unwrap();
+    fs::write(dir.path().join("qrels/test.tsv"), "q\t1\t1\n").unwrap();
+    let source = data("bert_mean");
+    let made = run(&[
+        "--json",
+        "encoder",
+        "distill",
+        source.to_str().unwrap(),
+        "--dim",
+        "10",
+        "--corpus",
+        "corpus.jsonl",
+        "--out",
+        "made",
+    ]);
+    assert_eq!(made["dim"], 10);
+    let report = run(&["--json", "eval", "retrieval", "made", "."]);
+    assert_eq!(report["identity"], made["identity"]);
+    assert_eq!(report["ndcg_at_10"], 1.0);
+}
+
+#[test]
 fn identity_follows_the_files_that_decide_the_vectors() {
     let original = load(&data("bert_mean"));
     let same = damaged("golden.json", Some(b"{}"));

@@ -6,7 +6,8 @@ use anyhow::Context;
 use serde_json::json;
 
 use super::Console;
-use crate::encoder::distill::{distill, read_texts};
+use crate::corpus::{Documents, OnError};
+use crate::encoder::distill::distill;
 use crate::encoder::{self, Encoder, SentenceEncoder};
 
 #[derive(Debug, clap::Subcommand)]
@@ -17,7 +18,7 @@ pub enum Command {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  sidenote encoder distill models/all-MiniLM-L6-v2 --corpus wiki.jsonl --dim 128 --out my-encoder\n  \
+    after_help = "Example:\n  sidenote encoder distill models/all-MiniLM-L6-v2 --corpus corpus/ --out my-encoder\n  \
                         sidenote index build corpus/ --encoder my-encoder --out my-index"
 )]
 pub struct DistillArgs {
@@ -29,10 +30,10 @@ pub struct DistillArgs {
     /// Numbers a token.
     #[arg(long, default_value_t = 256)]
     dim: usize,
-    /// Text like that to be searched: JSONL with a "text" field a line, or plain lines. Its token
-    /// frequencies become the weights.
+    /// Text like that to be searched, in any format that `index build` reads: its token frequencies
+    /// decide the weights. Without it they are guessed from the vocabulary's order.
     #[arg(long)]
-    corpus: Option<PathBuf>,
+    corpus: Vec<PathBuf>,
 }
 
 pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
@@ -44,7 +45,12 @@ pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
 fn run_distill(args: DistillArgs, console: Console) -> anyhow::Result<()> {
     let source = args.source.to_str().context("the folder's name is not UTF-8")?;
     let teacher = SentenceEncoder::open(source)?;
-    let texts = args.corpus.as_deref().map(read_texts).transpose()?.unwrap_or_default();
+    let mut texts = Vec::new();
+    if !args.corpus.is_empty() {
+        for document in Documents::open(&args.corpus, OnError::Fail)? {
+            texts.push(document?.text);
+        }
+    }
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let made = distill(&teacher, args.dim, &texts, console.progress)?;
     made.save(&args.out)?;

@@ -8,14 +8,15 @@
 //! makes the table retrieve: on four collections (Cranfield, MED, CISI, CACM) it raised nDCG@10 more
 //! than anything else that was tried, fitting the table to the teacher's sentence vectors included.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
+use tokenizers::Tokenizer;
 
 use super::folder::{CONFIG, TOKENIZER, WEIGHTS};
 use super::linear::{centre, project, whitening_axes};
+use super::wordpiece::WordPiece;
 use super::{Encoder, SentenceEncoder, table};
 use crate::artefact::write_atomically;
 use crate::error::{Error, Result};
@@ -68,7 +69,7 @@ pub fn distill(
         task.advance(ids.len() as u64);
     }
     drop(task);
-    let frequencies = vocabulary.frequencies(teacher, corpus)?;
+    let frequencies = vocabulary.frequencies(corpus)?;
     let weights: Vec<f64> = frequencies.iter().map(|frequency| SIF / (SIF + frequency)).collect();
     centre(&mut vectors, teacher.dim(), &frequencies);
     let occurrences: Vec<f64> = frequencies.iter().zip(&weights).map(|(f, w)| f * w * w).collect();
@@ -91,10 +92,8 @@ pub fn distill(
 struct Vocabulary {
     /// `tokenizer.json` with the new ids, adding no special tokens.
     tokenizer: Value,
-    /// The teacher's id of each kept token.
+    /// The teacher's id of each kept token, by its new id.
     kept: Vec<u32>,
-    /// New id by the teacher's id.
-    renumbered: BTreeMap<u32, usize>,
 }
 
 impl Vocabulary {
@@ -120,7 +119,6 @@ impl Vocabulary {
             .collect();
         tokens.sort();
         let kept: Vec<u32> = tokens.iter().map(|(_, id, _)| *id as u32).collect();
-        let renumbered = kept.iter().enumerate().map(|(new, &old)| (old, new)).collect();
         let vocabulary = tokens.into_iter().enumerate().map(|(new, (_, _, token))| (token, new.into()));
         tokenizer["model"]["vocab"] = Value::Object(vocabulary.collect());
         let unknown_added = added.into_iter().filter(|a| a["content"] == unknown.as_str()).map(|mut a| {
@@ -131,20 +129,18 @@ impl Vocabulary {
         for part in ["post_processor", "padding", "truncation"] {
             tokenizer[part] = Value::Null;
         }
-        Ok(Self { tokenizer, kept, renumbered })
+        Ok(Self { tokenizer, kept })
     }
 
     /// Share of each kept token among all the tokens of `corpus`; without a corpus, Zipf's law over
     /// the vocabulary's order, which WordPiece vocabularies have by frequency.
-    fn frequencies(&self, teacher: &SentenceEncoder, corpus: &[&str]) -> Result<Vec<f64>> {
+    fn frequencies(&self, corpus: &[&str]) -> Result<Vec<f64>> {
+        let fault = |e: tokenizers::Error| Error::Tokenizer(e.to_string());
+        let tokenizer = Tokenizer::from_bytes(self.tokenizer.to_string()).map_err(fault)?;
+        let tokenizer = WordPiece::new(tokenizer);
         let mut counts = vec![0f64; self.kept.len()];
         for text in corpus {
-            let encoding = teacher.tokenizer().encode_fast(*text, false);
-            for id in encoding.map_err(|e| Error::Tokenizer(e.to_string()))?.get_ids() {
-                if let Some(&new) = self.renumbered.get(id) {
-                    counts[new] += 1.0;
-                }
-            }
+            tokenizer.encode(text).map_err(fault)?.iter().for_each(|&id| counts[id as usize] += 1.0);
         }
         let total: f64 = counts.iter().sum();
         if total > 0.0 {
@@ -165,29 +161,6 @@ fn special_ids(teacher: &SentenceEncoder) -> Result<(u32, u32)> {
             Err(Error::setting(teacher.name(), why))
         }
     }
-}
-
-/// Reads texts to distil with: the `"text"` of each line of a `.jsonl` file, else each line that is
-/// not blank.
-///
-/// # Errors
-/// Names the line that is not JSON or has no text.
-pub fn read_texts(path: &Path) -> Result<Vec<String>> {
-    #[derive(serde::Deserialize)]
-    struct Line {
-        text: String,
-    }
-    let content = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    let lines = content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    if path.extension().is_none_or(|extension| extension != "jsonl") {
-        return Ok(lines.map(|(_, line)| line.to_string()).collect());
-    }
-    lines
-        .map(|(i, line)| match serde_json::from_str::<Line>(line) {
-            Ok(line) => Ok(line.text),
-            Err(e) => Err(Error::line(path, i as u64 + 1, e.to_string())),
-        })
-        .collect()
 }
 
 impl Distilled {
@@ -221,5 +194,63 @@ impl Distilled {
         write_atomically(&dir.join(TOKENIZER), self.tokenizer.to_string().as_bytes())?;
         write_atomically(&dir.join(CONFIG), config.as_bytes())?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoder::load;
+
+    fn teacher() -> SentenceEncoder {
+        SentenceEncoder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/encoder/bert_mean")).unwrap()
+    }
+
+    const CORPUS: [&str; 2] = ["The moon moves around the Earth.", "the the of the text"];
+
+    #[test]
+    fn a_saved_table_is_read_back_to_within_its_rounding() {
+        let teacher = teacher();
+        let made = distill(&teacher, 20, &CORPUS, Progress::Silent).unwrap();
+        // [PAD], [CLS], [SEP] and [MASK] are left out.
+        assert_eq!(made.tokens(), teacher.tokenizer().get_vocab_size(true) - 4);
+        let dir = tempfile::tempdir().unwrap();
+        made.save(dir.path()).unwrap();
+        let encoder = load(dir.path().to_str().unwrap()).unwrap();
+        assert_eq!(encoder.dim(), 20);
+        let row = |token: &str| {
+            let id = made.tokenizer["model"]["vocab"][token].as_u64().unwrap() as usize;
+            &made.table[id * 20..][..20]
+        };
+        let (a, b) = (row("a"), row("b"));
+        let sum: Vec<f32> = a.iter().zip(b).map(|(x, y)| x + y).collect();
+        let vectors = encoder.encode(&["a", "b", "B a", "日"]).unwrap();
+        for (vector, expected) in vectors.chunks_exact(20).zip([a, b, &sum]) {
+            let length = expected.iter().map(|x| x * x).sum::<f32>().sqrt();
+            let cosine = vector.iter().zip(expected).map(|(x, y)| x * y).sum::<f32>() / length;
+            assert!(cosine > 0.98, "{cosine}");
+        }
+        assert!(vectors[60..].iter().all(|&x| x == 0.0), "the unknown token counts");
+        let again = tempfile::tempdir().unwrap();
+        distill(&teacher, 20, &CORPUS, Progress::Silent).unwrap().save(again.path()).unwrap();
+        assert_eq!(load(again.path().to_str().unwrap()).unwrap().identity(), encoder.identity());
+    }
+
+    #[test]
+    fn frequencies_are_shares_of_the_corpus_or_zipf() {
+        let vocabulary = Vocabulary::of(&teacher()).unwrap();
+        let the = vocabulary.tokenizer["model"]["vocab"]["the"].as_u64().unwrap() as usize;
+        let counted = vocabulary.frequencies(&["the the", "the."]).unwrap();
+        assert_eq!(counted[the], 0.75);
+        let zipf = vocabulary.frequencies(&[]).unwrap();
+        assert!((zipf.iter().sum::<f64>() - 1.0).abs() < 1e-9 && (zipf[0] / zipf[4] - 5.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn widths_that_cannot_be_had_are_refused() {
+        for dim in [0, 7, 50] {
+            let why = distill(&teacher(), dim, &CORPUS, Progress::Silent).err().unwrap().to_string();
+            assert!(why.contains(&dim.to_string()), "{why}");
+        }
     }
 }
