@@ -71,8 +71,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     // A model is trained on documents that begin with this token.
     let mut prompt: Vec<u32> = model.tokenizer.end_of_text().into_iter().collect();
     prompt.extend(model.tokenizer.encode(&args.prompt)?.ids);
-    let sampling =
-        Sampling { max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
+    let sampling = Sampling { max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
     let mut written = Vec::new();
     let mut shown = String::new();
     let mut out = std::io::stdout().lock();
@@ -106,7 +105,8 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     }
     let text = model.tokenizer.decode(&written)?;
     if console.json {
-        let value = json!({"prompt": args.prompt, "text": text, "tokens": written.len(), "retrievals": looked_up});
+        let value =
+            json!({"prompt": args.prompt, "text": text, "tokens": written.len(), "retrievals": looked_up});
         writeln!(out, "{value:#}")?;
     } else {
         writeln!(out)?;

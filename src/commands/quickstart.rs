@@ -33,5 +33,8 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
 /// The first of runs/quickstart, runs/quickstart-2, ... that is not there.
 fn free_folder() -> PathBuf {
     let numbered = (2u32..).map(|n| PathBuf::from(format!("runs/quickstart-{n}")));
-    std::iter::once(PathBuf::from("runs/quickstart")).chain(numbered).find(|dir| !dir.exists()).unwrap_or_default()
+    std::iter::once(PathBuf::from("runs/quickstart"))
+        .chain(numbered)
+        .find(|dir| !dir.exists())
+        .unwrap_or_default()
 }

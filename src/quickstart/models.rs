@@ -36,7 +36,7 @@ pub struct Settings {
 
 impl Settings {
     pub fn new(short: bool) -> Self {
-        let (plain_steps, decay_steps, retro_steps) = if short { (60, 20, 20) } else { (600, 150, 200) };
+        let (plain_steps, decay_steps, retro_steps) = if short { (80, 20, 40) } else { (560, 140, 160) };
         Self { chunk_tokens: 64, neighbours: 2, plain_steps, decay_steps, retro_steps }
     }
 
@@ -147,9 +147,7 @@ pub fn run(
     save_curves(out, &[("plain", &plain), ("plain-longer", &longer), ("retro", &retro)])?;
 
     let neighbours = Neighbours::open_for(&held_out, retriever)?;
-    let text = neighbours
-        .queries()?
-        .ok_or_else(|| Error::file(&held_out, "holds no text of its own"))?;
+    let text = neighbours.queries()?.ok_or_else(|| Error::file(&held_out, "holds no text of its own"))?;
     let library = retriever.store();
     let score = |model: &Outcome, of: Option<Box<dyn Fn(usize) -> Vec<u32> + '_>>| {
         let model = LanguageModel::load(&model.model, Trainable::Nothing, &candle_core::Device::Cpu)?;
@@ -196,7 +194,11 @@ pub fn run(
 }
 
 fn by_name(systems: &[(&str, Scores)], value: fn(&Scores) -> f64) -> Value {
-    systems.iter().map(|(name, scores)| (name.to_string(), json!(value(scores)))).collect::<Map<_, _>>().into()
+    systems
+        .iter()
+        .map(|(name, scores)| (name.to_string(), json!(value(scores))))
+        .collect::<Map<_, _>>()
+        .into()
 }
 
 /// The same, apart for ordinary and templated articles, with their overlap.
@@ -212,8 +214,7 @@ fn kinds(systems: &[(&str, Scores)], overlaps: &[f64], text: &Store, files: &Fil
         };
         let apart: Vec<(&str, Scores)> =
             systems.iter().map(|(name, scores)| (*name, of_kind(scores))).collect();
-        let own: Vec<f64> =
-            apart[0].1.chunks.iter().map(|score| overlaps[score.chunk]).collect();
+        let own: Vec<f64> = apart[0].1.chunks.iter().map(|score| overlaps[score.chunk]).collect();
         let eighth = own.iter().filter(|overlap| **overlap >= 0.125).count();
         all.insert(
             kind.into(),

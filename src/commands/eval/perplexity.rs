@@ -51,7 +51,10 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     };
     let reads = k > 0 && args.retrieval == Retrieval::On;
     if reads && retriever.is_none() {
-        anyhow::bail!("{}: a RETRO model reads from an index; give --index, or --retrieval off", args.model.display());
+        anyhow::bail!(
+            "{}: a RETRO model reads from an index; give --index, or --retrieval off",
+            args.model.display()
+        );
     }
     let scratch = tempfile::tempdir()?;
     let text_dir = scratch.path().join("text");
@@ -76,7 +79,8 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
                 .chunks
                 .iter()
                 .map(|score| {
-                    let near = table.of(score.chunk).iter().take(OVERLAP_NEIGHBOURS).filter(|id| **id != ABSENT);
+                    let near =
+                        table.of(score.chunk).iter().take(OVERLAP_NEIGHBOURS).filter(|id| **id != ABSENT);
                     let near: Vec<Vec<u32>> =
                         near.map(|id| retriever.store().neighbour_tokens(*id as usize)).collect();
                     overlap(text.chunk(score.chunk).tokens, &near, chunk_size)
