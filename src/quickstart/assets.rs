@@ -19,7 +19,7 @@ const TARGET_META: &str = include_str!("../../assets/sni/target_meta.json");
 /// a prefix is a fair sample.
 const SHORT: (usize, usize) = (1200, 60);
 /// Which of the questions is asked.
-const QUESTION: usize = 3;
+const QUESTION: usize = 0;
 
 /// Everything unpacked.
 pub struct Files {
