@@ -1,5 +1,6 @@
 //! Ctrl-C: long work looks here between steps, saves what it has, and stops.
 
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
@@ -11,7 +12,8 @@ pub fn install() {
         if REQUESTED.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("stopping after this step; press Ctrl-C again to stop at once");
+        let line = "stopping after this step; press Ctrl-C again to stop at once";
+        let _ = writeln!(std::io::stderr(), "{line}");
     });
 }
 

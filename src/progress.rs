@@ -1,6 +1,6 @@
 //! Showing how far long work has come: bars on a terminal, plain lines in a log, nothing when quiet.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -51,9 +51,14 @@ impl Progress {
     /// Says one line.
     pub fn note(self, line: impl AsRef<str>) {
         if self != Self::Silent {
-            eprintln!("{}", line.as_ref());
+            say(format_args!("{}", line.as_ref()));
         }
     }
+}
+
+/// Writes a line to stderr. Where nobody reads it (a closed pipe), the work goes on.
+fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// One piece of long work. The bar goes away when this is dropped.
@@ -90,12 +95,12 @@ impl Task {
         let seconds = self.started.elapsed().as_secs_f64();
         let rate = done as f64 / seconds.max(1e-9);
         let left = total.saturating_sub(done) as f64 / rate.max(1e-9);
-        eprintln!(
+        say(format_args!(
             "{}: {done}/{total} {}, {rate:.0}/s, {left:.0} s left {}",
             self.what,
             self.unit,
             self.bar.prefix()
-        );
+        ));
     }
 }
 
@@ -104,13 +109,13 @@ impl Drop for Task {
         self.bar.finish_and_clear();
         if self.log {
             let seconds = self.started.elapsed().as_secs_f64();
-            eprintln!(
+            say(format_args!(
                 "{}: {} {} in {seconds:.1} s {}",
                 self.what,
                 self.bar.position(),
                 self.unit,
                 self.bar.prefix()
-            );
+            ));
         }
     }
 }

@@ -54,8 +54,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         "reader": response.answer.reader,
         "sources": response.sources,
     });
-    console.report(&value, || human(&response));
-    Ok(())
+    console.report(&value, || human(&response))
 }
 
 fn human(response: &Response) -> String {

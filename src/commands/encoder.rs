@@ -59,6 +59,5 @@ fn run_distill(args: DistillArgs, console: Console) -> anyhow::Result<()> {
     let result = json!({"out": out, "tokens": made.tokens(), "dim": args.dim, "identity": identity});
     console.report(&result, || {
         format!("{out}: {} tokens of {} numbers, from {}", made.tokens(), args.dim, teacher.name())
-    });
-    Ok(())
+    })
 }

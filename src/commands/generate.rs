@@ -1,14 +1,14 @@
 //! `sidenote generate`.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::Console;
+use super::{Console, print};
 use crate::model::generate::{Retrieve, Sampling, generate};
 use crate::model::{LanguageModel, Network, Trainable};
 use crate::retriever::Retriever;
+use crate::{Error, interrupt};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -74,42 +74,42 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let sampling = Sampling { max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
     let mut written = Vec::new();
     let mut shown = String::new();
-    let mut out = std::io::stdout().lock();
     let mut failed = None;
     generate(&model, &prompt, &sampling, retrieve, &mut |token| {
         written.push(token);
         if console.json {
-            return true;
+            return !interrupt::requested();
         }
-        // A token may end in the middle of a character, so the whole text is decoded again and
-        // what is new and complete is shown.
-        let text = match model.tokenizer.decode(&written) {
-            Ok(text) => text,
-            Err(e) => {
-                failed = Some(anyhow::Error::from(e));
-                return false;
-            }
-        };
-        let complete = text.trim_end_matches('\u{fffd}');
-        if let Some(new) = complete.strip_prefix(&shown) {
-            // A closed pipe only means that nobody reads on.
-            if write!(out, "{new}").and_then(|()| out.flush()).is_err() {
-                return false;
-            }
-            shown = complete.to_string();
-        }
-        true
+        let read_on = show(&model, &written, &mut shown).unwrap_or_else(|error| {
+            failed = Some(error);
+            false
+        });
+        read_on && !interrupt::requested()
     })?;
     if let Some(error) = failed {
         return Err(error);
     }
-    let text = model.tokenizer.decode(&written)?;
-    if console.json {
-        let value =
-            json!({"prompt": args.prompt, "text": text, "tokens": written.len(), "retrievals": looked_up});
-        writeln!(out, "{value:#}")?;
-    } else {
-        writeln!(out)?;
+    if interrupt::requested() {
+        return Err(Error::Interrupted(format!("{} tokens were written", written.len())).into());
     }
-    Ok(())
+    if !console.json {
+        return print("\n").map(drop);
+    }
+    let text = model.tokenizer.decode(&written)?;
+    let value =
+        json!({"prompt": args.prompt, "text": text, "tokens": written.len(), "retrievals": looked_up});
+    console.report(&value, String::new)
+}
+
+/// Shows what is new of the text of `written` and notes it in `shown`; says whether somebody reads
+/// on.
+fn show(model: &LanguageModel, written: &[u32], shown: &mut String) -> anyhow::Result<bool> {
+    // A token may end in the middle of a character, so the whole text is decoded again and what is
+    // new and complete is shown.
+    let text = model.tokenizer.decode(written)?;
+    let complete = text.trim_end_matches('\u{fffd}');
+    let Some(new) = complete.strip_prefix(shown.as_str()) else { return Ok(true) };
+    let read_on = print(new)?;
+    *shown = complete.to_string();
+    Ok(read_on)
 }

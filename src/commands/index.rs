@@ -137,8 +137,7 @@ fn run_build(args: BuildArgs, console: Console) -> anyhow::Result<()> {
     let meta = build(&options, console.progress)?;
     let mut report = describe(&args.out, &meta);
     report["seconds"] = json!((started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0);
-    console.report(&report, || table(&report));
-    Ok(())
+    console.report(&report, || table(&report))
 }
 
 fn run_search(args: SearchArgs, console: Console) -> anyhow::Result<()> {
@@ -151,8 +150,7 @@ fn run_search(args: SearchArgs, console: Console) -> anyhow::Result<()> {
             return "nothing found: the encoder knows no word of the query".into();
         }
         passages.iter().enumerate().map(|(i, passage)| show(i + 1, passage)).collect()
-    });
-    Ok(())
+    })
 }
 
 fn show(rank: usize, passage: &Passage) -> String {
@@ -163,8 +161,7 @@ fn show(rank: usize, passage: &Passage) -> String {
 
 fn run_info(dir: &Path, console: Console) -> anyhow::Result<()> {
     let report = describe(dir, &IndexMeta::read(dir)?);
-    console.report(&report, || table(&report));
-    Ok(())
+    console.report(&report, || table(&report))
 }
 
 /// What an index is made of, for people and machines.
@@ -227,7 +224,7 @@ fn run_verify(dir: &Path, console: Console) -> anyhow::Result<()> {
     console.report(&report, || match problems.is_empty() {
         true => format!("{}: sound", dir.display()),
         false => problems.join("\n"),
-    });
+    })?;
     anyhow::ensure!(problems.is_empty(), "{}: {} problem(s) found", dir.display(), problems.len());
     Ok(())
 }

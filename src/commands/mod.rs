@@ -1,6 +1,9 @@
 //! The command line: one file a subcommand, each only turning arguments into a library call and
 //! its result into a report.
 
+use std::io::{self, Write};
+
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use crate::progress::Progress;
@@ -69,12 +72,20 @@ pub struct Console {
 
 impl Console {
     /// Prints a result: `value` with `--json`, else what `human` makes.
-    fn report(&self, value: &serde_json::Value, human: impl FnOnce() -> String) {
-        if self.json {
-            println!("{value:#}");
-        } else {
-            println!("{}", human().trim_end());
-        }
+    fn report(&self, value: &serde_json::Value, human: impl FnOnce() -> String) -> anyhow::Result<()> {
+        let text = if self.json { format!("{value:#}") } else { human() };
+        print(&format!("{}\n", text.trim_end())).map(drop)
+    }
+}
+
+/// Writes to stdout and says whether somebody reads on. A closed pipe (`sidenote ... | head -1`)
+/// is no failure; a full disk is.
+fn print(text: &str) -> anyhow::Result<bool> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(e).context("the result cannot be written to stdout"),
     }
 }
 

@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, num_args = 1.., value_name = "CORPUS")]
     queries: Vec<PathBuf>,
     /// Neighbours a chunk.
-    #[arg(short, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1000))]
     k: u32,
     /// Folder to write the neighbours to.
     #[arg(long)]
@@ -58,6 +58,5 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     console.report(&report, || {
         let out = args.out.display();
         format!("{out}: {} neighbours for each of {} chunks, {absent} absent", found.k(), found.len())
-    });
-    Ok(())
+    })
 }

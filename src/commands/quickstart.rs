@@ -26,8 +26,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let out = args.out.unwrap_or_else(free_folder);
     let options = Options { out, short: args.short, seed: args.seed };
     let report = quickstart::run(&options, console.progress)?;
-    console.report(&report, || quickstart::human(&report));
-    Ok(())
+    console.report(&report, || quickstart::human(&report))
 }
 
 /// The first of runs/quickstart, runs/quickstart-2, ... that is not there.

@@ -57,6 +57,5 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         scores: args.scores,
     };
     let report = select::run(&job, console.progress)?;
-    console.report(&serde_json::to_value(&report)?, || report.human());
-    Ok(())
+    console.report(&serde_json::to_value(&report)?, || report.human())
 }

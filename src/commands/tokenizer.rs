@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::Console;
 use crate::corpus::{Documents, OnError, Tokenizer};
+use crate::{Error, interrupt};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -43,6 +44,9 @@ fn train(args: TrainArgs, console: Console) -> anyhow::Result<()> {
     let task = console.progress.task("reading", documents.total_bytes() / 1000, "kB");
     let (mut count, mut shown) = (0u64, 0);
     let texts = std::iter::from_fn(|| {
+        if interrupt::requested() {
+            return Some(Err(Error::Interrupted("nothing was written; run the command again".into())));
+        }
         let next = documents.next();
         let read = documents.bytes_read() / 1000;
         task.advance(read - shown);
@@ -63,6 +67,5 @@ fn train(args: TrainArgs, console: Console) -> anyhow::Result<()> {
     console.report(&report, || {
         let out = args.out.display();
         format!("{out}: {} tokens, learnt from {count} documents", tokenizer.vocab_size())
-    });
-    Ok(())
+    })
 }

@@ -64,6 +64,5 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
             outcome.tokens as f64 / outcome.seconds.max(1e-9),
             outcome.loss,
         )
-    });
-    Ok(())
+    })
 }

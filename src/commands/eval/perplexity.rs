@@ -118,6 +118,5 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
             );
         }
         text
-    });
-    Ok(())
+    })
 }

@@ -36,6 +36,5 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
             report.passages_per_second,
             report.queries_per_second,
         )
-    });
-    Ok(())
+    })
 }
