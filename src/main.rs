@@ -6,6 +6,18 @@ use std::process::ExitCode;
 use clap::Parser;
 use sidenote::{commands, interrupt};
 
+/// The error and what caused it, once each: most of the library's errors name their cause already.
+fn message(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !message.ends_with(&cause) {
+            let colon = if message.is_empty() { "" } else { ": " };
+            message = format!("{message}{colon}{cause}");
+        }
+    }
+    message
+}
+
 fn main() -> ExitCode {
     // clap exits with 2 on wrong usage and 0 on --help and --version.
     let cli = commands::Cli::parse();
@@ -15,7 +27,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // With nobody to read it (a closed pipe) the exit code still says it.
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            let _ = writeln!(std::io::stderr(), "error: {}", message(&error));
             ExitCode::FAILURE
         }
     }

@@ -58,7 +58,8 @@ impl Progress {
 
 /// Writes a line to stderr. Where nobody reads it (a closed pipe), the work goes on.
 fn say(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let line = line.to_string();
+    let _ = writeln!(std::io::stderr(), "{}", line.trim_end());
 }
 
 /// One piece of long work. The bar goes away when this is dropped.

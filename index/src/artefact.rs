@@ -317,6 +317,7 @@ pub fn hash_file(path: &Path) -> Result<(u64, String), ArtefactError> {
 /// Writes `bytes` to `path` so that a crash leaves the old content or the new: a temporary file
 /// beside it, synced, then renamed, then the directory synced.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ArtefactError> {
+    check_replaceable(path)?;
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".");
     temporary.push(TEMPORARY);
@@ -326,6 +327,21 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ArtefactError> 
     drop(file);
     fs::rename(&temporary, path).map_err(ArtefactError::io(path))?;
     sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Refuses a path at which there is anything but a file. Renaming a file into its place would
+/// remove it, be it a link or a device: `/dev/null` would be gone.
+pub fn check_replaceable(path: &Path) -> Result<(), ArtefactError> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.is_file() => {
+            let why = match metadata.is_dir() {
+                true => "this is a folder; name a file to write",
+                false => "this is a link or a device; name a file to write",
+            };
+            Err(ArtefactError::io(path)(io::Error::other(why)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Makes renames and new files in `dir` survive a power cut. A no-op where the system cannot

@@ -59,7 +59,8 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
 
 fn human(response: &Response) -> String {
     let answer = &response.answer;
-    let mut text = format!("{}\n\nReader: {}\nSources:\n", answer.text, answer.reader);
+    let none = if response.sources.is_empty() { " none found" } else { "" };
+    let mut text = format!("{}\n\nReader: {}\nSources:{none}\n", answer.text, answer.reader);
     for (place, source) in response.sources.iter().enumerate() {
         let title = if source.title.is_empty() { "(no title)" } else { &source.title };
         text.push_str(&format!("[{}] {title} — {}\n", place + 1, one_line(&source.text)));

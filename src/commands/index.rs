@@ -28,7 +28,7 @@ pub enum Command {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     sidenote index build articles.jsonl.zst notes/ --out my-index\n  \
-    sidenote index build articles.jsonl.zst notes/ --out my-index --resume    # after a crash or Ctrl-C\n\n\
+    sidenote index build articles.jsonl.zst notes/ --out my-index --resume  # after a crash\n\n\
     A corpus is text, Markdown and JSON lines ({\"id\", \"title\", \"section\", \"text\"}, only text being \
     necessary), each also as .gz or .zst, Parquet with those columns, and folders of all these.")]
 pub struct BuildArgs {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::Console;
+use crate::artefact::check_replaceable;
 use crate::corpus::{Documents, OnError, Tokenizer};
 use crate::{Error, interrupt};
 
@@ -40,6 +41,7 @@ pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
 }
 
 fn train(args: TrainArgs, console: Console) -> anyhow::Result<()> {
+    check_replaceable(&args.out)?;
     let mut documents = Documents::open(&args.corpus, args.on_error)?;
     let task = console.progress.task("reading", documents.total_bytes() / 1000, "kB");
     let (mut count, mut shown) = (0u64, 0);

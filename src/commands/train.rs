@@ -31,7 +31,8 @@ RETRO on that decoder, frozen (retro.toml):
   neighbours = \"runs/neighbours\"            # sidenote neighbours runs/index -k 2 --out ...
   base = \"runs/plain/model\"                 # leave it out to train from scratch
   [retro]
-  initialisation = \"copy\"
+  initialisation = \"copy\"                   # \"random\" to learn to copy from nothing
+  encoder_hidden_size = 256                 # \"copy\" needs it wider than the decoder
   [training]
   steps = 300")]
 pub struct Args {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 use tokenizers::{Tokenizer, TruncationParams};
 
-use super::bert::{Bert, Config};
+use super::bert::{Bert, Config, MODEL_TYPE};
 use super::folder::{CONFIG, Files, TOKENIZER};
 use super::{Encoder, normalise_rows};
 use crate::error::{Error, Result};
@@ -51,7 +51,14 @@ struct ModuleEntry {
 impl SentenceEncoder {
     /// Reads the encoder in the folder `name`.
     pub fn open(name: &str) -> Result<Self> {
-        Self::read(name, Files::open(name)?)
+        let files = Files::open(name)?;
+        match files.model_type()?.as_str() {
+            MODEL_TYPE => Self::read(name, files),
+            other => {
+                let why = format!("model_type {other:?} is no sentence encoder; {MODEL_TYPE:?} is");
+                Err(files.fault(CONFIG, why))
+            }
+        }
     }
 
     pub(super) fn read(name: &str, mut files: Files) -> Result<Self> {

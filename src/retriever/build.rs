@@ -17,6 +17,9 @@ use crate::{Error, Result, interrupt};
 const STORE: &str = "store";
 const VECTORS: &str = "vectors";
 
+/// Far more than a vector can say something about.
+const MOST_CHUNK_TOKENS: usize = 1 << 16;
+
 /// What to do about an index, or an unfinished build of one, that is already there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Existing {
@@ -75,8 +78,9 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<IndexMeta> {
         index: options.index,
         seed: options.seed,
     };
-    if options.chunk_tokens == 0 {
-        return Err(Error::setting("chunk-tokens", "a chunk has at least 1 token"));
+    if !(1..=MOST_CHUNK_TOKENS).contains(&options.chunk_tokens) {
+        let why = format!("{} is not from 1 to {MOST_CHUNK_TOKENS}", options.chunk_tokens);
+        return Err(Error::setting("--chunk-tokens", why));
     }
     let out = options.out;
     let finished = is_there(out, KIND, &["store-", "vectors-"])?;

@@ -59,6 +59,9 @@ pub(super) fn remove(dir: &Path) -> Result<()> {
 /// name is an error, for it must not be written over; an unreadable manifest is taken for ours
 /// where something beside it has a name that begins with one of `marks`.
 pub(super) fn is_there(dir: &Path, kind: &str, marks: &[&str]) -> Result<bool> {
+    if dir.is_file() {
+        return Err(Error::file(dir, "this is a file; name a folder to write"));
+    }
     match artefact::read_manifest(dir) {
         Ok(manifest) if manifest.kind == kind => Ok(true),
         Ok(manifest) => {

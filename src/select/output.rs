@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::{Pool, Selection};
+use crate::artefact::check_replaceable;
 use crate::error::{Error, Result};
 
 /// A file that appears under its name only when it is complete.
@@ -23,9 +24,7 @@ impl File {
             .file_name()
             .ok_or_else(|| Error::file(path, "this is no name for a file to write"))?
             .to_string_lossy();
-        if path.is_dir() {
-            return Err(Error::file(path, "this is a directory; name a file to write"));
-        }
+        check_replaceable(path)?;
         let temporary = path.with_file_name(format!(".{name}.tmp.{}", std::process::id()));
         let file = fs::File::create(&temporary).map_err(Error::io(path))?;
         Ok(Self { path: path.to_path_buf(), temporary, writer: BufWriter::new(file) })
@@ -119,6 +118,13 @@ mod tests {
         drop(File::create(&dir.path().join("out")).unwrap());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         assert!(File::create(dir.path()).is_err());
+        let link = dir.path().join("link");
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("elsewhere", &link).unwrap();
+            assert!(File::create(&link).is_err(), "a link, as /dev/stdout is, must not be replaced");
+            assert!(link.is_symlink());
+        }
         assert!(File::create(&dir.path().join("none").join("out")).is_err());
     }
 }

@@ -113,7 +113,7 @@ impl Row {
     fn parse(path: &Path, line: u64, text: &str) -> Result<Self> {
         serde_json::from_str(text).map_err(|why| {
             let wanted = "a row is an object with the strings \"input\" and \"target\"";
-            Error::line(path, line, format!("{why}; {wanted}"))
+            Error::line(path, line, format!("{}; {wanted}", reason(&why)))
         })
     }
 
@@ -145,7 +145,8 @@ impl Target {
         let mut lines = Lines::open(path)?;
         while let Some((line, text)) = lines.next()? {
             let query: Query = serde_json::from_str(text).map_err(|why| {
-                Error::line(path, line, format!("{why}; an example is an object with the string \"input\""))
+                let wanted = "an example is an object with the string \"input\"";
+                Error::line(path, line, format!("{}; {wanted}", reason(&why)))
             })?;
             target.inputs.push(query.input);
             target.lines.push(line);
@@ -165,6 +166,13 @@ impl Target {
     pub fn error(&self, query: usize, why: &str) -> Error {
         Error::line(&self.path, self.lines[query], why)
     }
+}
+
+/// What serde says, without the line, which it counts within this one line.
+fn reason(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let message = message.split(" at line 1 column").next().unwrap_or(&message);
+    format!("{message} (column {})", error.column())
 }
 
 /// The lines of a text file that is plain, gzip (`.gz`) or Zstandard (`.zst`).

@@ -20,7 +20,7 @@ const OVERLAP_NEIGHBOURS: usize = 10;
 Examples:
   sidenote eval perplexity runs/plain/model --corpus heldout.jsonl
   sidenote eval perplexity runs/retro/model --corpus heldout.jsonl --index runs/index
-  sidenote eval perplexity runs/retro/model --corpus heldout.jsonl --index runs/index --retrieval off")]
+  sidenote eval perplexity runs/retro/model --corpus heldout.jsonl --retrieval off")]
 pub struct Args {
     /// Folder of the model.
     model: PathBuf,

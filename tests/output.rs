@@ -1,4 +1,4 @@
-//! What becomes of a command when nobody reads its output.
+//! Where a command writes: to a pipe that nobody reads, a full disk, a device or a folder.
 
 use std::fs;
 use std::io::pipe;
@@ -59,4 +59,46 @@ fn a_result_that_cannot_be_written_is_a_failure() {
     let output = sidenote(dir.path(), &["index", "info", "index"]).stdout(full).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("stdout"));
+}
+
+#[test]
+fn only_files_and_folders_are_written_over() {
+    let dir = workplace();
+    fs::create_dir(dir.path().join("folder")).unwrap();
+    let row = "{\"input\": \"a\", \"target\": \"b\"}\n";
+    fs::write(dir.path().join("pool.jsonl"), row).unwrap();
+    #[cfg_attr(not(unix), expect(unused_mut))]
+    let mut places = vec!["folder"];
+    #[cfg(unix)]
+    {
+        // Not the device itself, which a failing test would remove.
+        std::os::unix::fs::symlink("/dev/null", dir.path().join("link")).unwrap();
+        places.push("link");
+    }
+    for place in places {
+        for command in [
+            &["tokenizer", "train", "notes.md", "--vocab-size", "257", "--out", place][..],
+            &["select", "pool.jsonl", "--method", "random", "-n", "1", "--out", place],
+        ] {
+            let output = sidenote(dir.path(), command).output().unwrap();
+            assert_eq!(output.status.code(), Some(1), "{command:?}");
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(error.contains(place) && error.contains("name a file"), "{error}");
+        }
+    }
+    assert!(dir.path().join("folder").is_dir());
+    assert!(!cfg!(unix) || dir.path().join("link").is_symlink());
+    let onto_file = ["index", "build", "notes.md", "--out", "pool.jsonl"];
+    let output = sidenote(dir.path(), &onto_file).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("name a folder"));
+    assert_eq!(fs::read_to_string(dir.path().join("pool.jsonl")).unwrap(), row);
+}
+
+#[test]
+fn an_error_says_its_cause_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = sidenote(dir.path(), &["index", "build", "none.txt", "--out", "index"]).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(error.matches("none.txt").count(), 1, "{error}");
+    assert_eq!(error.matches("No such file").count(), usize::from(cfg!(unix)), "{error}");
 }
