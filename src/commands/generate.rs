@@ -89,11 +89,14 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     if let Some(error) = failed {
         return Err(error);
     }
+    if !console.json {
+        print("\n")?;
+    }
     if interrupt::requested() {
         return Err(Error::Interrupted(format!("{} tokens were written", written.len())).into());
     }
     if !console.json {
-        return print("\n").map(drop);
+        return Ok(());
     }
     let text = model.tokenizer.decode(&written)?;
     let value =

@@ -11,6 +11,7 @@ use sidenote_index::Spec;
 use super::Console;
 use crate::corpus::{OnError, Tokenizer};
 use crate::encoder::{self, Encoder};
+use crate::reader::one_line;
 use crate::retriever::{BuildOptions, Existing, IndexMeta, Passage, Retriever, build, verify};
 
 #[derive(Debug, clap::Subcommand)]
@@ -155,8 +156,8 @@ fn run_search(args: SearchArgs, console: Console) -> anyhow::Result<()> {
 
 fn show(rank: usize, passage: &Passage) -> String {
     let section = passage.section.as_ref().map(|s| format!(" / {s}")).unwrap_or_default();
-    let text = passage.text.split_whitespace().collect::<Vec<_>>().join(" ");
-    format!("{rank:>3}. {:.4}  {}{section}  [{}]\n     {text}\n", passage.score, passage.title, passage.id)
+    let heading = one_line(&format!("{}{section} [{}]", passage.title, passage.id));
+    format!("{rank:>3}. {:.4}  {heading}\n     {}\n", passage.score, one_line(&passage.text))
 }
 
 fn run_info(dir: &Path, console: Console) -> anyhow::Result<()> {
