@@ -15,8 +15,8 @@ use rayon::prelude::*;
 use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::model::LanguageModel;
+use crate::model::batch::{assemble, gather};
 use crate::progress::Progress;
-use crate::train::data::{assemble, gather};
 
 /// Chunks a window.
 const WINDOW: usize = 4;
@@ -25,10 +25,8 @@ const BATCH: usize = 8;
 
 /// Where a text's neighbours come from.
 pub struct Neighbourhood<'a> {
-    /// The store that they are chunks of.
-    pub library: &'a Store,
-    /// Neighbours of a chunk, nearest first.
-    pub of: Box<dyn Fn(usize) -> Vec<u32> + 'a>,
+    /// Tokens of a chunk's neighbours, nearest first.
+    pub of: Box<dyn Fn(usize) -> Vec<Vec<u32>> + 'a>,
     /// How many of them are read.
     pub k: usize,
 }
@@ -109,11 +107,7 @@ pub fn score(
         let rows: Vec<Range<usize>> = group.iter().map(|(row, _)| row.clone()).collect();
         let batch = assemble(text, &rows, device)?;
         let retrieved = match neighbours {
-            Some(n) => {
-                let lists: std::collections::HashMap<usize, Vec<u32>> =
-                    rows.iter().cloned().flatten().map(|chunk| (chunk, (n.of)(chunk))).collect();
-                Some(gather(&batch, text, n.library, |chunk| &lists[&chunk], n.k, device)?)
-            }
+            Some(n) => Some(gather(&batch, text, &n.of, n.k, device)?),
             None => None,
         };
         let hidden = model.network.forward(&batch.tokens, retrieved.as_ref())?.detach();

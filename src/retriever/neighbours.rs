@@ -15,6 +15,12 @@ use crate::{Error, Result, interrupt};
 /// Stands where a chunk has fewer than k neighbours.
 pub const ABSENT: u32 = u32::MAX;
 
+/// Tokens of the neighbours `ids`, chunks of `library` with their continuations; those that are
+/// [`ABSENT`] are left out.
+pub fn tokens_of(library: &Store, ids: &[u32]) -> Vec<Vec<u32>> {
+    ids.iter().filter(|id| **id != ABSENT).map(|id| library.neighbour_tokens(*id as usize)).collect()
+}
+
 const KIND: &str = "neighbours";
 const VERSION: u32 = 1;
 const IDS: &str = "ids.u32";

@@ -11,16 +11,17 @@ use sidenote_kernels::{self as kernels, AdamW, AdamWOptions};
 use super::checkpoint;
 use super::config::{Kind, TrainConfig};
 use super::copy;
-use super::data::{IGNORE, Order, assemble, gather};
 use super::log::{Curve, Log, Measurement, plot};
+use super::order::Order;
 use super::schedule::learning_rate;
 use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{self, Neighbourhood};
 use crate::interrupt;
+use crate::model::batch::{IGNORE, assemble, gather};
 use crate::model::{Initialisation, LanguageModel, Network, Trainable};
 use crate::progress::Progress;
-use crate::retriever::neighbours::Neighbours;
+use crate::retriever::neighbours::{Neighbours, tokens_of};
 use crate::retriever::{IndexMeta, open_store};
 
 /// Steps between lines of `metrics.jsonl`.
@@ -114,7 +115,8 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
         let batch = assemble(&library, rows, &device)?;
         let retrieved = match &neighbours {
             Some(neighbours) => {
-                Some(gather(&batch, &library, &library, |chunk| neighbours.of(chunk), k, &device)?)
+                let of = |chunk| tokens_of(&library, neighbours.of(chunk));
+                Some(gather(&batch, &library, of, k, &device)?)
             }
             None => None,
         };
@@ -304,8 +306,7 @@ impl HeldOut {
     fn loss(&self, model: &LanguageModel, library: &Store, k: usize) -> Result<f64> {
         let documents = 0..self.text.documents().min(HELD_OUT_DOCUMENTS);
         let around = (k > 0).then(|| Neighbourhood {
-            library,
-            of: Box::new(|chunk| self.neighbours.of(chunk).to_vec()),
+            of: Box::new(|chunk| tokens_of(library, self.neighbours.of(chunk))),
             k,
         });
         let scores = perplexity::score(model, &self.text, documents, around.as_ref(), Progress::Silent)?;
