@@ -7,7 +7,7 @@ use crate::hnsw::Graph;
 use crate::meta::{FORMAT_VERSION, KIND, Meta, VECTORS};
 use crate::rabitq::Codes;
 use crate::rows::Rows;
-use crate::topk::{Allow, Hit};
+use crate::topk::Hit;
 use crate::{Builder, IndexError, Metric, Spec, flat};
 
 /// An index, memory-mapped: opening reads the manifest only, and searches read what they need.
