@@ -149,7 +149,7 @@ pub fn run(
     let runs = [("plain", &plain, 0), ("plain-longer", &longer, branch), ("retro", &retro, plain.tokens)];
     save_curves(out, &runs)?;
 
-    let neighbours = Neighbours::open_for(&held_out, retriever)?;
+    let neighbours = Neighbours::open_for(&held_out, index)?;
     let text = neighbours.queries()?.ok_or_else(|| Error::file(&held_out, "holds no text of its own"))?;
     let library = retriever.store();
     let score = |model: &Outcome, of: Option<Box<dyn Fn(usize) -> Vec<Vec<u32>> + '_>>| {

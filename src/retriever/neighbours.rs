@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Retriever;
+use super::{IndexMeta, Retriever};
 use super::generation::{is_there, place, remove, sweep};
 use crate::artefact::{self, ArtefactError, Manifest, Writer};
 use crate::corpus::{Mapped, OnError, Store, build_store, bytes_of};
@@ -256,17 +256,18 @@ impl Neighbours {
         })
     }
 
-    /// Opens the neighbours in `dir`, which must have been found in `retriever`'s index.
+    /// Opens the neighbours in `dir`, which must have been found in the index in `index`.
     ///
     /// # Errors
     /// Those of [`open`](Self::open), and neighbours found in another index: the error names both.
-    pub fn open_for(dir: &Path, retriever: &Retriever) -> Result<Self> {
+    pub fn open_for(dir: &Path, index: &Path) -> Result<Self> {
         let neighbours = Self::open(dir)?;
-        if neighbours.meta.index != retriever.identity() {
+        let wanted = IndexMeta::read(index)?.identity();
+        if neighbours.meta.index != wanted {
             return Err(Error::Mismatch {
                 what: format!("the neighbours in {} and the index", dir.display()),
                 left: format!("neighbours found in index {}", neighbours.meta.index),
-                right: format!("index {} in {}", retriever.identity(), retriever.dir().display()),
+                right: format!("index {wanted} in {}", index.display()),
                 hint: "use that index, or compute the neighbours again".into(),
             });
         }
@@ -469,9 +470,9 @@ mod tests {
         build_index(&corpus, &other, &words(), Existing::Fail).unwrap();
         assert_eq!(verify(&other), [""; 0]);
         let other = Retriever::open(&other, Some(Box::new(words()))).unwrap();
-        let error = Neighbours::open_for(&out, &other).err().unwrap().to_string();
+        let error = Neighbours::open_for(&out, other.dir()).err().unwrap().to_string();
         assert!(error.contains(&other.identity()) && error.contains(&retriever.identity()), "{error}");
-        assert!(Neighbours::open_for(&out, &retriever).is_ok());
+        assert!(Neighbours::open_for(&out, retriever.dir()).is_ok());
     }
 
     #[test]
