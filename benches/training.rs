@@ -7,11 +7,12 @@ use candle_core::{Device, Var};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use sidenote::Result;
+use sidenote::model::batch::{Batch, IGNORE, assemble, gather};
 use sidenote::model::{Initialisation, LanguageModel, Retrieved};
 use sidenote::progress::Progress;
 use sidenote::retriever::{Retriever, neighbours};
+use sidenote::train::Order;
 use sidenote::train::config::{ModelSection, RetroSection};
-use sidenote::train::data::{Batch, IGNORE, Order, assemble, gather};
 use sidenote_kernels::{AdamW, AdamWOptions, linear_cross_entropy};
 
 const WIDTH: usize = 128;

@@ -6,8 +6,8 @@ use std::fmt;
 use candle_core::{Tensor, Var};
 use sidenote_kernels as kernels;
 
-use super::data::{Batch, IGNORE};
 use crate::error::{Error, Result};
+use crate::model::batch::{Batch, IGNORE};
 use crate::model::retro::Retro;
 use crate::model::{Retrieved, RetroConfig};
 
