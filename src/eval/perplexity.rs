@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 use crate::corpus::Store;
 use crate::error::{Error, Result};
+use crate::interrupt;
 use crate::model::LanguageModel;
 use crate::model::batch::{assemble, gather};
 use crate::progress::Progress;
@@ -105,6 +106,9 @@ pub fn score(
     let task = progress.task("score", windows.len() as u64, "windows");
     let mut scores = Scores::default();
     for group in windows.chunks(BATCH) {
+        if interrupt::requested() {
+            return Err(Error::Interrupted("nothing was measured to the end".into()));
+        }
         let rows: Vec<Range<usize>> = group.iter().map(|(row, _)| row.clone()).collect();
         let batch = assemble(text, &rows, device)?;
         let retrieved = match neighbours {

@@ -32,6 +32,9 @@ pub struct DecoderConfig {
     pub tie_word_embeddings: bool,
 }
 
+/// Larger sizes are taken for a slip of the hand.
+const LARGEST: usize = 1 << 20;
+
 fn default_eps() -> f32 {
     1e-5
 }
@@ -59,6 +62,12 @@ impl DecoderConfig {
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(Error::setting(*name, "must be at least 1"));
+        }
+        if let Some((name, value)) = positive.iter().find(|(_, value)| *value > LARGEST) {
+            return Err(Error::setting(
+                *name,
+                format!("{value} is more than any model has; at most {LARGEST}"),
+            ));
         }
         if !self.hidden_size.is_multiple_of(2 * self.num_attention_heads) {
             let why = format!(
@@ -172,7 +181,30 @@ impl RetroConfig {
         if self.layers.is_empty() {
             return Err(Error::setting("retro.layers", "needs at least one decoder block"));
         }
-        check_layers("retro.encoder_cross_layers", &self.encoder_cross_layers, self.encoder_layers)
+        check_layers("retro.encoder_cross_layers", &self.encoder_cross_layers, self.encoder_layers)?;
+        match self.initialisation {
+            Initialisation::Random => Ok(()),
+            Initialisation::Copy => self.check_copy(decoder.hidden_size),
+        }
+    }
+
+    /// The copy initialisation puts a token's embedding, d wide, and a sketch of the tokens before it
+    /// side by side in the encoder's stream, and copies the embedding through the cross-attention.
+    fn check_copy(&self, d: usize) -> Result<()> {
+        let head = self.encoder_hidden_size / self.encoder_heads;
+        if self.encoder_hidden_size <= d || !(self.encoder_hidden_size - d).is_multiple_of(head) {
+            let why = format!(
+                "initialisation = \"copy\" needs it larger than hidden_size ({d}) by whole heads of {head}; try {}",
+                2 * d
+            );
+            return Err(Error::setting("retro.encoder_hidden_size", why));
+        }
+        if self.heads * self.head_dim < d {
+            let why =
+                format!("initialisation = \"copy\" needs heads * head_dim of at least hidden_size ({d})");
+            return Err(Error::setting("retro.head_dim", why));
+        }
+        Ok(())
     }
 }
 

@@ -103,6 +103,7 @@ impl LanguageModel {
             let why = "already a RETRO model; give the plain model that it was made from";
             return Err(Error::file(dir, why));
         }
+        retro.check(&decoder)?;
         Self::read(dir, &decoder, Some(retro), Trainable::RetroOnly, Some(seed), device)
     }
 

@@ -164,7 +164,7 @@ fn commands(
         format!("sidenote generate {out}/retro/model \"The city\" --index {index}"),
         format!("sidenote ask \"{question}\" --index {index}"),
         format!(
-            "sidenote select {} --target {} -n {SELECTED} --out {} --seed {}",
+            "sidenote select {} --target {} --method deft -n {SELECTED} --out {} --seed {}",
             files.pool.display(),
             files.target.display(),
             chosen.display(),

@@ -268,12 +268,14 @@ mod tests {
     #[test]
     fn least_squares_finds_the_matrix() {
         // key = [2a - b, a + 3b, a], plus a constant that must not matter.
+        let key = |a: f32, b: f32| [2.0 * a - b + 5.0, a + 3.0 * b - 1.0, a];
         let mut sums = NormalEquations::new(2, 3);
         let mut value = 0.3f32;
         for _ in 0..200 {
             value = (value * 3.9 * (1.0 - value)).clamp(0.01, 0.99);
             let (a, b) = (value - 0.5, (value * 7.0).fract() - 0.5);
-            sums.add(&[a, b], &[2.0 * a - b, a + 3.0 * b, a]);
+            sums.add(&[a, b], &key(a, b));
+            sums.add(&[-a, -b], &key(-a, -b));
         }
         let (matrix, score) = sums.solve(3).unwrap();
         let matrix = matrix.to_vec2::<f32>().unwrap();

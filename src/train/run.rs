@@ -132,6 +132,7 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
         && retro.config().initialisation == Initialisation::Copy
     {
         let batches = (0..FIT_BATCHES).map(|i| read(&order.batch(i))).collect::<Result<Vec<_>>>()?;
+        progress.note("fitting the copy initialisation to the training text");
         let fit = copy::fit(retro, model.variables(), &batches)?;
         progress.note(format!("copy initialisation: {fit}"));
         seconds += clock.elapsed().as_secs_f64();

@@ -36,7 +36,7 @@ impl ChunkedCrossAttention {
         let (d, d_enc) = (decoder.hidden_size, config.encoder_hidden_size);
         let inner = config.heads * config.head_dim;
         let distances = config.chunk_size + config.neighbour_tokens() - 1;
-        let starts = Starts::new(decoder, config)?;
+        let starts = Starts::new(decoder, config);
         let attention = starts.cross_attention();
         Ok(Self {
             norm: RmsNorm::new(w, &format!("{name}.norm"), d, decoder.rms_norm_eps)?,

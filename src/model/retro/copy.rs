@@ -52,27 +52,9 @@ pub struct Starts<'a> {
 }
 
 impl<'a> Starts<'a> {
-    /// Refuses shapes that the copy initialisation cannot fill.
-    pub fn new(decoder: &'a DecoderConfig, config: &'a RetroConfig) -> Result<Self> {
-        let (d, d_enc) = (decoder.hidden_size, config.encoder_hidden_size);
-        let starts = Self { decoder, config };
-        if config.initialisation == Initialisation::Random {
-            return Ok(starts);
-        }
-        if d_enc <= d || !(d_enc - d).is_multiple_of(starts.encoder_head_dim()) {
-            let why = format!(
-                "initialisation = \"copy\" needs it larger than hidden_size ({d}) by whole heads of {}; try {}",
-                starts.encoder_head_dim(),
-                2 * d
-            );
-            return Err(Error::setting("retro.encoder_hidden_size", why));
-        }
-        if config.heads * config.head_dim < d {
-            let why =
-                format!("initialisation = \"copy\" needs heads * head_dim of at least hidden_size ({d})");
-            return Err(Error::setting("retro.head_dim", why));
-        }
-        Ok(starts)
+    /// Of shapes that [`RetroConfig::check`] has let pass.
+    pub fn new(decoder: &'a DecoderConfig, config: &'a RetroConfig) -> Self {
+        Self { decoder, config }
     }
 
     fn copies(&self) -> bool {

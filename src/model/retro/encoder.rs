@@ -41,7 +41,7 @@ impl NeighbourEncoder {
     pub fn new(decoder: &DecoderConfig, config: &RetroConfig, w: &mut Weights) -> Result<Self> {
         let (d, d_enc, eps) = (decoder.hidden_size, config.encoder_hidden_size, decoder.rms_norm_eps);
         let (m, r) = (config.chunk_size, config.neighbour_tokens());
-        let starts = Starts::new(decoder, config)?;
+        let starts = Starts::new(decoder, config);
         let layer = |i: usize, w: &mut Weights| {
             let name = format!("retro.encoder.layers.{i}");
             let attention = Attention::new(
