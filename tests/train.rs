@@ -92,8 +92,7 @@ fn workplace() -> tempfile::TempDir {
     place
 }
 
-const BUILD: &str =
-    "index build corpus.jsonl --encoder encoder --tokenizer tokenizer.json --chunk-tokens 8";
+const BUILD: &str = "index build corpus.jsonl --encoder encoder --tokenizer tokenizer.json --chunk-tokens 8";
 /// Settings with which retro.toml trains everything, without a base.
 const FROM_SCRATCH: &str = "--set out=scratch --set retro.initialisation=random";
 
@@ -199,8 +198,9 @@ fn retrieval_off_measures_the_plain_model() {
     let dir = place.path();
     succeed(dir, "train plain.toml");
     succeed(dir, "train retro.toml");
-    let measure =
-        |arguments: &str| succeed(dir, &format!("eval perplexity {arguments} --corpus held.jsonl --index index"));
+    let measure = |arguments: &str| {
+        succeed(dir, &format!("eval perplexity {arguments} --corpus held.jsonl --index index"))
+    };
     let (plain, on) = (measure("plain/model"), measure("retro/model"));
     let off = measure("retro/model --retrieval off");
     for name in ["perplexity", "bits_per_byte", "filtered", "tokens", "bytes", "documents"] {
@@ -329,7 +329,8 @@ fn a_seed_decides_every_byte() {
     write_scratch(dir);
     let scratch = format!("scratch.toml {FROM_SCRATCH}");
     let random = "retro.toml --set retro.initialisation=random";
-    for (kind, config) in [("plain", "plain.toml"), ("copy", "retro.toml"), ("random", random), ("scratch", &scratch)]
+    for (kind, config) in
+        [("plain", "plain.toml"), ("copy", "retro.toml"), ("random", random), ("scratch", &scratch)]
     {
         let train = |seed: u32, threads: &str| {
             let out = format!("{kind}-{seed}-{threads}");
@@ -392,8 +393,8 @@ fn a_configuration_that_cannot_be_is_refused_by_the_name_of_the_setting() {
     let place = workplace();
     let dir = place.path();
     succeed(dir, "train plain.toml --set training.steps=12");
-    let copy = fs::read_to_string(dir.join("retro.toml")).unwrap();
-    fs::write(dir.join("typing-error.toml"), copy.replace("head_dim", "head_dmi")).unwrap();
+    write_scratch(dir);
+    fs::write(dir.join("typing-error.toml"), RETRO.replace("head_dim", "head_dmi")).unwrap();
     fs::write(dir.join("not.toml"), "kind = lm").unwrap();
     for (arguments, words) in [
         ("typing-error.toml", &["typing-error.toml", "head_dmi"][..]),
@@ -418,7 +419,7 @@ fn a_configuration_that_cannot_be_is_refused_by_the_name_of_the_setting() {
         ("plain.toml --set held_out=neighbours", &["neighbours", "--queries"]),
         ("plain.toml --set continue_from=nowhere", &["nowhere"]),
         ("plain.toml --set continue_from=plain/model", &["optimizer.safetensors"]),
-        ("retro.toml --set model.layers=2", &["model", "base"]),
+        ("scratch.toml --set base=plain/model", &["model: ", "base"]),
         ("retro.toml --set base=nowhere", &["nowhere"]),
         ("retro.toml --set neighbours=nowhere", &["nowhere"]),
         ("retro.toml --set neighbours=index", &["index", "neighbours"]),
@@ -431,7 +432,7 @@ fn a_configuration_that_cannot_be_is_refused_by_the_name_of_the_setting() {
         ("retro.toml --set retro.neighbours=3", &["retro.neighbours", "3", "2"]),
         ("retro.toml --set retro.neighbours=0", &["retro.neighbours"]),
         ("retro.toml --set training.chunks=1", &["training.chunks"]),
-        ("retro.toml --set continue_from=plain/checkpoints/step-0000010", &["continue_from", "retro"]),
+        ("retro.toml --set continue_from=plain/checkpoints/step-0000010", &["step-0000010", "retro"]),
     ] {
         let said = fail(dir, &format!("train {arguments} --set out=failed"));
         for word in words {
@@ -544,7 +545,8 @@ fn damaged_models_and_runs_are_told_by_file() {
         fs::write(&path, before).unwrap();
     }
     // Weights of another shape than the configuration's.
-    fs::write(model.join("config.json"), config.replace("\"hidden_size\": 16", "\"hidden_size\": 32")).unwrap();
+    fs::write(model.join("config.json"), config.replace("\"hidden_size\": 16", "\"hidden_size\": 32"))
+        .unwrap();
     let said = fail(dir, "generate plain/model river");
     assert!(said.contains("model.safetensors") && said.contains("model.embed_tokens.weight"), "{said}");
     fs::write(model.join("config.json"), config).unwrap();
@@ -556,7 +558,9 @@ fn damaged_models_and_runs_are_told_by_file() {
     let said = fail(dir, "train plain.toml --set training.steps=12");
     assert!(said.contains("plain: ") && said.contains("--resume"), "{said}");
     let newest = dir.join("plain/checkpoints/step-0000010");
-    for (file, keep) in [("optimizer.safetensors", 200), ("optimizer.safetensors", 0), ("model.safetensors", 200)] {
+    for (file, keep) in
+        [("optimizer.safetensors", 200), ("optimizer.safetensors", 0), ("model.safetensors", 200)]
+    {
         let before = fs::read(newest.join(file)).unwrap();
         fs::write(newest.join(file), &before[..keep]).unwrap();
         let said = fail(dir, "train plain.toml --set training.steps=12 --resume");

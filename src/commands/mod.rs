@@ -1,6 +1,8 @@
 //! The command line: one file a subcommand, each only turning arguments into a library call and
 //! its result into a report.
 
+use std::io::{ErrorKind, Write};
+
 use clap::{Parser, Subcommand};
 
 use crate::progress::Progress;
@@ -70,10 +72,14 @@ pub struct Console {
 impl Console {
     /// Prints a result: `value` with `--json`, else what `human` makes.
     fn report(&self, value: &serde_json::Value, human: impl FnOnce() -> String) {
-        if self.json {
-            println!("{value:#}");
-        } else {
-            println!("{}", human().trim_end());
+        let text = if self.json { format!("{value:#}") } else { human().trim_end().to_string() };
+        match writeln!(std::io::stdout(), "{text}") {
+            // A closed pipe only means that nobody reads on.
+            Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+                eprintln!("error: the result cannot be written to stdout: {e}");
+                std::process::exit(1);
+            }
+            _ => (),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::progress::Progress;
 use crate::train::data::{assemble, gather};
 
 /// Chunks a window.
-const WINDOW: usize = 4;
+pub const WINDOW: usize = 4;
 /// Windows read at once.
 const BATCH: usize = 8;
 

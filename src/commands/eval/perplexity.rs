@@ -7,7 +7,7 @@ use serde_json::json;
 use super::super::Console;
 use crate::corpus::{OnError, build_store};
 use crate::eval::overlap::{FilteredBits, filtered_bits, overlap};
-use crate::eval::perplexity::{Neighbourhood, score};
+use crate::eval::perplexity::{Neighbourhood, WINDOW, score};
 use crate::model::{LanguageModel, Network, Trainable};
 use crate::retriever::Retriever;
 use crate::retriever::neighbours::{self, ABSENT};
@@ -47,7 +47,10 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let (chunk_size, k) = match (&model.network, &retriever) {
         (Network::Retro(retro), _) => (retro.config().chunk_size, retro.config().neighbours),
         (Network::Plain(_), Some(retriever)) => (retriever.store().chunk_size(), 0),
-        (Network::Plain(_), None) => (64, 0),
+        // Windows of the usual length, shorter where the model reads less at once.
+        (Network::Plain(decoder), None) => {
+            (64.min(decoder.config().max_position_embeddings / WINDOW).max(1), 0)
+        }
     };
     let reads = k > 0 && args.retrieval == Retrieval::On;
     if reads && retriever.is_none() {
