@@ -230,11 +230,21 @@ fn retrieval_off_measures_the_plain_model() {
     assert!(succeed(dir, "eval perplexity plain/model --corpus held.jsonl")["perplexity"].is_f64());
 }
 
-/// Starts a run and kills it `delay` after `sign` appears in its checkpoints. Whether it was still
-/// at work then.
-fn kill_at(mut command: Command, sign: &Path, delay: Duration) -> bool {
+/// Whether a checkpoint after `step` steps or more is there or being written.
+fn has_checkpoint(checkpoints: &Path, step: usize) -> bool {
+    let Ok(entries) = fs::read_dir(checkpoints) else { return false };
+    entries.flatten().any(|entry| {
+        let name = entry.file_name().into_string().unwrap();
+        let digits = name.trim_start_matches("step-").split('.').next().unwrap();
+        digits.parse::<usize>().unwrap() >= step
+    })
+}
+
+/// Starts a run and kills it `delay` after it begins to write the checkpoint of `step`. Whether it
+/// was still at work then.
+fn kill_at(mut command: Command, checkpoints: &Path, step: usize, delay: Duration) -> bool {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    while !sign.exists() {
+    while !has_checkpoint(checkpoints, step) {
         if child.try_wait().unwrap().is_some() {
             return false;
         }
@@ -250,24 +260,24 @@ fn kill_at(mut command: Command, sign: &Path, delay: Duration) -> bool {
 
 /// Trains once without a break and once killed again and again; the bytes must be the same.
 fn killed_and_resumed(dir: &Path, config: &str, random: &mut ChaCha8Rng) {
-    let settings = "--set training.steps=60 --set training.checkpoint_every=3";
+    let settings = "--set training.steps=120 --set training.checkpoint_every=4";
     let whole = succeed(dir, &format!("train {config} {settings} --set out=whole"));
     let command = format!("train {config} {settings} --set out=broken");
     let run = dir.join("broken");
     let checkpoints = run.join("checkpoints");
     let mut kills = 0;
-    // After a checkpoint, and while one is being written.
-    for sign in ["step-0000003", "step-0000012.part", "step-0000021", "step-0000033.part", "step-0000048"] {
+    // While a checkpoint is being written, and in the steps after it.
+    for step in [4, 12, 24, 36, 48] {
         let delay = Duration::from_micros(random.random_range(0..8_000));
         let resumed = sidenote(dir, &format!("{command} --resume"));
-        kills += usize::from(kill_at(resumed, &checkpoints.join(sign), delay));
-        assert!(!run.join("model").exists(), "{config}: over before {sign}");
+        kills += usize::from(kill_at(resumed, &checkpoints, step, delay));
+        assert!(!run.join("model").exists(), "{config}: over soon after step {step}");
         assert!(fail(dir, &command).contains("--resume"));
     }
     assert!(kills >= 3, "{config}: only {kills} kills met a run at work");
 
     // A checkpoint that a crash left half-written, newer than every whole one.
-    for (number, half) in [("0000057", "config.json"), ("9999999", "model.safetensors")] {
+    for (number, half) in [("0000116", "config.json"), ("9999999", "model.safetensors")] {
         let part = checkpoints.join(format!("step-{number}.part"));
         fs::create_dir_all(&part).unwrap();
         fs::write(part.join(half), "{\"hidden").unwrap();
