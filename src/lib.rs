@@ -19,3 +19,8 @@ pub mod train;
 
 pub use error::{Error, Result};
 pub use sidenote_index::artefact;
+
+/// The README's Rust examples, so that they keep compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -272,7 +272,10 @@ fn killed_and_resumed(dir: &Path, config: &str, random: &mut ChaCha8Rng) {
         let resumed = sidenote(dir, &format!("{command} --resume"));
         kills += usize::from(kill_at(resumed, &checkpoints, step, delay));
         assert!(!run.join("model").exists(), "{config}: over soon after step {step}");
-        assert!(fail(dir, &command).contains("--resume"));
+        // A kill before the first checkpoint leaves nothing to resume, and nothing to lose.
+        if checkpoints.join("step-0000004").exists() || step > 4 {
+            assert!(fail(dir, &command).contains("--resume"));
+        }
     }
     assert!(kills >= 3, "{config}: only {kills} kills met a run at work");
 

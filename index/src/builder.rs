@@ -5,8 +5,8 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::artefact::{ArtefactError, Manifest, Writer};
-use crate::index::{FORMAT_VERSION, KIND, Meta, VECTORS};
-use crate::rows::Rows;
+use crate::meta::{FORMAT_VERSION, KIND, Meta, VECTORS};
+use crate::rows::{Rows, write_f32};
 use crate::{IndexError, Metric, Spec, hnsw, rabitq};
 
 /// Writes an index: rows go straight to disk as they are added, and the directory holds the new
@@ -107,9 +107,4 @@ impl Builder {
         let meta = serde_json::to_value(meta).expect("the meta is plain JSON");
         Ok(self.writer.commit(meta)?)
     }
-}
-
-/// Writes numbers as little-endian bytes.
-pub(crate) fn write_f32(out: &mut impl Write, numbers: &[f32]) -> std::io::Result<()> {
-    numbers.iter().try_for_each(|x| out.write_all(&x.to_le_bytes()))
 }

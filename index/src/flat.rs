@@ -7,11 +7,10 @@
 
 use rayon::prelude::*;
 
-use crate::index::Allow;
 use crate::metric::{Metric, dot};
 use crate::product::inner_products;
 use crate::rows::Rows;
-use crate::topk::{Hit, TopK};
+use crate::topk::{Allow, Hit, TopK};
 
 /// Rows that one task goes through: the grain of parallel work.
 const SEGMENT: usize = 8192;

@@ -20,11 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::artefact::{ArtefactError, MANIFEST, Manifest, Writer};
 use crate::flat;
-use crate::index::Allow;
 use crate::mapped::Mapped;
 use crate::metric::{Metric, dot, squared_distance};
 use crate::rows::Rows;
-use crate::topk::{Hit, TopK};
+use crate::topk::{Allow, Hit, TopK};
 
 /// Links of the lowest layer `[rows, 2 m]`, the free places filled with [`NONE`].
 const LINKS: &str = "links.u32";

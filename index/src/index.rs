@@ -2,36 +2,13 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
 use crate::artefact::{self, ArtefactError, MANIFEST};
-use crate::hnsw::{Graph, GraphMeta};
+use crate::hnsw::Graph;
+use crate::meta::{FORMAT_VERSION, KIND, Meta, VECTORS};
 use crate::rabitq::Codes;
 use crate::rows::Rows;
 use crate::topk::Hit;
 use crate::{Builder, IndexError, Metric, Spec, flat};
-
-/// The artefact's kind.
-pub(crate) const KIND: &str = "vector-index";
-/// Version of what the manifest and the data files hold.
-pub(crate) const FORMAT_VERSION: u32 = 1;
-/// The rows `[rows, dim]`.
-pub(crate) const VECTORS: &str = "vectors.f32";
-
-/// Which rows may be found: called with the query's place in the batch and the row's id.
-pub(crate) type Allow<'a> = Option<&'a (dyn Fn(usize, u32) -> bool + Sync)>;
-
-/// The `meta` of the manifest.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct Meta {
-    pub rows: usize,
-    pub dim: usize,
-    pub metric: Metric,
-    pub spec: Spec,
-    pub seed: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub graph: Option<GraphMeta>,
-}
 
 /// An index, memory-mapped: opening reads the manifest only, and searches read what they need.
 /// It can be searched from many threads at once.

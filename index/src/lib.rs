@@ -7,6 +7,7 @@ mod flat;
 mod hnsw;
 mod index;
 mod mapped;
+mod meta;
 mod metric;
 mod product;
 mod rabitq;

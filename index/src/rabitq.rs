@@ -24,13 +24,11 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::artefact::{ArtefactError, Manifest, Writer};
-use crate::builder::write_f32;
-use crate::index::Allow;
 use crate::mapped::Mapped;
 use crate::metric::{Metric, dot};
 use crate::rotation::Rotation;
-use crate::rows::Rows;
-use crate::topk::{Hit, TopK};
+use crate::rows::{Rows, write_f32};
+use crate::topk::{Allow, Hit, TopK};
 
 /// The mean of the rows `[dim]`.
 const CENTRE: &str = "centre.f32";

@@ -1,5 +1,6 @@
 //! The vectors themselves, mapped from disk.
 
+use std::io::Write;
 use std::path::Path;
 
 use crate::artefact::ArtefactError;
@@ -49,4 +50,9 @@ impl Rows {
     pub fn hit(&self, id: usize, query: &[f32]) -> Hit {
         Hit { id: id as u32, score: self.metric.score(self.row(id), query) }
     }
+}
+
+/// Writes numbers as little-endian bytes.
+pub(crate) fn write_f32(out: &mut impl Write, numbers: &[f32]) -> std::io::Result<()> {
+    numbers.iter().try_for_each(|x| out.write_all(&x.to_le_bytes()))
 }

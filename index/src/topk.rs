@@ -3,6 +3,9 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
+/// Which rows may be found: called with the query's place in the batch and the row's id.
+pub(crate) type Allow<'a> = Option<&'a (dyn Fn(usize, u32) -> bool + Sync)>;
+
 /// One neighbour.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Hit {

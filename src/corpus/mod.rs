@@ -13,6 +13,7 @@ mod files;
 mod mapped;
 mod parquet;
 mod reader;
+mod record;
 mod store;
 mod tokenizer;
 mod writer;

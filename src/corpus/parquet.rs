@@ -9,7 +9,7 @@ use parquet::data_type::{ByteArray, DataType};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 
-use super::reader::Record;
+use super::record::Record;
 
 /// The columns that are read, where they are there.
 const COLUMNS: [&str; 4] = ["id", "title", "section", "text"];

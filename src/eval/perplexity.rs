@@ -15,20 +15,18 @@ use rayon::prelude::*;
 use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::model::LanguageModel;
+use crate::model::batch::{assemble, gather};
 use crate::progress::Progress;
-use crate::train::data::{assemble, gather};
 
-/// Chunks a window.
-pub const WINDOW: usize = 4;
+/// Tokens a window, in whole chunks but at least two of them; fewer where a model reads fewer.
+const WINDOW_TOKENS: usize = 256;
 /// Windows read at once.
 const BATCH: usize = 8;
 
 /// Where a text's neighbours come from.
 pub struct Neighbourhood<'a> {
-    /// The store that they are chunks of.
-    pub library: &'a Store,
-    /// Neighbours of a chunk, nearest first.
-    pub of: Box<dyn Fn(usize) -> Vec<u32> + 'a>,
+    /// Tokens of a chunk's neighbours, nearest first.
+    pub of: Box<dyn Fn(usize) -> Vec<Vec<u32>> + 'a>,
     /// How many of them are read.
     pub k: usize,
 }
@@ -95,25 +93,22 @@ pub fn score(
     let decoder = model.network.decoder();
     let device = decoder.device();
     let m = text.chunk_size();
-    if WINDOW * m > decoder.config().max_position_embeddings {
-        let why = format!(
-            "{m} tokens, but the model reads only {} tokens at once",
-            decoder.config().max_position_embeddings
-        );
+    let positions = decoder.config().max_position_embeddings;
+    let longest = (WINDOW_TOKENS.min(positions) / m).max(2);
+    if longest * m > positions {
+        let why =
+            format!("windows of {longest} chunks of {m} tokens, but the model reads only {positions} tokens");
         return Err(Error::setting("chunk size", why));
     }
-    let windows: Vec<(Range<usize>, usize)> = documents.flat_map(|d| windows(text.chunks_of(d))).collect();
+    let windows: Vec<(Range<usize>, usize)> =
+        documents.flat_map(|d| windows(text.chunks_of(d), longest)).collect();
     let task = progress.task("score", windows.len() as u64, "windows");
     let mut scores = Scores::default();
     for group in windows.chunks(BATCH) {
         let rows: Vec<Range<usize>> = group.iter().map(|(row, _)| row.clone()).collect();
         let batch = assemble(text, &rows, device)?;
         let retrieved = match neighbours {
-            Some(n) => {
-                let lists: std::collections::HashMap<usize, Vec<u32>> =
-                    rows.iter().cloned().flatten().map(|chunk| (chunk, (n.of)(chunk))).collect();
-                Some(gather(&batch, text, n.library, |chunk| &lists[&chunk], n.k, device)?)
-            }
+            Some(n) => Some(gather(&batch, text, &n.of, n.k, device)?),
             None => None,
         };
         let hidden = model.network.forward(&batch.tokens, retrieved.as_ref())?.detach();
@@ -142,14 +137,15 @@ pub fn score(
     Ok(scores)
 }
 
-/// Windows over a document's chunks, each with the number of chunks that are only context.
-fn windows(all: Range<usize>) -> Vec<(Range<usize>, usize)> {
+/// Windows of at most `longest` (2 or more) of a document's chunks, each with the number of chunks
+/// that are only context.
+fn windows(all: Range<usize>, longest: usize) -> Vec<(Range<usize>, usize)> {
     let mut windows = Vec::new();
     let mut scored = all.start;
     while scored < all.end {
         let context = (scored > all.start) as usize;
         let start = scored - context;
-        let end = (start + WINDOW).min(all.end);
+        let end = (start + longest).min(all.end);
         windows.push((start..end, context));
         scored = end;
     }
@@ -194,12 +190,12 @@ mod tests {
 
     #[test]
     fn every_chunk_is_scored_once() {
-        for chunks in 1..12 {
-            let windows = windows(5..5 + chunks);
+        for (chunks, longest) in (1..12).flat_map(|chunks| (2..6).map(move |longest| (chunks, longest))) {
+            let windows = windows(5..5 + chunks, longest);
             let scored: Vec<usize> =
                 windows.iter().flat_map(|(row, context)| row.clone().skip(*context)).collect();
             assert_eq!(scored, (5..5 + chunks).collect::<Vec<_>>());
-            assert!(windows.iter().all(|(row, _)| row.len() <= WINDOW));
+            assert!(windows.iter().all(|(row, _)| row.len() <= longest));
         }
     }
 

@@ -1,5 +1,6 @@
 //! The networks: a Llama-style decoder, and RETRO (chunked cross-attention) over it.
 
+pub mod batch;
 pub mod config;
 pub mod decoder;
 pub mod generate;

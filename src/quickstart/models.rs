@@ -14,7 +14,7 @@ use crate::eval::perplexity::{self, Neighbourhood, Scores, shuffled};
 use crate::model::{Initialisation, LanguageModel, Trainable};
 use crate::progress::Progress;
 use crate::retriever::Retriever;
-use crate::retriever::neighbours::{ABSENT, Neighbours, precompute};
+use crate::retriever::neighbours::{Neighbours, precompute, tokens_of};
 use crate::train::config::{Kind, ModelSection, RetroSection, TrainConfig, TrainingSection};
 use crate::train::{self, Curve, Outcome, plot};
 
@@ -36,7 +36,7 @@ pub struct Settings {
 
 impl Settings {
     pub fn new(short: bool) -> Self {
-        let (plain_steps, decay_steps, retro_steps) = if short { (80, 20, 40) } else { (560, 140, 160) };
+        let (plain_steps, decay_steps, retro_steps) = if short { (70, 20, 25) } else { (480, 120, 130) };
         Self { chunk_tokens: 64, neighbours: 2, plain_steps, decay_steps, retro_steps }
     }
 
@@ -144,28 +144,33 @@ pub fn run(
     let extra_seconds = retro.seconds + neighbour_seconds;
     let extra_steps = (extra_seconds / plain.seconds * plain.steps as f64).ceil() as usize;
     let longer = train(settings.plain_longer(extra_steps, seed, index, out), "plain-longer")?;
-    save_curves(out, &[("plain", &plain), ("plain-longer", &longer), ("retro", &retro)])?;
+    let stable = settings.plain_steps - settings.decay_steps;
+    let branch = plain.measurements.iter().rfind(|m| m.step <= stable).map_or(0, |m| m.tokens);
+    let runs = [("plain", &plain, 0), ("plain-longer", &longer, branch), ("retro", &retro, plain.tokens)];
+    save_curves(out, &runs)?;
 
-    let neighbours = Neighbours::open_for(&held_out, retriever)?;
+    let neighbours = Neighbours::open_for(&held_out, index)?;
     let text = neighbours.queries()?.ok_or_else(|| Error::file(&held_out, "holds no text of its own"))?;
     let library = retriever.store();
-    let score = |model: &Outcome, of: Option<Box<dyn Fn(usize) -> Vec<u32> + '_>>| {
+    let score = |model: &Outcome, of: Option<Box<dyn Fn(usize) -> Vec<Vec<u32>> + '_>>| {
         let model = LanguageModel::load(&model.model, Trainable::Nothing, &candle_core::Device::Cpu)?;
-        let around = of.map(|of| Neighbourhood { library, of, k });
+        let around = of.map(|of| Neighbourhood { of, k });
         perplexity::score(&model, &text, 0..text.documents(), around.as_ref(), progress)
     };
     let other = shuffled(text.chunks(), seed);
     let systems = [
         ("plain", score(&plain, None)?),
         ("plain_longer", score(&longer, None)?),
-        ("retrieval_on", score(&retro, Some(Box::new(|chunk| neighbours.of(chunk).to_vec())))?),
+        ("retrieval_on", score(&retro, Some(Box::new(|chunk| tokens_of(library, neighbours.of(chunk)))))?),
         ("retrieval_off", score(&retro, None)?),
-        ("retrieval_shuffled", score(&retro, Some(Box::new(|chunk| neighbours.of(other[chunk]).to_vec())))?),
+        (
+            "retrieval_shuffled",
+            score(&retro, Some(Box::new(|chunk| tokens_of(library, neighbours.of(other[chunk])))))?,
+        ),
     ];
     let overlaps: Vec<f64> = (0..text.chunks())
         .map(|chunk| {
-            let near = neighbours.of(chunk).iter().take(OVERLAP_NEIGHBOURS).filter(|id| **id != ABSENT);
-            let near: Vec<Vec<u32>> = near.map(|id| library.neighbour_tokens(*id as usize)).collect();
+            let near = tokens_of(library, &neighbours.of(chunk)[..OVERLAP_NEIGHBOURS]);
             overlap(text.chunk(chunk).tokens, &near, text.chunk_size())
         })
         .collect();
@@ -229,12 +234,20 @@ fn kinds(systems: &[(&str, Scores)], overlaps: &[f64], text: &Store, files: &Fil
     all.into()
 }
 
-/// Draws the three runs as one plot, and keeps their measurements together.
-fn save_curves(out: &Path, runs: &[(&str, &Outcome)]) -> Result<()> {
-    let curves: Vec<Curve> = runs.iter().map(|(name, run)| Curve::of(name, &run.measurements)).collect();
+/// Draws the runs, each with the training tokens before it, as one plot, and keeps their measurements together.
+fn save_curves(out: &Path, runs: &[(&str, &Outcome, u64)]) -> Result<()> {
+    // Each run goes on from the plain one, so its curve starts at what that had read by then.
+    let curves: Vec<Curve> = runs
+        .iter()
+        .map(|(name, run, start)| {
+            let mut curve = Curve::of(name, &run.measurements);
+            curve.points.iter_mut().for_each(|point| point.0 += *start as f64);
+            curve
+        })
+        .collect();
     plot(&out.join("curve.svg"), "held-out loss while training", &curves)?;
     let mut lines = String::new();
-    for (name, run) in runs {
+    for (name, run, _) in runs {
         for measurement in &run.measurements {
             let mut line = json!(measurement);
             line["run"] = json!(name);

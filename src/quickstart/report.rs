@@ -89,7 +89,7 @@ pub fn human(report: &Value) -> String {
         line(format!("     {count:>4}  {random:>3}  {task}"));
     }
     line(format!(
-        "\nEverything is in {} ({:.0} s). The single commands that make the same:",
+        "\nEverything is in {} ({:.0} s). The single commands that make the same (they never overwrite what is there;\ngive another --out, and `train` --set out=DIR):",
         plain(&report["folder"]),
         number(&report["seconds"])
     ));

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Retriever;
 use super::generation::{is_there, place, remove, sweep};
+use super::{IndexMeta, Retriever};
 use crate::artefact::{self, ArtefactError, Manifest, Writer};
 use crate::corpus::{Mapped, OnError, Store, build_store, bytes_of};
 use crate::progress::Progress;
@@ -14,6 +14,12 @@ use crate::{Error, Result, interrupt};
 
 /// Stands where a chunk has fewer than k neighbours.
 pub const ABSENT: u32 = u32::MAX;
+
+/// Tokens of the neighbours `ids`, chunks of `library` with their continuations; those that are
+/// [`ABSENT`] are left out.
+pub fn tokens_of(library: &Store, ids: &[u32]) -> Vec<Vec<u32>> {
+    ids.iter().filter(|id| **id != ABSENT).map(|id| library.neighbour_tokens(*id as usize)).collect()
+}
 
 const KIND: &str = "neighbours";
 const VERSION: u32 = 1;
@@ -250,17 +256,18 @@ impl Neighbours {
         })
     }
 
-    /// Opens the neighbours in `dir`, which must have been found in `retriever`'s index.
+    /// Opens the neighbours in `dir`, which must have been found in the index in `index`.
     ///
     /// # Errors
     /// Those of [`open`](Self::open), and neighbours found in another index: the error names both.
-    pub fn open_for(dir: &Path, retriever: &Retriever) -> Result<Self> {
+    pub fn open_for(dir: &Path, index: &Path) -> Result<Self> {
         let neighbours = Self::open(dir)?;
-        if neighbours.meta.index != retriever.identity() {
+        let wanted = IndexMeta::read(index)?.identity();
+        if neighbours.meta.index != wanted {
             return Err(Error::Mismatch {
                 what: format!("the neighbours in {} and the index", dir.display()),
                 left: format!("neighbours found in index {}", neighbours.meta.index),
-                right: format!("index {} in {}", retriever.identity(), retriever.dir().display()),
+                right: format!("index {wanted} in {}", index.display()),
                 hint: "use that index, or compute the neighbours again".into(),
             });
         }
@@ -463,9 +470,9 @@ mod tests {
         build_index(&corpus, &other, &words(), Existing::Fail).unwrap();
         assert_eq!(verify(&other), [""; 0]);
         let other = Retriever::open(&other, Some(Box::new(words()))).unwrap();
-        let error = Neighbours::open_for(&out, &other).err().unwrap().to_string();
+        let error = Neighbours::open_for(&out, other.dir()).err().unwrap().to_string();
         assert!(error.contains(&other.identity()) && error.contains(&retriever.identity()), "{error}");
-        assert!(Neighbours::open_for(&out, &retriever).is_ok());
+        assert!(Neighbours::open_for(&out, retriever.dir()).is_ok());
     }
 
     #[test]

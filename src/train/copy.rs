@@ -6,8 +6,8 @@ use std::fmt;
 use candle_core::{Tensor, Var};
 use sidenote_kernels as kernels;
 
-use super::data::{Batch, IGNORE};
 use crate::error::{Error, Result};
+use crate::model::batch::{Batch, IGNORE};
 use crate::model::retro::Retro;
 use crate::model::{Retrieved, RetroConfig};
 
@@ -272,8 +272,11 @@ mod tests {
         let mut value = 0.3f32;
         for _ in 0..200 {
             value = (value * 3.9 * (1.0 - value)).clamp(0.01, 0.99);
-            let (a, b) = (value - 0.5, (value * 7.0).fract() - 0.5);
-            sums.add(&[a, b], &[2.0 * a - b, a + 3.0 * b, a]);
+            // States whose mean is zero, for the queries have no constant of their own.
+            for sign in [1.0, -1.0] {
+                let (a, b) = (sign * (value - 0.5), sign * ((value * 7.0).fract() - 0.5));
+                sums.add(&[a, b], &[2.0 * a - b + 0.7, a + 3.0 * b + 0.7, a + 0.7]);
+            }
         }
         let (matrix, score) = sums.solve(3).unwrap();
         let matrix = matrix.to_vec2::<f32>().unwrap();

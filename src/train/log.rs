@@ -113,7 +113,14 @@ pub fn plot(path: &Path, title: &str, curves: &[Curve]) -> Result<()> {
             .x_label_area_size(40)
             .y_label_area_size(56)
             .build_cartesian_2d(left..right.max(left + 1.0), bottom - margin..top + margin)?;
-        chart.configure_mesh().x_desc("training tokens").y_desc("loss, nats a token").draw()?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(BLACK.mix(0.12))
+            .x_label_formatter(&|tokens| format!("{:.0}k", tokens / 1000.0))
+            .x_desc("training tokens")
+            .y_desc("loss, nats a token")
+            .draw()?;
         let palette = [
             RGBColor(0x1b, 0x6c, 0xa8),
             RGBColor(0xd1, 0x49, 0x2e),

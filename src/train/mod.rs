@@ -3,11 +3,12 @@
 mod checkpoint;
 pub mod config;
 pub mod copy;
-pub mod data;
 mod log;
+mod order;
 mod run;
 mod schedule;
 
 pub use config::{Kind, TrainConfig};
 pub use log::{Curve, plot};
+pub use order::Order;
 pub use run::{Outcome, run};

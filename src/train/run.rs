@@ -1,7 +1,7 @@
 //! The training loop.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use candle_core::Device;
@@ -11,17 +11,18 @@ use sidenote_kernels::{self as kernels, AdamW, AdamWOptions};
 use super::checkpoint;
 use super::config::{Kind, TrainConfig};
 use super::copy;
-use super::data::{IGNORE, Order, assemble, gather};
 use super::log::{Curve, Log, Measurement, plot};
+use super::order::Order;
 use super::schedule::learning_rate;
 use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{self, Neighbourhood};
 use crate::interrupt;
+use crate::model::batch::{IGNORE, assemble, gather};
 use crate::model::{Initialisation, LanguageModel, Network, Trainable};
 use crate::progress::Progress;
-use crate::retriever::neighbours::Neighbours;
-use crate::retriever::{IndexMeta, open_store};
+use crate::retriever::neighbours::{Neighbours, tokens_of};
+use crate::retriever::open_store;
 
 /// Steps between lines of `metrics.jsonl`.
 const LOG_EVERY: usize = 20;
@@ -76,7 +77,7 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
     let device = Device::Cpu;
     let library = open_store(&config.index)?;
     let neighbours = match &config.neighbours {
-        Some(dir) => Some(open_neighbours(dir, &config.index)?),
+        Some(dir) => Some(Neighbours::open_for(dir, &config.index)?),
         None => None,
     };
     if let Some(neighbours) = &neighbours {
@@ -116,7 +117,8 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
         let batch = assemble(&library, rows, &device)?;
         let retrieved = match &neighbours {
             Some(neighbours) => {
-                Some(gather(&batch, &library, &library, |chunk| neighbours.of(chunk), k, &device)?)
+                let of = |chunk| tokens_of(&library, neighbours.of(chunk));
+                Some(gather(&batch, &library, of, k, &device)?)
             }
             None => None,
         };
@@ -273,21 +275,6 @@ fn open_model(
     Ok(model)
 }
 
-/// Opens neighbours that were found in the index in `index`.
-fn open_neighbours(dir: &Path, index: &Path) -> Result<Neighbours> {
-    let neighbours = Neighbours::open(dir)?;
-    let wanted = IndexMeta::read(index)?.identity();
-    if neighbours.index_identity() != wanted {
-        return Err(Error::Mismatch {
-            what: format!("the neighbours in {} and the index", dir.display()),
-            left: format!("neighbours found in index {}", neighbours.index_identity()),
-            right: format!("index {wanted} in {}", index.display()),
-            hint: "use that index, or compute the neighbours again".into(),
-        });
-    }
-    Ok(neighbours)
-}
-
 /// Refuses neighbours that are fewer a chunk than the model reads.
 fn enough_neighbours(neighbours: Option<&Neighbours>, dir: Option<&Path>, k: usize) -> Result<()> {
     let (Some(neighbours), Some(dir)) = (neighbours, dir) else { return Ok(()) };
@@ -318,7 +305,7 @@ struct HeldOut {
 impl HeldOut {
     fn open(config: &TrainConfig, library: &Store) -> Result<Option<Self>> {
         let Some(dir) = &config.held_out else { return Ok(None) };
-        let neighbours = open_neighbours(dir, &config.index)?;
+        let neighbours = Neighbours::open_for(dir, &config.index)?;
         let text = neighbours.queries()?.ok_or_else(|| {
             Error::file(dir, "holds no text of its own; make it with `sidenote neighbours --queries`")
         })?;
@@ -331,8 +318,7 @@ impl HeldOut {
     fn loss(&self, model: &LanguageModel, library: &Store, k: usize) -> Result<f64> {
         let documents = 0..self.text.documents().min(HELD_OUT_DOCUMENTS);
         let around = (k > 0).then(|| Neighbourhood {
-            library,
-            of: Box::new(|chunk| self.neighbours.of(chunk).to_vec()),
+            of: Box::new(|chunk| tokens_of(library, self.neighbours.of(chunk))),
             k,
         });
         let scores = perplexity::score(model, &self.text, documents, around.as_ref(), Progress::Silent)?;

@@ -42,6 +42,7 @@ pub fn failure_of(mut command: Command, code: i32) -> String {
     assert_eq!(output.status.code(), Some(code), "{command:?}: {said}");
     assert!(said.contains("error: ") && !said.contains("panicked"), "{command:?}: {said}");
     assert!(output.stdout.is_empty(), "{command:?}: an error is no result");
+    assert!(said.matches("(os error").count() <= 1, "{command:?}: said twice: {said}");
     said
 }
 

@@ -7,10 +7,10 @@ use serde_json::json;
 use super::super::Console;
 use crate::corpus::{OnError, build_store};
 use crate::eval::overlap::{FilteredBits, filtered_bits, overlap};
-use crate::eval::perplexity::{Neighbourhood, WINDOW, score};
+use crate::eval::perplexity::{Neighbourhood, score};
 use crate::model::{LanguageModel, Network, Trainable};
 use crate::retriever::Retriever;
-use crate::retriever::neighbours::{self, ABSENT};
+use crate::retriever::neighbours::{self, tokens_of};
 
 /// Neighbours whose overlap counts in bpb(alpha), as in the paper.
 const OVERLAP_NEIGHBOURS: usize = 10;
@@ -47,10 +47,8 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let (chunk_size, k) = match (&model.network, &retriever) {
         (Network::Retro(retro), _) => (retro.config().chunk_size, retro.config().neighbours),
         (Network::Plain(_), Some(retriever)) => (retriever.store().chunk_size(), 0),
-        // Windows of the usual length, shorter where the model reads less at once.
-        (Network::Plain(decoder), None) => {
-            (64.min(decoder.config().max_position_embeddings / WINDOW).max(1), 0)
-        }
+        // A window has two chunks or more.
+        (Network::Plain(decoder), None) => (64.min(decoder.config().max_position_embeddings / 2).max(1), 0),
     };
     let reads = k > 0 && args.retrieval == Retrieval::On;
     if reads && retriever.is_none() {
@@ -72,8 +70,8 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     }
     let mut around = None;
     if let (Some(retriever), Some(table), true) = (&retriever, &table, reads) {
-        let of = Box::new(|chunk: usize| table.of(chunk).to_vec());
-        around = Some(Neighbourhood { library: retriever.store(), of, k });
+        let of = Box::new(|chunk: usize| tokens_of(retriever.store(), table.of(chunk)));
+        around = Some(Neighbourhood { of, k });
     }
     let scores = score(&model, &text, 0..text.documents(), around.as_ref(), console.progress)?;
     let filtered: Option<Vec<FilteredBits>> = match (&retriever, &table) {
@@ -82,10 +80,8 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
                 .chunks
                 .iter()
                 .map(|score| {
-                    let near =
-                        table.of(score.chunk).iter().take(OVERLAP_NEIGHBOURS).filter(|id| **id != ABSENT);
-                    let near: Vec<Vec<u32>> =
-                        near.map(|id| retriever.store().neighbour_tokens(*id as usize)).collect();
+                    let near = table.of(score.chunk);
+                    let near = tokens_of(retriever.store(), &near[..OVERLAP_NEIGHBOURS.min(near.len())]);
                     overlap(text.chunk(score.chunk).tokens, &near, chunk_size)
                 })
                 .collect();
