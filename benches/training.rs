@@ -67,7 +67,13 @@ fn batch(retriever: &Retriever) -> Result<(Batch, Retrieved)> {
     let table = neighbours::compute(retriever, store, NEIGHBOURS, Progress::Silent)?;
     let rows = Order::new(store, CHUNKS, BATCH_TOKENS, 0).batch(0);
     let batch = assemble(store, &rows, &Device::Cpu)?;
-    let retrieved = gather(&batch, store, store, |chunk| table.of(chunk), NEIGHBOURS, &Device::Cpu)?;
+    let retrieved = gather(
+        &batch,
+        store,
+        |chunk| neighbours::tokens_of(store, table.of(chunk)),
+        NEIGHBOURS,
+        &Device::Cpu,
+    )?;
     println!("batch of {} sequences, {:?} tokens with padding", rows.len(), batch.tokens.elem_count());
     Ok((batch, retrieved))
 }

@@ -25,12 +25,12 @@ const TEMPORARY: &str = "tmp";
 #[derive(Debug, thiserror::Error)]
 pub enum ArtefactError {
     /// The operating system refused.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Io {
         /// The file or directory concerned.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// There is no artefact here.
     #[error("{}: no {MANIFEST} here; {hint}", dir.display())]
@@ -82,7 +82,7 @@ impl ArtefactError {
     /// Wraps an I/O error with the path that it concerns.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { path, source }
+        move |cause| Self::Io { path, cause }
     }
 }
 

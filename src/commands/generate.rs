@@ -49,6 +49,8 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         );
         model.check_fits(retriever.store())?;
     }
+    let words = model.tokenizer.encode(&args.prompt)?.ids;
+    anyhow::ensure!(!words.is_empty(), "prompt: is empty; give at least one word to go on from");
     let mut looked_up = 0;
     let mut retrieve = |chunk: &[u32]| match &retriever {
         Some(retriever) => {
@@ -70,7 +72,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
 
     // A model is trained on documents that begin with this token.
     let mut prompt: Vec<u32> = model.tokenizer.end_of_text().into_iter().collect();
-    prompt.extend(model.tokenizer.encode(&args.prompt)?.ids);
+    prompt.extend(words);
     let sampling = Sampling { max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
     let mut written = Vec::new();
     let mut shown = String::new();

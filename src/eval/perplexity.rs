@@ -19,7 +19,7 @@ use crate::model::LanguageModel;
 use crate::model::batch::{assemble, gather};
 use crate::progress::Progress;
 
-/// Tokens a window, in whole chunks but at least two of them.
+/// Tokens a window, in whole chunks but at least two of them; fewer where a model reads fewer.
 const WINDOW_TOKENS: usize = 256;
 /// Windows read at once.
 const BATCH: usize = 8;
@@ -94,8 +94,8 @@ pub fn score(
     let decoder = model.network.decoder();
     let device = decoder.device();
     let m = text.chunk_size();
-    let longest = (WINDOW_TOKENS / m).max(2);
     let positions = decoder.config().max_position_embeddings;
+    let longest = (WINDOW_TOKENS.min(positions) / m).max(2);
     if longest * m > positions {
         let why =
             format!("windows of {longest} chunks of {m} tokens, but the model reads only {positions} tokens");

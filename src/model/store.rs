@@ -23,6 +23,7 @@ const FORMAT_VERSION: u32 = 1;
 const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
 
 /// A network of either kind.
+#[expect(clippy::large_enum_variant, reason = "a program holds one or two of them, never a list")]
 pub enum Network {
     /// A decoder that does not read.
     Plain(Decoder),

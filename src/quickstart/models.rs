@@ -152,21 +152,19 @@ pub fn run(
     let neighbours = Neighbours::open_for(&held_out, index)?;
     let text = neighbours.queries()?.ok_or_else(|| Error::file(&held_out, "holds no text of its own"))?;
     let library = retriever.store();
-    let score = |model: &Outcome, of: Option<Box<dyn Fn(usize) -> Vec<Vec<u32>> + '_>>| {
+    let others = shuffled(text.chunks(), seed);
+    let own = Neighbourhood { of: Box::new(|chunk| tokens_of(library, neighbours.of(chunk))), k };
+    let other = Neighbourhood { of: Box::new(|chunk| tokens_of(library, neighbours.of(others[chunk]))), k };
+    let score = |model: &Outcome, around: Option<&Neighbourhood<'_>>| {
         let model = LanguageModel::load(&model.model, Trainable::Nothing, &candle_core::Device::Cpu)?;
-        let around = of.map(|of| Neighbourhood { of, k });
-        perplexity::score(&model, &text, 0..text.documents(), around.as_ref(), progress)
+        perplexity::score(&model, &text, 0..text.documents(), around, progress)
     };
-    let other = shuffled(text.chunks(), seed);
     let systems = [
         ("plain", score(&plain, None)?),
         ("plain_longer", score(&longer, None)?),
-        ("retrieval_on", score(&retro, Some(Box::new(|chunk| tokens_of(library, neighbours.of(chunk)))))?),
+        ("retrieval_on", score(&retro, Some(&own))?),
         ("retrieval_off", score(&retro, None)?),
-        (
-            "retrieval_shuffled",
-            score(&retro, Some(Box::new(|chunk| tokens_of(library, neighbours.of(other[chunk])))))?,
-        ),
+        ("retrieval_shuffled", score(&retro, Some(&other))?),
     ];
     let overlaps: Vec<f64> = (0..text.chunks())
         .map(|chunk| {

@@ -237,8 +237,11 @@ impl TrainConfig {
         if !(t.learning_rate > 0.0 && t.learning_rate.is_finite()) {
             return Err(Error::setting("training.learning_rate", "must be a positive number"));
         }
-        if !(t.clip > 0.0) || !(t.weight_decay >= 0.0) {
-            return Err(Error::setting("training.clip", "must be positive, and weight_decay at least 0"));
+        if t.clip.is_nan() || t.clip <= 0.0 {
+            return Err(Error::setting("training.clip", "must be a positive number"));
+        }
+        if t.weight_decay.is_nan() || t.weight_decay < 0.0 {
+            return Err(Error::setting("training.weight_decay", "must be 0 or more"));
         }
         match self.kind {
             Kind::Lm if self.base.is_some() || self.retro.is_some() || self.neighbours.is_some() => {

@@ -49,18 +49,23 @@ impl Log {
             .filter_map(|line| serde_json::from_str(line).ok())
             .filter(|line: &Measurement| line.step <= step)
             .collect();
-        let file = OpenOptions::new().create(true).write(true).truncate(true).open(&path);
-        let mut log = Self { file: file.map_err(Error::io(&path))?, path };
+        let mut text = String::new();
         for line in &kept {
-            log.write(line)?;
+            text += &(Self::line(&path, line)? + "\n");
         }
-        Ok((log, kept))
+        crate::artefact::write_atomically(&path, text.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(Error::io(&path))?;
+        Ok((Self { path, file }, kept))
     }
 
     /// Appends one line.
     pub fn write(&mut self, line: &Measurement) -> Result<()> {
-        let text = serde_json::to_string(line).map_err(|e| Error::file(&self.path, e.to_string()))?;
+        let text = Self::line(&self.path, line)?;
         writeln!(self.file, "{text}").map_err(Error::io(&self.path))
+    }
+
+    fn line(path: &Path, line: &Measurement) -> Result<String> {
+        serde_json::to_string(line).map_err(|e| Error::file(path, e.to_string()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The training loop.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::Device;
@@ -80,11 +80,11 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
         Some(dir) => Some(Neighbours::open_for(dir, &config.index)?),
         None => None,
     };
-    if let Some(neighbours) = &neighbours {
-        if neighbours.len() != library.chunks() {
-            let why = format!("{} chunks, but the index has {}", neighbours.len(), library.chunks());
-            return Err(Error::setting("neighbours", why));
-        }
+    if let Some(neighbours) = &neighbours
+        && neighbours.len() != library.chunks()
+    {
+        let why = format!("{} chunks, but the index has {}", neighbours.len(), library.chunks());
+        return Err(Error::setting("neighbours", why));
     }
     let start = match steps_there.last() {
         Some(step) => Some(checkpoint::folder(out, *step)),
@@ -111,6 +111,8 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
         Network::Retro(retro) => retro.config().neighbours,
         Network::Plain(_) => 0,
     };
+    enough_neighbours(neighbours.as_ref(), config.neighbours.as_deref(), k)?;
+    enough_neighbours(held_out.as_ref().map(|h| &h.neighbours), config.held_out.as_deref(), k)?;
     let read = |rows: &[std::ops::Range<usize>]| -> Result<_> {
         let batch = assemble(&library, rows, &device)?;
         let retrieved = match &neighbours {
@@ -176,7 +178,10 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
 
         let done = step == training.steps;
         let evaluate = done || step.is_multiple_of(training.evaluate_every);
-        if evaluate || step.is_multiple_of(LOG_EVERY) {
+        let stop = interrupt::requested() && !done;
+        let save = stop || (!done && step.is_multiple_of(training.checkpoint_every)) || Some(step) == pinned;
+        // A line before each checkpoint, so that a resumed run counts on from exactly there.
+        if evaluate || save || step.is_multiple_of(LOG_EVERY) {
             let held_out_loss = match (&held_out, evaluate) {
                 (Some(held_out), true) => Some(held_out.loss(&model, &library, k)?),
                 _ => None,
@@ -195,8 +200,7 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
             measurements.push(line);
             (sum, count) = (0.0, 0);
         }
-        let stop = interrupt::requested() && !done;
-        if stop || (!done && step.is_multiple_of(training.checkpoint_every)) || Some(step) == pinned {
+        if save {
             checkpoint::save(out, step, &model, &optimiser, pinned)?;
         }
         if stop {
@@ -233,7 +237,16 @@ fn open_model(
         None => Trainable::Everything,
     };
     let model = match (start, &config.base, &config.model) {
-        (Some(checkpoint), _, _) => LanguageModel::load(checkpoint, trainable, device)?,
+        (Some(checkpoint), _, _) => {
+            let model = LanguageModel::load(checkpoint, trainable, device)?;
+            match (config.kind, &model.network) {
+                (Kind::Lm, Network::Plain(_)) | (Kind::Retro, Network::Retro(_)) => model,
+                (Kind::Lm, _) => return Err(Error::file(checkpoint, "a RETRO model, but kind = \"lm\"")),
+                (Kind::Retro, _) => {
+                    return Err(Error::file(checkpoint, "a plain decoder, but kind = \"retro\""));
+                }
+            }
+        }
         (None, Some(base), _) => {
             let frozen = LanguageModel::load(base, Trainable::Nothing, device)?;
             let section = config.retro.clone().unwrap_or_default();
@@ -261,6 +274,20 @@ fn open_model(
         return Err(Error::setting("training.chunks", why));
     }
     Ok(model)
+}
+
+/// Refuses neighbours that are fewer a chunk than the model reads.
+fn enough_neighbours(neighbours: Option<&Neighbours>, dir: Option<&Path>, k: usize) -> Result<()> {
+    let (Some(neighbours), Some(dir)) = (neighbours, dir) else { return Ok(()) };
+    if neighbours.k() >= k {
+        return Ok(());
+    }
+    let why = format!(
+        "{k}, but {} holds {} a chunk; set it to that, or run `sidenote neighbours` with -k {k}",
+        dir.display(),
+        neighbours.k()
+    );
+    Err(Error::setting("retro.neighbours", why))
 }
 
 /// Keeps the resolved configuration with the run.

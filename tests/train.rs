@@ -1,0 +1,620 @@
+//! Training, measuring and generating, through the program: what a run leaves behind, the way back
+//! after a kill, and that a frozen base stays what it was.
+
+mod common;
+mod tiny;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{fail, failure_of, json_of, sidenote, succeed, text_of, write_lines};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+
+const TOPICS: [&[&str]; 4] = [
+    &["river", "bridge", "boat", "water", "fish", "stone", "bank"],
+    &["honey", "bee", "hive", "flower", "wax", "nectar", "queen"],
+    &["planet", "moon", "orbit", "star", "comet", "sun", "dust"],
+    &["piano", "violin", "drum", "flute", "harp", "song", "choir"],
+];
+
+const PLAIN: &str = r#"
+    kind = "lm"
+    out = "plain"
+    index = "index"
+    held_out = "held-out"
+    [model]
+    hidden_size = 16
+    layers = 2
+    heads = 2
+    max_positions = 64
+    [training]
+    steps = 40
+    batch_tokens = 256
+    learning_rate = 0.02
+    warmup_steps = 3
+    decay_steps = 8
+    evaluate_every = 15
+    checkpoint_every = 10
+"#;
+
+const RETRO: &str = r#"
+    kind = "retro"
+    out = "retro"
+    index = "index"
+    neighbours = "neighbours"
+    held_out = "held-out"
+    base = "plain/model"
+    [retro]
+    layers = [1, 2]
+    heads = 2
+    head_dim = 16
+    encoder_hidden_size = 32
+    encoder_heads = 4
+    encoder_layers = 1
+    initialisation = "copy"
+    [training]
+    steps = 24
+    batch_tokens = 256
+    evaluate_every = 10
+    checkpoint_every = 10
+"#;
+
+/// Documents of a topic each, like those of the same topic but for the order of the words.
+fn documents(numbers: std::ops::Range<usize>) -> Vec<Value> {
+    let text = |d: usize| {
+        let words = TOPICS[d % TOPICS.len()];
+        let word = |w: usize| words[(d / 4 + w * w * (1 + d % 3)) % words.len()];
+        (0..12 + d * 5 % 23).map(word).collect::<Vec<_>>().join(" ")
+    };
+    numbers.map(|d| json!({"id": format!("d{d}"), "title": "", "text": text(d)})).collect()
+}
+
+/// A folder with an index of 60 documents, its neighbours, 12 documents held out with theirs, and
+/// plain.toml and retro.toml.
+fn workplace() -> tempfile::TempDir {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    tiny::write_encoder(&dir.join("encoder"), &TOPICS);
+    write_lines(&dir.join("corpus.jsonl"), &documents(0..60));
+    write_lines(&dir.join("held.jsonl"), &documents(100..112));
+    succeed(dir, "tokenizer train corpus.jsonl --vocab-size 300 --out tokenizer.json");
+    succeed(dir, &format!("{BUILD} --out index"));
+    succeed(dir, "neighbours index -k 2 --out neighbours");
+    succeed(dir, "neighbours index --queries held.jsonl -k 2 --out held-out");
+    fs::write(dir.join("plain.toml"), PLAIN).unwrap();
+    fs::write(dir.join("retro.toml"), RETRO).unwrap();
+    place
+}
+
+const BUILD: &str = "index build corpus.jsonl --encoder encoder --tokenizer tokenizer.json --chunk-tokens 8";
+/// Settings with which retro.toml trains everything, without a base.
+const FROM_SCRATCH: &str = "--set out=scratch --set retro.initialisation=random";
+
+/// Writes scratch.toml, which is retro.toml with a decoder of its own instead of a base.
+fn write_scratch(dir: &Path) {
+    let model = "[model]\nhidden_size = 16\nlayers = 2\nheads = 2\nmax_positions = 64";
+    let text = RETRO.replace("base = \"plain/model\"", "").replace("[retro]", &format!("{model}\n[retro]"));
+    fs::write(dir.join("scratch.toml"), text).unwrap();
+}
+
+fn weights(run: &Path) -> Vec<u8> {
+    fs::read(run.join("model/model.safetensors")).unwrap()
+}
+
+/// A run's lines of metrics.jsonl, without the one thing that is not the same each time.
+fn metrics(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let line = |line: &str| {
+        let mut value: Value = serde_json::from_str(line).unwrap();
+        assert!(value["seconds"].take().as_f64().unwrap() >= 0.0);
+        value
+    };
+    text.lines().map(line).collect()
+}
+
+/// Tensors of a safetensors file: shape and bytes by name.
+fn tensors(bytes: &[u8]) -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
+    let file = SafeTensors::deserialize(bytes).unwrap();
+    let tensor = |(name, view): (&str, safetensors::tensor::TensorView<'_>)| {
+        (name.to_string(), (view.shape().to_vec(), view.data().to_vec()))
+    };
+    file.iter().map(tensor).collect()
+}
+
+/// Whether everything that a finished run leaves is there and says what `report` says.
+fn check_run(dir: &Path, report: &Value, out: &str, steps: u64) {
+    let run = dir.join(out);
+    for file in ["config.json", "tokenizer.json", "model.safetensors", "manifest.json"] {
+        assert!(run.join("model").join(file).is_file(), "{out}/model/{file}");
+    }
+    assert_eq!(report["model"], format!("{out}/model"));
+    assert_eq!((&report["steps"], &report["skipped_steps"]), (&json!(steps), &json!(0)));
+    let metrics = metrics(&run);
+    let last = metrics.last().unwrap();
+    assert_eq!(last["step"], steps);
+    for name in ["tokens", "loss", "held_out_loss"] {
+        assert_eq!(last[name], report[name], "{out}: {name}");
+        assert!(last[name].as_f64().unwrap() > 0.0, "{out}: {name}");
+    }
+    let held_out = |line: &Value| line.get("held_out_loss").and_then(Value::as_f64);
+    let losses: Vec<f64> = metrics.iter().filter_map(held_out).collect();
+    assert!(losses.len() >= 3 && losses.last() < losses.first(), "{out}: {losses:?}");
+    let curve = fs::read_to_string(run.join("curve.svg")).unwrap();
+    assert!(curve.starts_with("<svg") && curve.contains("<polyline"), "{out}: {curve}");
+}
+
+#[test]
+fn a_plain_decoder_and_three_ways_to_retro() {
+    let place = workplace();
+    let dir = place.path();
+    let plain = succeed(dir, "train plain.toml");
+    check_run(dir, &plain, "plain", 40);
+    assert_eq!(plain["trained_parameters"], plain["parameters"]);
+    let base = tensors(&weights(&dir.join("plain")));
+
+    let copy = succeed(dir, "train retro.toml");
+    check_run(dir, &copy, "retro", 24);
+    let random = succeed(dir, "train retro.toml --set out=random --set retro.initialisation=random");
+    check_run(dir, &random, "random", 24);
+    for (out, report) in [("retro", &copy), ("random", &random)] {
+        let added = report["parameters"].as_u64().unwrap() - plain["parameters"].as_u64().unwrap();
+        assert_eq!(report["trained_parameters"], added, "{out}: only what RETRO adds is trained");
+        // The base is frozen: bit for bit what it was.
+        let all = tensors(&weights(&dir.join(out)));
+        for (name, tensor) in &all {
+            match base.get(name) {
+                Some(before) => assert!(before == tensor, "{out}: {name} of the base has changed"),
+                None => assert!(name.starts_with("retro."), "{out}: {name}"),
+            }
+        }
+        assert!(base.keys().all(|name| all.contains_key(name)));
+        // And what is not frozen moves.
+        let early = fs::read(dir.join(out).join("checkpoints/step-0000010/model.safetensors")).unwrap();
+        let early = tensors(&early);
+        let moved = all.iter().filter(|(name, tensor)| early[*name] != **tensor).count();
+        assert_eq!(moved, all.len() - base.len(), "{out}: every tensor that RETRO adds is trained");
+    }
+
+    write_scratch(dir);
+    let scratch = succeed(dir, &format!("train scratch.toml {FROM_SCRATCH}"));
+    check_run(dir, &scratch, "scratch", 24);
+    assert_eq!(scratch["trained_parameters"], scratch["parameters"]);
+    assert_eq!(scratch["parameters"], random["parameters"]);
+
+    // The configuration that a run keeps makes the same run.
+    succeed(dir, "train scratch/config.toml --set out=again");
+    assert!(weights(&dir.join("again")) == weights(&dir.join("scratch")));
+}
+
+#[test]
+fn retrieval_off_measures_the_plain_model() {
+    let place = workplace();
+    let dir = place.path();
+    succeed(dir, "train plain.toml");
+    succeed(dir, "train retro.toml");
+    let measure = |arguments: &str| {
+        succeed(dir, &format!("eval perplexity {arguments} --corpus held.jsonl --index index"))
+    };
+    let (plain, on) = (measure("plain/model"), measure("retro/model"));
+    let off = measure("retro/model --retrieval off");
+    for name in ["perplexity", "bits_per_byte", "filtered", "tokens", "bytes", "documents"] {
+        assert_eq!(off[name], plain[name], "{name}");
+    }
+    // Without an index there is nothing to filter by, but the measure is the same.
+    let alone = succeed(dir, "eval perplexity retro/model --retrieval off --corpus held.jsonl");
+    assert_eq!((&alone["perplexity"], &alone["filtered"]), (&plain["perplexity"], &Value::Null));
+    assert_ne!(on["perplexity"], off["perplexity"]);
+    assert_eq!((&on["retrieval"], &off["retrieval"]), (&json!("on"), &json!("off")));
+    assert_eq!(on["documents"], 12);
+    let bytes: usize =
+        documents(100..112).iter().map(|document| document["text"].as_str().unwrap().len()).sum();
+    assert_eq!(on["bytes"], bytes, "every byte is predicted once");
+
+    for report in [&plain, &on, &off] {
+        let points = report["filtered"].as_array().unwrap();
+        let alphas: Vec<f64> = points.iter().map(|point| point["alpha"].as_f64().unwrap()).collect();
+        assert_eq!(alphas, [0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]);
+        let chunks: Vec<u64> = points.iter().map(|point| point["chunks"].as_u64().unwrap()).collect();
+        assert!(chunks.is_sorted() && chunks[0] < chunks[7], "{chunks:?}");
+        // All chunks share at most all of themselves.
+        let (last, all) = (&points[7]["bits_per_byte"], &report["bits_per_byte"]);
+        assert!((last.as_f64().unwrap() - all.as_f64().unwrap()).abs() < 1e-12, "{last} {all}");
+    }
+    // Without an index, a plain model whose positions are few is read in windows that fit it.
+    assert!(succeed(dir, "eval perplexity plain/model --corpus held.jsonl")["perplexity"].is_f64());
+}
+
+/// Whether a checkpoint after `step` steps or more is there or being written.
+fn has_checkpoint(checkpoints: &Path, step: usize) -> bool {
+    let Ok(entries) = fs::read_dir(checkpoints) else { return false };
+    entries.flatten().any(|entry| {
+        let name = entry.file_name().into_string().unwrap();
+        let digits = name.trim_start_matches("step-").split('.').next().unwrap();
+        digits.parse::<usize>().unwrap() >= step
+    })
+}
+
+/// Starts a run and kills it `delay` after it begins to write the checkpoint of `step`. Whether it
+/// was still at work then.
+fn kill_at(mut command: Command, checkpoints: &Path, step: usize, delay: Duration) -> bool {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !has_checkpoint(checkpoints, step) {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    std::thread::sleep(delay);
+    let at_work = child.try_wait().unwrap().is_none();
+    // On Unix this is SIGKILL: nothing of the program runs after it.
+    child.kill().unwrap();
+    child.wait().unwrap();
+    at_work
+}
+
+/// Trains once without a break and once killed again and again; the bytes must be the same.
+fn killed_and_resumed(dir: &Path, config: &str, random: &mut ChaCha8Rng) {
+    let settings = "--set training.steps=120 --set training.checkpoint_every=4";
+    let whole = succeed(dir, &format!("train {config} {settings} --set out=whole"));
+    let command = format!("train {config} {settings} --set out=broken");
+    let run = dir.join("broken");
+    let checkpoints = run.join("checkpoints");
+    let mut kills = 0;
+    // While a checkpoint is being written, and in the steps after it.
+    for step in [4, 12, 24, 36, 48] {
+        let delay = Duration::from_micros(random.random_range(0..8_000));
+        let resumed = sidenote(dir, &format!("{command} --resume"));
+        kills += usize::from(kill_at(resumed, &checkpoints, step, delay));
+        assert!(!run.join("model").exists(), "{config}: over soon after step {step}");
+        // A kill before the first checkpoint leaves nothing to resume, and nothing to lose.
+        if checkpoints.join("step-0000004").exists() || step > 4 {
+            assert!(fail(dir, &command).contains("--resume"));
+        }
+    }
+    assert!(kills >= 3, "{config}: only {kills} kills met a run at work");
+
+    // A checkpoint that a crash left half-written, newer than every whole one.
+    for (number, half) in [("0000116", "config.json"), ("9999999", "model.safetensors")] {
+        let part = checkpoints.join(format!("step-{number}.part"));
+        fs::create_dir_all(&part).unwrap();
+        fs::write(part.join(half), "{\"hidden").unwrap();
+    }
+    let resumed = succeed(dir, &format!("{command} --resume"));
+    assert!(weights(&run) == weights(&dir.join("whole")), "{config}: other weights after resuming");
+    assert_eq!(metrics(&run), metrics(&dir.join("whole")), "{config}");
+    for name in ["steps", "tokens", "loss", "held_out_loss", "parameters", "trained_parameters"] {
+        assert_eq!(resumed[name], whole[name], "{config}: {name}");
+    }
+}
+
+#[test]
+fn a_plain_run_killed_again_and_again_ends_with_the_same_bytes() {
+    let place = workplace();
+    killed_and_resumed(place.path(), "plain.toml", &mut ChaCha8Rng::seed_from_u64(1));
+}
+
+#[test]
+fn a_retro_run_killed_again_and_again_ends_with_the_same_bytes() {
+    let place = workplace();
+    succeed(place.path(), "train plain.toml");
+    killed_and_resumed(place.path(), "retro.toml", &mut ChaCha8Rng::seed_from_u64(2));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_the_step_and_a_longer_run_goes_on_from_it() {
+    let place = workplace();
+    let dir = place.path();
+    let settings = "--set training.steps=200 --set training.checkpoint_every=5";
+    succeed(dir, &format!("train plain.toml {settings} --set out=whole"));
+    let child = sidenote(dir, &format!("train plain.toml {settings} --quiet")).spawn().unwrap();
+    while !dir.join("plain/checkpoints/step-0000005").exists() {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let output = child.wait_with_output().unwrap();
+    let said = common::said(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("interrupted") && said.contains("--resume"), "{said}");
+    assert!(output.stdout.is_empty());
+    succeed(dir, &format!("train plain.toml {settings} --resume"));
+    assert!(weights(&dir.join("plain")) == weights(&dir.join("whole")));
+
+    // The checkpoint from which the learning rate falls stays, for a run that goes on from there.
+    let from = "whole/checkpoints/step-0000192";
+    let longer = format!("train plain.toml --set training.steps=210 --set continue_from={from}");
+    assert_eq!(succeed(dir, &format!("{longer} --set out=longer"))["steps"], 210);
+    assert!(weights(&dir.join("longer")) != weights(&dir.join("whole")));
+}
+
+#[test]
+fn a_seed_decides_every_byte() {
+    let place = workplace();
+    let dir = place.path();
+    succeed(dir, "train plain.toml");
+    write_scratch(dir);
+    let scratch = format!("scratch.toml {FROM_SCRATCH}");
+    let random = "retro.toml --set retro.initialisation=random";
+    for (kind, config) in
+        [("plain", "plain.toml"), ("copy", "retro.toml"), ("random", random), ("scratch", &scratch)]
+    {
+        let train = |seed: u32, threads: &str| {
+            let out = format!("{kind}-{seed}-{threads}");
+            let arguments = format!(
+                "train {config} --set training.steps=6 --set training.warmup_steps=0 --set training.decay_steps=0 \
+                 --set training.seed={seed} --set out={out}"
+            );
+            let mut command = sidenote(dir, &arguments);
+            command.env("RAYON_NUM_THREADS", threads);
+            json_of(command);
+            weights(&dir.join(out))
+        };
+        let first = train(1, "2");
+        assert!(first == train(1, "1"), "{kind}: the same seed, other bytes");
+        assert!(first != train(2, "2"), "{kind}: another seed, the same bytes");
+    }
+}
+
+#[test]
+fn generation_writes_the_text_and_nothing_else() {
+    let place = workplace();
+    let dir = place.path();
+    succeed(dir, "train plain.toml");
+    succeed(dir, "train retro.toml");
+    const PROMPT: &str = "river bridge boat water river stone boat water fish river boat";
+    let generate = |arguments: &str| {
+        let mut command = sidenote(dir, &format!("generate {arguments} --max-tokens 24"));
+        command.arg(PROMPT);
+        command
+    };
+    for model in ["plain/model", "retro/model", "retro/model --index index"] {
+        let text = text_of(generate(model));
+        assert_eq!(text, text_of(generate(model)), "{model}: temperature 0 leaves nothing to chance");
+        let report = json_of(generate(model));
+        assert_eq!(format!("{}\n", report["text"].as_str().unwrap()), text, "{model}");
+        assert_eq!(report["prompt"], PROMPT);
+        assert!((1..=24).contains(&report["tokens"].as_u64().unwrap()), "{model}: {report}");
+        // The prompt alone is longer than one chunk.
+        let retrievals = report["retrievals"].as_u64().unwrap();
+        assert_eq!(retrievals > 0, model.contains("--index"), "{model}: {retrievals}");
+        // Progress, if any, is not on stdout.
+        let loud = generate(model).output().unwrap();
+        assert_eq!(String::from_utf8(loud.stdout).unwrap(), text, "{model}");
+
+        let sampled = |seed: u32| text_of(generate(&format!("{model} --temperature 1 --seed {seed}")));
+        assert_eq!(sampled(1), sampled(1), "{model}");
+        assert!((2..6).any(|seed| sampled(seed) != sampled(1)), "{model}: no seed makes a difference");
+    }
+    // Without an index RETRO is its base.
+    assert_eq!(text_of(generate("retro/model")), text_of(generate("plain/model")));
+    let none = text_of(sidenote(dir, "generate plain/model river --max-tokens 0"));
+    assert_eq!(none, "\n");
+    // The model's positions end a text, too.
+    let long = succeed(dir, "generate plain/model river --max-tokens 500 --temperature 3");
+    assert!(long["tokens"].as_u64().unwrap() < 64, "{long}");
+}
+
+#[test]
+fn a_configuration_that_cannot_be_is_refused_by_the_name_of_the_setting() {
+    let place = workplace();
+    let dir = place.path();
+    succeed(dir, "train plain.toml --set training.steps=12");
+    write_scratch(dir);
+    fs::write(dir.join("typing-error.toml"), RETRO.replace("head_dim", "head_dmi")).unwrap();
+    fs::write(dir.join("not.toml"), "kind = lm").unwrap();
+    for (arguments, words) in [
+        ("typing-error.toml", &["typing-error.toml", "head_dmi"][..]),
+        ("not.toml", &["not.toml"]),
+        ("nowhere.toml", &["nowhere.toml"]),
+        ("plain.toml --set training.stepz=3", &["plain.toml", "stepz"]),
+        ("plain.toml --set training.steps=many", &["plain.toml", "steps"]),
+        ("plain.toml --set training.steps=0", &["training.steps"]),
+        ("plain.toml --set training.batch_tokens=0", &["training.batch_tokens"]),
+        ("plain.toml --set training.warmup_steps=39", &["training.warmup_steps"]),
+        ("plain.toml --set training.learning_rate=nan", &["training.learning_rate"]),
+        ("plain.toml --set training.clip=0", &["training.clip"]),
+        ("plain.toml --set training.chunks=9", &["training.chunks", "64"]),
+        ("plain.toml --set kind=gru", &["gru"]),
+        ("plain.toml --set model.heads=3", &["num_attention_heads"]),
+        ("plain.toml --set model.hidden_size=0", &["hidden_size"]),
+        ("plain.toml --set base=plain/model", &["kind"]),
+        ("plain.toml --set neighbours=neighbours", &["kind", "neighbours"]),
+        ("plain.toml --set index=nowhere", &["nowhere"]),
+        ("plain.toml --set index=neighbours", &["neighbours", "corpus-index"]),
+        ("plain.toml --set held_out=nowhere", &["nowhere"]),
+        ("plain.toml --set held_out=neighbours", &["neighbours", "--queries"]),
+        ("plain.toml --set continue_from=nowhere", &["nowhere"]),
+        ("plain.toml --set continue_from=plain/model", &["optimizer.safetensors"]),
+        ("scratch.toml --set base=plain/model", &["model: ", "base"]),
+        ("retro.toml --set base=nowhere", &["nowhere"]),
+        ("retro.toml --set neighbours=nowhere", &["nowhere"]),
+        ("retro.toml --set neighbours=index", &["index", "neighbours"]),
+        ("retro.toml --set retro.layers=[3]", &["retro.layers"]),
+        ("retro.toml --set retro.layers=[]", &["retro.layers"]),
+        ("retro.toml --set retro.encoder_hidden_size=16", &["retro.encoder_hidden_size", "copy"]),
+        ("retro.toml --set retro.encoder_hidden_size=33", &["retro.encoder_hidden_size"]),
+        ("retro.toml --set retro.head_dim=4", &["retro.head_dim", "copy"]),
+        ("retro.toml --set retro.initialisation=zero", &["retro.toml", "zero"]),
+        ("retro.toml --set retro.neighbours=3", &["retro.neighbours", "3", "2"]),
+        ("retro.toml --set retro.neighbours=0", &["retro.neighbours"]),
+        ("retro.toml --set training.chunks=1", &["training.chunks"]),
+        ("retro.toml --set continue_from=plain/checkpoints/step-0000010", &["step-0000010", "retro"]),
+    ] {
+        let said = fail(dir, &format!("train {arguments} --set out=failed"));
+        for word in words {
+            assert!(said.contains(word), "{arguments}: no {word:?} in: {said}");
+        }
+        assert!(!dir.join("failed/model").exists(), "{arguments}");
+    }
+    assert!(fail(dir, "train retro.toml --set out").contains("key=value"));
+    // A base that is a RETRO model already.
+    succeed(dir, "train retro.toml --set training.steps=2");
+    let said = fail(dir, "train retro.toml --set base=retro/model --set out=failed");
+    assert!(said.contains("retro/model") && said.contains("plain model"), "{said}");
+}
+
+#[test]
+fn pieces_that_do_not_belong_together_are_both_named() {
+    let place = workplace();
+    let dir = place.path();
+    succeed(dir, "train plain.toml --set training.steps=12");
+    succeed(dir, "train retro.toml --set training.steps=2");
+    let index = succeed(dir, "index info index");
+    let text_of = |value: &Value| value.as_str().unwrap().to_string();
+
+    // Neighbours found in another index.
+    write_lines(&dir.join("corpus.jsonl"), &documents(0..50));
+    let other = text_of(&succeed(dir, &format!("{BUILD} --out other"))["identity"]);
+    let said = fail(dir, "train retro.toml --set index=other --set out=failed");
+    assert!(said.contains(&other) && said.contains(&text_of(&index["identity"])), "{said}");
+    assert!(said.contains("do not match") && said.contains("neighbours"), "{said}");
+
+    // An index of another tokenizer.
+    succeed(dir, "tokenizer train held.jsonl --vocab-size 280 --out tokenizer.json");
+    let built = succeed(dir, &format!("{BUILD} --out foreign"));
+    succeed(dir, "neighbours foreign -k 2 --out foreign-neighbours");
+    let foreign = "--set index=foreign --set neighbours=foreign-neighbours --set held_out=foreign-neighbours";
+    for command in [
+        &format!("train retro.toml {foreign} --set out=failed") as &str,
+        "eval perplexity plain/model --corpus held.jsonl --index foreign",
+        "eval perplexity retro/model --corpus held.jsonl --index foreign",
+        "generate retro/model river --index foreign",
+    ] {
+        let said = fail(dir, command);
+        assert!(said.contains("tokenizers do not match"), "{command}: {said}");
+        for tokenizer in [&index["tokenizer"], &built["tokenizer"]] {
+            assert!(said.contains(&text_of(tokenizer)), "{command}: {said}");
+        }
+    }
+
+    // An index cut into other chunks.
+    fs::copy(dir.join("retro/model/tokenizer.json"), dir.join("tokenizer.json")).unwrap();
+    succeed(dir, &format!("{} --out longer", BUILD.replace("--chunk-tokens 8", "--chunk-tokens 9")));
+    let said = fail(dir, "generate retro/model river --index longer");
+    assert!(said.contains("chunk sizes do not match") && said.contains("--chunk-tokens 8"), "{said}");
+    // A model that reads without anything to read, and one that cannot read.
+    let said = fail(dir, "eval perplexity retro/model --corpus held.jsonl");
+    assert!(said.contains("--index") && said.contains("--retrieval off"), "{said}");
+    let said = fail(dir, "generate plain/model river --index index");
+    assert!(said.contains("plain/model") && said.contains("--index"), "{said}");
+}
+
+#[test]
+fn damaged_models_and_runs_are_told_by_file() {
+    let place = workplace();
+    let dir = place.path();
+    succeed(dir, "train plain.toml --set training.steps=12 --set training.checkpoint_every=5");
+    assert!(fail(dir, "train plain.toml").contains("plain/model: this run is finished"));
+    assert!(fail(dir, "train plain.toml --resume").contains("plain/model: this run is finished"));
+    assert!(succeed(dir, "generate plain/model river")["text"].is_string());
+
+    let model = dir.join("plain/model");
+    let sound = weights(&dir.join("plain"));
+    let config = fs::read_to_string(model.join("config.json")).unwrap();
+    let mut fewer = tensors(&sound);
+    fewer.remove("model.layers.1.mlp.up_proj.weight").unwrap();
+    let views = fewer.iter().map(|(name, (shape, data))| {
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), data);
+        (name.clone(), view.unwrap())
+    });
+    let fewer = safetensors::serialize(views, None).unwrap();
+    let damages: [(&str, Option<&[u8]>, &str); 13] = [
+        ("config.json", None, "config.json"),
+        ("config.json", Some(b"{"), "config.json"),
+        ("config.json", Some(&config.as_bytes()[..config.len() / 2]), "config.json"),
+        ("config.json", Some(br#"{"model_type": "gpt2"}"#), "gpt2"),
+        ("config.json", Some(br#"{"model_type": "llama"}"#), "vocab_size"),
+        ("tokenizer.json", None, "tokenizer.json"),
+        ("tokenizer.json", Some(b"{}"), "tokenizer.json"),
+        ("model.safetensors", None, "model.safetensors"),
+        ("model.safetensors", Some(b""), "model.safetensors"),
+        ("model.safetensors", Some(&sound[..7]), "model.safetensors"),
+        ("model.safetensors", Some(&sound[..100]), "model.safetensors"),
+        ("model.safetensors", Some(&sound[..sound.len() - 4]), "model.safetensors"),
+        ("model.safetensors", Some(&fewer), "model.layers.1.mlp.up_proj.weight"),
+    ];
+    for (number, (file, content, word)) in damages.into_iter().enumerate() {
+        let path = model.join(file);
+        let before = fs::read(&path).unwrap();
+        match content {
+            Some(content) => fs::write(&path, content).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        for command in [
+            "generate plain/model river",
+            "eval perplexity plain/model --corpus held.jsonl",
+            "train retro.toml --set out=failed",
+        ] {
+            let said = fail(dir, command);
+            assert!(said.contains(word) && said.contains("plain/model"), "{number}, {command}: {said}");
+        }
+        fs::write(&path, before).unwrap();
+    }
+    // Weights of another shape than the configuration's.
+    fs::write(model.join("config.json"), config.replace("\"hidden_size\": 16", "\"hidden_size\": 32"))
+        .unwrap();
+    let said = fail(dir, "generate plain/model river");
+    assert!(said.contains("model.safetensors") && said.contains("model.embed_tokens.weight"), "{said}");
+    fs::write(model.join("config.json"), config).unwrap();
+    succeed(dir, "generate plain/model river");
+    assert!(fail(dir, "generate nowhere river").contains("nowhere"));
+
+    // A run that was stopped, and whose newest checkpoint is damaged.
+    fs::rename(&model, dir.join("finished")).unwrap();
+    let said = fail(dir, "train plain.toml --set training.steps=12");
+    assert!(said.contains("plain: ") && said.contains("--resume"), "{said}");
+    let newest = dir.join("plain/checkpoints/step-0000010");
+    for (file, keep) in
+        [("optimizer.safetensors", 200), ("optimizer.safetensors", 0), ("model.safetensors", 200)]
+    {
+        let before = fs::read(newest.join(file)).unwrap();
+        fs::write(newest.join(file), &before[..keep]).unwrap();
+        let said = fail(dir, "train plain.toml --set training.steps=12 --resume");
+        assert!(said.contains("step-0000010") && said.contains(file), "{said}");
+        fs::write(newest.join(file), before).unwrap();
+    }
+    succeed(dir, "train plain.toml --set training.steps=12 --set training.checkpoint_every=5 --resume");
+    assert!(weights(&dir.join("plain")) == sound);
+}
+
+#[test]
+fn what_cannot_be_generated_or_measured_is_said() {
+    let place = workplace();
+    let dir = place.path();
+    succeed(dir, "train plain.toml --set training.steps=12");
+    let mut empty = sidenote(dir, "generate plain/model");
+    empty.arg("");
+    assert!(failure_of(empty, 1).contains("prompt"));
+    for temperature in ["NaN", "-1", "-inf"] {
+        let said = fail(dir, &format!("generate plain/model river --temperature={temperature}"));
+        assert!(said.contains("temperature"), "{said}");
+    }
+    let mut long = sidenote(dir, "generate plain/model");
+    long.arg("river ".repeat(200));
+    let said = failure_of(long, 1);
+    assert!(said.contains("prompt") && said.contains("64"), "{said}");
+    fs::write(dir.join("empty.txt"), "").unwrap();
+    for corpus in ["nowhere.jsonl", "empty.txt"] {
+        assert!(fail(dir, &format!("eval perplexity plain/model --corpus {corpus}")).contains(corpus));
+    }
+    let said = fail(dir, "eval perplexity plain/model --corpus held.jsonl --index nowhere");
+    assert!(said.contains("nowhere"), "{said}");
+    for usage in [
+        "train",
+        "train plain.toml --set",
+        "generate plain/model",
+        "generate plain/model river --temperature warm",
+        "generate plain/model river --max-tokens -3",
+        "eval perplexity plain/model",
+        "eval perplexity plain/model --corpus held.jsonl --retrieval maybe",
+    ] {
+        failure_of(sidenote(dir, usage), 2);
+    }
+}
