@@ -237,7 +237,9 @@ impl TrainConfig {
         if !(t.learning_rate > 0.0 && t.learning_rate.is_finite()) {
             return Err(Error::setting("training.learning_rate", "must be a positive number"));
         }
-        if !(t.clip > 0.0) || !(t.weight_decay >= 0.0) {
+        // NaN is neither.
+        let usable = t.clip > 0.0 && t.weight_decay >= 0.0;
+        if !usable {
             return Err(Error::setting("training.clip", "must be positive, and weight_decay at least 0"));
         }
         match self.kind {

@@ -80,11 +80,11 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
         Some(dir) => Some(Neighbours::open_for(dir, &config.index)?),
         None => None,
     };
-    if let Some(neighbours) = &neighbours {
-        if neighbours.len() != library.chunks() {
-            let why = format!("{} chunks, but the index has {}", neighbours.len(), library.chunks());
-            return Err(Error::setting("neighbours", why));
-        }
+    if let Some(neighbours) = &neighbours
+        && neighbours.len() != library.chunks()
+    {
+        let why = format!("{} chunks, but the index has {}", neighbours.len(), library.chunks());
+        return Err(Error::setting("neighbours", why));
     }
     let start = match steps_there.last() {
         Some(step) => Some(checkpoint::folder(out, *step)),

@@ -198,7 +198,7 @@ fn a_partial_last_chunk_reads_like_the_start_of_a_whole_one() {
     for retro in both() {
         let text = tokens(15, 3);
         let lists = neighbours(3, 2);
-        let whole = &forward(&retro, std::slice::from_ref(&text), Some(&[lists.clone()]))[0];
+        let whole = &forward(&retro, std::slice::from_ref(&text), Some(std::slice::from_ref(&lists)))[0];
         for length in [M, M + 1, M + 3, 2 * M - 1, 2 * M, 2 * M + 2] {
             let complete = length / M;
             let cut = &forward(&retro, &[text[..length].to_vec()], Some(&[lists[..complete].to_vec()]))[0];
@@ -239,7 +239,7 @@ fn reading_with_a_cache_equals_the_whole_forward_pass() {
             lists[1] = Vec::new();
             lists
         };
-        let whole = &forward(&retro, std::slice::from_ref(&text), Some(&[lists.clone()]))[0];
+        let whole = &forward(&retro, std::slice::from_ref(&text), Some(std::slice::from_ref(&lists)))[0];
         for pieces in [vec![18], vec![1; 18], vec![4, 1, 1, 7, 5], vec![5, 5, 5, 3], vec![12, 6]] {
             let mut state = State::default();
             let mut asked = Vec::new();
