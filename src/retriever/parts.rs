@@ -15,8 +15,6 @@ const KIND: &str = "index-part";
 const VERSION: u32 = 1;
 const VECTORS: &str = "vectors.f32";
 const SETTINGS: &str = "settings.json";
-/// Marks a build whose index is finished, so that a crash while it is removed is understood.
-const FINISHED: &str = "finished";
 
 /// A hash over documents in order.
 #[derive(Default)]
@@ -54,14 +52,18 @@ pub(super) struct Unfinished {
 }
 
 impl Unfinished {
-    /// The unfinished build of the index `out`, which need not exist. Clears away what is left
-    /// of a build that did finish.
+    /// The unfinished build of the index `out`, which need not exist. Clears away what a crash left
+    /// of one that did finish.
     pub fn of(out: &Path) -> Result<Self> {
         let build = Self { dir: out.join("build") };
-        if build.dir.join(FINISHED).exists() {
-            remove(&build.dir)?;
-        }
+        remove(&build.finished())?;
         Ok(build)
+    }
+
+    /// Where a finished build goes to be removed: a crash in the middle of removing a folder leaves
+    /// some of it, which must not be taken for an unfinished build.
+    fn finished(&self) -> PathBuf {
+        self.dir.with_file_name("build-finished")
     }
 
     /// The folder.
@@ -154,8 +156,8 @@ impl Unfinished {
     /// Removes the build.
     pub fn remove(&self) -> Result<()> {
         if self.dir.exists() {
-            write_atomically(&self.dir.join(FINISHED), b"")?;
+            fs::rename(&self.dir, self.finished()).map_err(Error::io(&self.dir))?;
         }
-        remove(&self.dir)
+        remove(&self.finished())
     }
 }
