@@ -518,6 +518,19 @@ fn damaged_models_and_runs_are_told_by_file() {
     let model = dir.join("plain/model");
     let sound = weights(&dir.join("plain"));
     let config = fs::read_to_string(model.join("config.json")).unwrap();
+    // Beside its manifest, a model is read only if no bit of it has changed.
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        let path = model.join(file);
+        let before = fs::read(&path).unwrap();
+        let mut flipped = before.clone();
+        flipped[before.len() / 2] ^= 1;
+        fs::write(&path, flipped).unwrap();
+        let said = fail(dir, "generate plain/model river");
+        assert!(said.contains(file), "{said}");
+        fs::write(&path, before).unwrap();
+    }
+    // A model from elsewhere has none.
+    fs::remove_file(model.join("manifest.json")).unwrap();
     let mut fewer = tensors(&sound);
     fewer.remove("model.layers.1.mlp.up_proj.weight").unwrap();
     let views = fewer.iter().map(|(name, (shape, data))| {
@@ -570,6 +583,8 @@ fn damaged_models_and_runs_are_told_by_file() {
     fs::rename(&model, dir.join("finished")).unwrap();
     let said = fail(dir, "train plain.toml --set training.steps=12");
     assert!(said.contains("plain: ") && said.contains("--resume"), "{said}");
+    let said = fail(dir, "train plain.toml --set training.steps=12 --set training.seed=9 --resume");
+    assert!(said.contains("plain/config.toml") && said.contains("other settings"), "{said}");
     let newest = dir.join("plain/checkpoints/step-0000010");
     for (file, keep) in
         [("optimizer.safetensors", 200), ("optimizer.safetensors", 0), ("model.safetensors", 200)]

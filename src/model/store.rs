@@ -116,6 +116,7 @@ impl LanguageModel {
         fresh_retro: Option<u64>,
         device: &Device,
     ) -> Result<Self> {
+        check_manifest(dir)?;
         let path = dir.join("model.safetensors");
         let named = |e: Error| match e {
             Error::Setting { name, why } => Error::file(&path, format!("{name}: {why}")),
@@ -244,6 +245,18 @@ fn read_config(dir: &Path) -> Result<(DecoderConfig, Option<RetroConfig>)> {
     }
     let retro = value.get("retro").cloned().map(serde_json::from_value).transpose().map_err(wrong)?;
     Ok((serde_json::from_value(value).map_err(wrong)?, retro))
+}
+
+/// Reads every byte of a model that has a manifest; one from elsewhere has none.
+fn check_manifest(dir: &Path) -> Result<()> {
+    if !dir.join(artefact::MANIFEST).exists() {
+        return Ok(());
+    }
+    artefact::open(dir, KIND, FORMAT_VERSION)?;
+    match artefact::verify(dir)?.into_iter().next() {
+        Some(problem) => Err(problem.into()),
+        None => Ok(()),
+    }
 }
 
 /// Syncs the files of a model and writes a manifest over them, under their own names.

@@ -71,6 +71,9 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
         let why = "this run was started before; go on with --resume, or remove the folder";
         return Err(Error::file(out, why));
     }
+    if !steps_there.is_empty() {
+        check_same_run(config)?;
+    }
     fs::create_dir_all(out).map_err(Error::io(out))?;
     save_config(config)?;
 
@@ -288,6 +291,30 @@ fn enough_neighbours(neighbours: Option<&Neighbours>, dir: Option<&Path>, k: usi
         neighbours.k()
     );
     Err(Error::setting("retro.neighbours", why))
+}
+
+/// Refuses to go on with a run under settings that it was not started with. How long it is, how often
+/// it is measured, and where things lie may change.
+fn check_same_run(config: &TrainConfig) -> Result<()> {
+    let path = config.out.join("config.toml");
+    let mut started = TrainConfig::read(&path, &[])?;
+    let now = &config.training;
+    started.training.steps = now.steps;
+    started.training.decay_steps = now.decay_steps;
+    started.training.evaluate_every = now.evaluate_every;
+    started.training.checkpoint_every = now.checkpoint_every;
+    let started = TrainConfig {
+        kind: started.kind,
+        model: started.model,
+        retro: started.retro,
+        training: started.training,
+        ..config.clone()
+    };
+    if started == *config {
+        return Ok(());
+    }
+    let why = "the run was started with other settings than these; go on with those, or choose another `out`";
+    Err(Error::file(path, why))
 }
 
 /// Keeps the resolved configuration with the run.
