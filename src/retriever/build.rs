@@ -404,8 +404,7 @@ mod tests {
         write_corpus(&corpus[0], 0, 30);
         build_index(&corpus, &out, &words(), Existing::Fail).unwrap();
         let before = files(&out);
-        fs::create_dir_all(out.join("build/part-000003")).unwrap();
-        fs::write(out.join("build/finished"), "").unwrap();
+        fs::create_dir_all(out.join("build-finished/part-000003")).unwrap();
         build_index(&corpus, &out, &words(), Existing::Resume).unwrap();
         assert_eq!(files(&out), before);
     }
