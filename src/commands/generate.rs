@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{Console, print};
 use crate::model::generate::{Retrieve, Sampling, generate};
-use crate::model::{LanguageModel, Network, Trainable};
+use crate::model::{LanguageModel, Trainable};
 use crate::retriever::Retriever;
 use crate::{Error, interrupt};
 
@@ -37,10 +37,7 @@ pub struct Args {
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let model = LanguageModel::load(&args.model, Trainable::Nothing, &candle_core::Device::Cpu)?;
     let retriever = args.index.as_deref().map(|dir| Retriever::open(dir, None)).transpose()?;
-    let k = match &model.network {
-        Network::Retro(retro) => retro.config().neighbours,
-        Network::Plain(_) => 0,
-    };
+    let k = model.network.neighbours();
     if let Some(retriever) = &retriever {
         anyhow::ensure!(
             k > 0,

@@ -40,6 +40,14 @@ impl Network {
         }
     }
 
+    /// Neighbours a chunk that it reads; 0 for a plain decoder.
+    pub fn neighbours(&self) -> usize {
+        match self {
+            Self::Plain(_) => 0,
+            Self::Retro(retro) => retro.config().neighbours,
+        }
+    }
+
     /// Hidden states before the output head, `[batch, tokens, d]`. A plain decoder ignores what
     /// was retrieved.
     pub fn forward(&self, tokens: &Tensor, retrieved: Option<&Retrieved>) -> Result<Tensor> {

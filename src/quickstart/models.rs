@@ -16,7 +16,7 @@ use crate::progress::Progress;
 use crate::retriever::Retriever;
 use crate::retriever::neighbours::{Neighbours, precompute, tokens_of};
 use crate::train::config::{Kind, ModelSection, RetroSection, TrainConfig, TrainingSection};
-use crate::train::{self, Curve, Outcome, plot};
+use crate::train::{self, Curve, Outcome, checkpoint_folder, plot};
 
 /// Neighbours over which overlap is taken, as in the paper.
 const OVERLAP_NEIGHBOURS: usize = 10;
@@ -105,8 +105,7 @@ impl Settings {
     /// to fall, so that it is one run of that length and not a short one with an appendix.
     fn plain_longer(&self, steps: usize, seed: u64, index: &Path, out: &Path) -> TrainConfig {
         let mut config = self.plain(seed, index, out);
-        let stable = self.plain_steps - self.decay_steps;
-        config.continue_from = Some(config.out.join("checkpoints").join(format!("step-{stable:07}")));
+        config.continue_from = Some(checkpoint_folder(&config.out, config.training.level_steps()));
         config.out = out.join("plain-longer");
         config.training.steps += steps;
         config.model = None;

@@ -201,6 +201,14 @@ fn default_every() -> usize {
     200
 }
 
+impl TrainingSection {
+    /// Steps before the learning rate begins to fall. A checkpoint is kept there, from which the run
+    /// can be made longer.
+    pub fn level_steps(&self) -> usize {
+        self.steps - self.decay_steps
+    }
+}
+
 impl TrainConfig {
     /// Reads the TOML file at `path`, with `overrides` such as `training.steps=100` on top.
     pub fn read(path: &Path, overrides: &[String]) -> Result<Self> {

@@ -8,6 +8,7 @@ mod order;
 mod run;
 mod schedule;
 
+pub use checkpoint::folder as checkpoint_folder;
 pub use config::{Kind, TrainConfig};
 pub use log::{Curve, plot};
 pub use order::Order;

@@ -26,7 +26,7 @@ use crate::retriever::open_store;
 
 /// Steps between lines of `metrics.jsonl`.
 const LOG_EVERY: usize = 20;
-/// Held-out windows that are measured while training.
+/// Held-out documents that are measured while training.
 const HELD_OUT_DOCUMENTS: usize = 48;
 /// Batches that the copy initialisation is fitted on.
 const FIT_BATCHES: usize = 24;
@@ -110,10 +110,7 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
     }
     let (mut log, mut measurements) = Log::open(out, step)?;
     let held_out = HeldOut::open(config, &library)?;
-    let k = match &model.network {
-        Network::Retro(retro) => retro.config().neighbours,
-        Network::Plain(_) => 0,
-    };
+    let k = model.network.neighbours();
     enough_neighbours(neighbours.as_ref(), config.neighbours.as_deref(), k)?;
     enough_neighbours(held_out.as_ref().map(|h| &h.neighbours), config.held_out.as_deref(), k)?;
     let read = |rows: &[std::ops::Range<usize>]| -> Result<_> {
@@ -148,8 +145,7 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
         Kind::Retro => "train retro",
     };
     let task = progress.task(what, (training.steps - step.min(training.steps)) as u64, "steps");
-    // The run can be made longer later from where the learning rate begins to fall.
-    let pinned = Some(training.steps - training.decay_steps);
+    let pinned = Some(training.level_steps());
     let (mut sum, mut count) = (0.0, 0usize);
     while step < training.steps {
         let clock = Instant::now();
