@@ -49,4 +49,16 @@ pub enum IndexError {
         /// What was given.
         text: String,
     },
+    /// Bytes that are not the bits of so many rows.
+    #[error("a set of rows: {why}")]
+    Bitmap {
+        /// What is wrong with them.
+        why: String,
+    },
+    /// Indexes that cannot be searched as one.
+    #[error("indexes to be searched as one: {why}")]
+    Parts {
+        /// What is in the way.
+        why: String,
+    },
 }

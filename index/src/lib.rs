@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod artefact;
+mod bitmap;
 mod builder;
 mod error;
 mod flat;
@@ -13,12 +14,15 @@ mod product;
 mod rabitq;
 mod rotation;
 mod rows;
+mod segments;
 mod spec;
 mod topk;
 
+pub use bitmap::Bitmap;
 pub use builder::Builder;
 pub use error::IndexError;
 pub use index::Index;
 pub use metric::Metric;
+pub use segments::Segments;
 pub use spec::Spec;
 pub use topk::Hit;
