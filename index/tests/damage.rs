@@ -293,3 +293,22 @@ fn a_collection_put_together_from_two_is_found_out() {
     assert!(error.contains("segment-000001") && error.contains("hash"), "{error}");
     assert!(!Collection::verify(dir.path()).unwrap().is_empty());
 }
+
+/// Hashes can be made to agree by whoever writes the files; an order that is not there cannot.
+#[test]
+fn ids_that_do_not_ascend_are_found_out() {
+    let dir = tempdir().unwrap();
+    let mut writer = Collection::create(dir.path(), 1, Metric::L2, None, 1).unwrap();
+    writer.add(&[1, 2, 3], &[1.0, 2.0, 3.0]).unwrap();
+    writer.commit().unwrap();
+    drop(writer);
+    let manifest = artefact::read_manifest(dir.path()).unwrap();
+    let path = manifest.path(dir.path(), "ids-000000.u64").unwrap();
+    let ids: Vec<u8> = [1u64, 3, 2].iter().flat_map(|id| id.to_le_bytes()).collect();
+    fs::write(&path, &ids).unwrap();
+    let text = fs::read_to_string(dir.path().join(MANIFEST)).unwrap();
+    let (old, new) = (&manifest.files["ids-000000.u64"].blake3, blake3::hash(&ids).to_hex());
+    fs::write(dir.path().join(MANIFEST), text.replace(old, &new)).unwrap();
+    let problems = Collection::verify(dir.path()).unwrap();
+    assert!(matches!(&problems[..], [ArtefactError::Damaged { path: p, .. }] if *p == path), "{problems:?}");
+}
