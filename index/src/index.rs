@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::artefact::{self, ArtefactError, MANIFEST};
 use crate::graph::{self, Graph};
 use crate::hnsw::Hnsw;
-use crate::meta::{FORMAT_VERSION, KIND, Meta, VECTORS};
+use crate::meta::{KIND, Meta, VECTORS, VERSIONS};
 use crate::rabitq::Codes;
 use crate::rows::Rows;
 use crate::topk::Hit;
@@ -36,7 +36,7 @@ impl Index {
     /// No index there, an artefact of another kind or version, missing files or files of another
     /// length, a manifest that contradicts itself.
     pub fn open(dir: &Path) -> Result<Self, IndexError> {
-        let manifest = artefact::open(dir, KIND, FORMAT_VERSION)?;
+        let manifest = artefact::open(dir, KIND, VERSIONS)?;
         let meta: Meta = manifest.meta_as(dir)?;
         let contradiction =
             |why: &str| ArtefactError::BadManifest { path: dir.join(MANIFEST), why: why.into() };
@@ -59,6 +59,8 @@ impl Index {
                 let graph = meta.graph.ok_or_else(|| contradiction("meta: an HNSW index without graph"))?;
                 Engine::Hnsw(Hnsw::open(dir, &manifest, graph, m, meta.rows)?)
             }
+            // Its codes can no longer be read; the rows can. Compacting makes it fast again.
+            Spec::RaBitQ { .. } if manifest.format_version == 1 => Engine::Flat,
             Spec::RaBitQ { bits } => {
                 Engine::RaBitQ(Codes::open(dir, &manifest, meta.rows, meta.dim, bits, meta.seed)?)
             }
