@@ -182,7 +182,7 @@ impl Index {
                 codes.search(&self.rows, &queries, k, breadth, allow)
             }
             Engine::Graph(graph) => {
-                let breadth = self.breadth.unwrap_or(Graph::default_breadth(k));
+                let breadth = self.breadth.unwrap_or(graph.default_breadth(k));
                 graph.search(&self.rows, &queries, k, breadth, allow)
             }
         })
