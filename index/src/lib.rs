@@ -22,6 +22,7 @@ mod product;
 mod rabitq;
 mod rotation;
 mod rows;
+mod scan;
 mod segments;
 mod simd;
 mod spec;

@@ -5,8 +5,6 @@
 //! bits a row is first estimated again from all of them ([`crate::planes`]), which leaves fewer
 //! rows to be read: worth it where rows come from a disk.
 
-use std::cmp::Ordering;
-use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
@@ -15,14 +13,14 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::artefact::{ArtefactError, Manifest, Writer};
-use crate::blocks::{self, BLOCK, CONFIDENCE, Factors, Tables};
-use crate::mapped::{Mapped, as_bytes, write_numbers};
+use crate::blocks::{self, BLOCK, Tables};
+use crate::mapped::{Mapped, write_numbers};
 use crate::metric::{Metric, dot};
 use crate::pages::PageWriter;
 use crate::rotation::Rotation;
 use crate::rows::Rows;
-use crate::simd::{Scale, estimates};
-use crate::topk::{Allow, Hit, TopK};
+use crate::scan::{Centre, Encoder, Found, Probe, Shape};
+use crate::topk::{Allow, Hit};
 use crate::{parallel, planes};
 
 /// The mean of the rows `[dim]`.
@@ -38,23 +36,6 @@ const SEGMENT: usize = 512;
 const MANY_SEGMENTS: usize = 8;
 /// Queries that meet a block while it is in the nearest cache.
 const GROUP: usize = 8;
-/// Numbers at the end of a block that bound its factors: the largest error and the largest scale,
-/// then zeros.
-const BOUNDS: usize = 16;
-
-/// How a block lies in the file, in units of four bytes: codes, `add` `[32]`, `scale` `[32]`,
-/// `error` `[32]`, bounds `[16]`.
-struct Shape {
-    codes: usize,
-    block: usize,
-}
-
-impl Shape {
-    fn new(dim: usize) -> Self {
-        let codes = blocks::code_bytes(dim) / 4;
-        Self { codes, block: codes + 3 * BLOCK + BOUNDS }
-    }
-}
 
 /// Encodes all rows. Memory: a few thousand codes at a time.
 pub(crate) fn build(rows: &Rows, bits: usize, seed: u64, writer: &mut Writer) -> Result<(), ArtefactError> {
@@ -64,8 +45,7 @@ pub(crate) fn build(rows: &Rows, bits: usize, seed: u64, writer: &mut Writer) ->
     writer.write(CENTRE, &bytes)?;
 
     let rotation = Rotation::new(rows.dim(), seed);
-    let shape = Shape::new(rows.dim());
-    let words = planes::words(rows.dim(), bits);
+    let encoder = Encoder { rows, rotation: &rotation, bits };
     let codes_path = writer.path(CODES);
     let planes_path = (bits > 1).then(|| writer.path(PLANES));
     let create = |path: &Path| File::create(path).map(PageWriter::new).map_err(ArtefactError::io(path));
@@ -78,18 +58,7 @@ pub(crate) fn build(rows: &Rows, bits: usize, seed: u64, writer: &mut Writer) ->
             .into_par_iter()
             .map(|block| {
                 let ids = block * BLOCK..rows.len().min((block + 1) * BLOCK);
-                let mut encoder = Encoder {
-                    rows,
-                    centre: &centre,
-                    rotation: &rotation,
-                    codes: vec![0; 4 * shape.codes],
-                    factors: vec![0.0; 3 * BLOCK + BOUNDS],
-                    planes: vec![0; if bits > 1 { ids.len() * words } else { 0 }],
-                };
-                encoder.encode(ids, bits);
-                let codes =
-                    encoder.codes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-                (codes.chain(encoder.factors).collect(), encoder.planes)
+                encoder.encode(ids, Centre { vector: &centre, turned: None }, 0.0)
             })
             .collect();
         for (block, row_planes) in &encoded {
@@ -115,46 +84,6 @@ pub(crate) fn mean(rows: &Rows) -> Vec<f32> {
     sums.iter().map(|sum| (sum / rows.len().max(1) as f64) as f32).collect()
 }
 
-/// One block in the making.
-struct Encoder<'a> {
-    rows: &'a Rows,
-    centre: &'a [f32],
-    rotation: &'a Rotation,
-    codes: Vec<u8>,
-    factors: Vec<f32>,
-    planes: Vec<u64>,
-}
-
-impl Encoder<'_> {
-    fn encode(&mut self, ids: Range<usize>, bits: usize) {
-        let dim = self.rows.dim();
-        let words = planes::words(dim, bits);
-        let mut residual = vec![0.0; dim];
-        for (slot, id) in ids.enumerate() {
-            residual
-                .iter_mut()
-                .zip(self.rows.row(id).iter().zip(self.centre))
-                .for_each(|(r, (x, c))| *r = x - c);
-            let (square, with_centre) = (dot(&residual, &residual), dot(&residual, self.centre));
-            self.rotation.apply(&mut residual);
-            let absolute = residual.iter().map(|x| x.abs()).sum();
-            blocks::write_signs(&residual, slot, &mut self.codes);
-            let Factors { add, scale, error } =
-                blocks::factors(self.rows.metric(), dim, square, with_centre, absolute);
-            self.factors[slot] = add;
-            self.factors[BLOCK + slot] = scale;
-            self.factors[2 * BLOCK + slot] = error;
-            let bounds = &mut self.factors[3 * BLOCK..];
-            bounds[0] = bounds[0].max(error);
-            bounds[1] = bounds[1].max(scale);
-            if bits > 1 {
-                let planes = &mut self.planes[slot * words..][..words];
-                planes::encode(self.rows.metric(), &residual, square, bits, planes);
-            }
-        }
-    }
-}
-
 /// The codes of an index, mapped from disk.
 pub(crate) struct Codes {
     centre: Vec<f32>,
@@ -175,41 +104,14 @@ struct Query<'a> {
     total: f32,
     tables: Tables,
     base: f32,
-    /// What a row's `error` and `scale` are multiplied with to bound the error of its score.
-    error: f32,
-    rounding: f32,
+    /// To the centre.
+    distance: f32,
 }
 
-/// A row that may be among the nearest, by the most that it can reach.
-struct Candidate {
-    highest: f32,
-    id: u32,
-    /// What its score is beside the part that codes estimate; NaN once all bits have been seen.
-    add: f32,
-}
-
-impl PartialEq for Candidate {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
+impl Query<'_> {
+    fn probe(&self) -> Probe<'_> {
+        Probe::new(&self.tables, self.base, self.distance)
     }
-}
-impl Eq for Candidate {}
-impl PartialOrd for Candidate {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Candidate {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.highest.total_cmp(&other.highest).then(other.id.cmp(&self.id))
-    }
-}
-
-/// What a query has found so far among the rows of a segment.
-struct Found {
-    /// The k highest of the scores that the bounds promise at least.
-    promised: TopK,
-    candidates: Vec<Candidate>,
 }
 
 impl Codes {
@@ -270,39 +172,27 @@ impl Codes {
                 let blocks = segment * SEGMENT..blocks.min((segment + 1) * SEGMENT);
                 self.scan(blocks, &queries, group * GROUP, k, allow)
             });
-            let mut found: Vec<Vec<Candidate>> = queries.iter().map(|_| Vec::new()).collect();
-            let mut promised: Vec<TopK> = queries.iter().map(|_| TopK::new(k)).collect();
+            let mut found: Vec<Found> = queries.iter().map(|_| Found::new(k)).collect();
             for segment in segments {
-                for (q, part) in segment.into_iter().enumerate() {
-                    part.promised.into_unsorted().for_each(|hit| promised[q].push(hit));
-                    found[q].extend(part.candidates);
-                }
+                found.iter_mut().zip(segment).for_each(|(found, part)| found.merge(part));
             }
-            let each = queries.iter().zip(found).zip(promised);
-            each.map(|((query, found), promised)| {
-                self.decide(rows, query, found, promised.threshold(), k, breadth)
-            })
-            .collect::<Vec<_>>()
+            queries
+                .iter()
+                .zip(found)
+                .map(|(query, found)| self.decide(rows, query, found, k, breadth))
+                .collect::<Vec<_>>()
         };
         parallel::map(groups, true, group).into_iter().flatten().collect()
     }
 
     fn prepare<'a>(&self, metric: Metric, query: &'a [f32]) -> Query<'a> {
         let mut rotated: Vec<f32> = query.iter().zip(&self.centre).map(|(q, c)| q - c).collect();
-        let length = dot(&rotated, &rotated).sqrt();
+        let distance = dot(&rotated, &rotated).sqrt();
         let base = blocks::query_base(metric, query, &self.centre, &rotated);
         self.rotation.apply(&mut rotated);
         let tables = Tables::new(&rotated);
-        let rounding = CONFIDENCE * tables.rounding();
-        Query {
-            given: query,
-            total: if self.bits > 1 { planes::total(&rotated) } else { 0.0 },
-            rotated,
-            tables,
-            base,
-            error: CONFIDENCE * length,
-            rounding,
-        }
+        let total = if self.bits > 1 { planes::total(&rotated) } else { 0.0 };
+        Query { given: query, rotated, total, tables, base, distance }
     }
 
     /// For each query the rows of these blocks that may be among the `k` nearest.
@@ -315,85 +205,34 @@ impl Codes {
         allow: Allow,
     ) -> Vec<Found> {
         let rows = blocks.len() * BLOCK;
-        let mut found: Vec<Found> = queries
-            .iter()
-            .map(|_| Found { promised: TopK::new(k.min(rows)), candidates: Vec::new() })
-            .collect();
-        let mut out = [0.0; BLOCK];
+        let mut found: Vec<Found> = queries.iter().map(|_| Found::new(k.min(rows))).collect();
+        let probes: Vec<Probe> = queries.iter().map(Query::probe).collect();
         for number in blocks {
             let block = &self.codes.as_slice()[number * self.shape.block..][..self.shape.block];
-            let (codes, rest) = block.split_at(self.shape.codes);
-            let (factors, bounds) = rest.split_at(3 * BLOCK);
-            let there = self.rows - number * BLOCK;
-            let mask = if there >= BLOCK { u32::MAX } else { (1 << there) - 1 };
-            for (q, (query, found)) in queries.iter().zip(&mut found).enumerate() {
-                // No row of the block is further off than its bounds allow.
-                let slack = query.error * bounds[0] + query.rounding * bounds[1];
-                let scale = Scale { unit: query.tables.unit, shift: query.tables.shift, base: query.base };
-                let least = found.promised.threshold() - slack;
-                let mut passing =
-                    estimates(as_bytes(codes), &query.tables.bytes, factors, scale, least, &mut out) & mask;
-                while passing != 0 {
-                    let slot = passing.trailing_zeros() as usize;
-                    passing &= passing - 1;
-                    let error =
-                        query.error * factors[2 * BLOCK + slot] + query.rounding * factors[BLOCK + slot];
-                    let (lowest, highest) = (out[slot] - error, out[slot] + error);
-                    let id = (number * BLOCK + slot) as u32;
-                    if highest < found.promised.threshold()
-                        || allow.is_some_and(|allow| !allow(first_query + q, id))
-                    {
-                        continue;
-                    }
-                    found.promised.push(Hit { id, score: lowest });
-                    // Without a number to go by, the row has to be scored.
-                    let highest = if highest.is_nan() { f32::INFINITY } else { highest };
-                    found.candidates.push(Candidate { highest, id, add: query.base + factors[slot] });
-                }
+            for (q, (probe, found)) in probes.iter().zip(&mut found).enumerate() {
+                let id_of = |slot| (number * BLOCK + slot) as u32;
+                let may = |id| allow.is_none_or(|allow| allow(first_query + q, id));
+                found.look(self.shape, block, *probe, self.rows, id_of, may);
             }
         }
-        for found in &mut found {
-            let least = found.promised.threshold();
-            found.candidates.retain(|candidate| candidate.highest >= least);
-        }
+        found.iter_mut().for_each(Found::prune);
         found
     }
 
-    /// Scores candidates, best first, until none of the rest can be among the `k` nearest.
-    fn decide(
-        &self,
-        rows: &Rows,
-        query: &Query,
-        mut candidates: Vec<Candidate>,
-        least: f32,
-        k: usize,
-        breadth: usize,
-    ) -> Vec<Hit> {
-        candidates.retain(|candidate| candidate.highest >= least);
-        let mut candidates = BinaryHeap::from(candidates);
-        let mut best = TopK::new(k);
-        let mut scored = 0;
-        let mut reader = rows.reader();
-        while let Some(candidate) = candidates.pop() {
-            if candidate.highest < best.threshold() || scored >= breadth {
-                break;
-            }
-            match &self.planes {
-                Some(planes) if !candidate.add.is_nan() => {
-                    let words = planes::words(rows.dim(), self.bits);
-                    let row = &planes.as_slice()[candidate.id as usize * words..][..words];
-                    let (estimate, error) = planes::estimate(row, self.bits, &query.rotated, query.total);
-                    let highest = candidate.add + estimate + query.error * error;
-                    let highest = if highest.is_nan() { f32::INFINITY } else { highest };
-                    candidates.push(Candidate { highest, id: candidate.id, add: f32::NAN });
-                }
-                _ => {
-                    let ahead = || candidates.iter().take(breadth - scored).map(|next| next.id as usize);
-                    best.push(reader.hit(candidate.id as usize, query.given, ahead));
-                    scored += 1;
-                }
-            }
-        }
-        best.into_sorted()
+    fn decide(&self, rows: &Rows, query: &Query, found: Found, k: usize, breadth: usize) -> Vec<Hit> {
+        let Some(planes) = &self.planes else { return found.decide(rows, query.given, k, breadth, None) };
+        let words = planes::words(rows.dim(), self.bits);
+        let error_of = query.probe().error;
+        found.decide(
+            rows,
+            query.given,
+            k,
+            breadth,
+            Some(&|candidate| {
+                let row = &planes.as_slice()[candidate.id as usize * words..][..words];
+                let (estimate, error) = planes::estimate(row, self.bits, &query.rotated, query.total);
+                candidate.add + estimate + error_of * error
+            }),
+        )
     }
 }

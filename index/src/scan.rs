@@ -1,0 +1,244 @@
+//! Blocks of one-bit codes as they lie in a file, and a search through them: estimate every row,
+//! score exactly the few that may be among the nearest. `RaBitQ` scans all blocks so, an inverted
+//! file those of the lists it probes.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+use crate::blocks::{self, BLOCK, CONFIDENCE, Factors, Tables};
+use crate::mapped::as_bytes;
+use crate::metric::dot;
+use crate::planes;
+use crate::rotation::Rotation;
+use crate::rows::Rows;
+use crate::simd::{Scale, estimates};
+use crate::topk::{Hit, TopK};
+
+/// Numbers at the end of a block that bound its factors: the largest error and the largest scale,
+/// then zeros.
+const BOUNDS: usize = 16;
+
+/// How a block lies in the file, in units of four bytes: codes, `add` `[32]`, `scale` `[32]`,
+/// `error` `[32]`, bounds `[16]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    codes: usize,
+    pub block: usize,
+}
+
+impl Shape {
+    pub fn new(dim: usize) -> Self {
+        let codes = blocks::code_bytes(dim) / 4;
+        Self { codes, block: codes + 3 * BLOCK + BOUNDS }
+    }
+}
+
+/// What the codes of a block are relative to.
+#[derive(Clone, Copy)]
+pub(crate) struct Centre<'a> {
+    pub vector: &'a [f32],
+    /// What queries come with is rotated relative to another point m; this is `vector - m`,
+    /// rotated alike. `scale` times its sum of signs then goes into `add` (as in the records of a
+    /// graph: see `graph::layout`), and one table of the query serves for blocks of any centre.
+    pub turned: Option<&'a [f32]>,
+}
+
+/// Writes blocks.
+pub(crate) struct Encoder<'a> {
+    pub rows: &'a Rows,
+    pub rotation: &'a Rotation,
+    /// Bits a dimension; those after the first go into planes.
+    pub bits: usize,
+}
+
+impl Encoder<'_> {
+    /// A block of at most 32 rows, and their planes where there are any. Places without a row have
+    /// `vacant` for their `add`.
+    pub fn encode(
+        &self,
+        ids: impl ExactSizeIterator<Item = usize>,
+        centre: Centre,
+        vacant: f32,
+    ) -> (Vec<f32>, Vec<u64>) {
+        let (dim, metric) = (self.rows.dim(), self.rows.metric());
+        let shape = Shape::new(dim);
+        let words = if self.bits > 1 { planes::words(dim, self.bits) } else { 0 };
+        let mut codes = vec![0; 4 * shape.codes];
+        let mut factors = vec![0.0; 3 * BLOCK + BOUNDS];
+        let mut row_planes = vec![0; ids.len() * words];
+        let mut residual = vec![0.0; dim];
+        factors[ids.len()..BLOCK].fill(vacant);
+        for (slot, id) in ids.enumerate() {
+            let row = self.rows.row(id);
+            residual.iter_mut().zip(row.iter().zip(centre.vector)).for_each(|(r, (x, c))| *r = x - c);
+            let (square, with_centre) = (dot(&residual, &residual), dot(&residual, centre.vector));
+            self.rotation.apply(&mut residual);
+            let absolute = residual.iter().map(|x| x.abs()).sum();
+            blocks::write_signs(&residual, slot, &mut codes);
+            let Factors { mut add, scale, error } =
+                blocks::factors(metric, dim, square, with_centre, absolute);
+            if let Some(turned) = centre.turned {
+                let signs: f32 =
+                    residual.iter().zip(turned).map(|(r, c)| if *r >= 0.0 { *c } else { -*c }).sum();
+                add -= scale * signs;
+            }
+            factors[slot] = add;
+            factors[BLOCK + slot] = scale;
+            factors[2 * BLOCK + slot] = error;
+            let bounds = &mut factors[3 * BLOCK..];
+            bounds[0] = bounds[0].max(error);
+            bounds[1] = bounds[1].max(scale);
+            if words > 0 {
+                let planes = &mut row_planes[slot * words..][..words];
+                planes::encode(metric, &residual, square, self.bits, planes);
+            }
+        }
+        let codes = codes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        (codes.chain(factors).collect(), row_planes)
+    }
+}
+
+/// A query, ready to meet blocks of one centre.
+#[derive(Clone, Copy)]
+pub(crate) struct Probe<'a> {
+    tables: &'a Tables,
+    pub base: f32,
+    /// What a row's `error` and `scale` are multiplied with to bound the error of its score.
+    pub error: f32,
+    rounding: f32,
+}
+
+impl<'a> Probe<'a> {
+    /// With the part of the score that the query and the centre make, and the distance of the two.
+    pub fn new(tables: &'a Tables, base: f32, distance: f32) -> Self {
+        Self { tables, base, error: CONFIDENCE * distance, rounding: CONFIDENCE * tables.rounding() }
+    }
+}
+
+/// A row that may be among the nearest, by the most that it can reach.
+pub(crate) struct Candidate {
+    highest: f32,
+    pub id: u32,
+    /// What its score is beside the part that codes estimate; NaN once all bits have been seen.
+    pub add: f32,
+}
+
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+impl Eq for Candidate {}
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.highest.total_cmp(&other.highest).then(other.id.cmp(&self.id))
+    }
+}
+
+/// What a query has found so far.
+pub(crate) struct Found {
+    /// The k highest of the scores that the bounds promise at least.
+    promised: TopK,
+    candidates: Vec<Candidate>,
+}
+
+impl Found {
+    /// For the `k` nearest.
+    pub fn new(k: usize) -> Self {
+        Self { promised: TopK::new(k), candidates: Vec::new() }
+    }
+
+    /// Rows that may be among the nearest; all that were met and allowed while they are fewer than
+    /// k.
+    pub fn len(&self) -> usize {
+        self.candidates.len()
+    }
+
+    /// Takes in the rows of a block that may be among the nearest. `id_of` gives the row in each
+    /// place: it is none where it is not less than `rows`.
+    #[inline]
+    pub fn look(
+        &mut self,
+        shape: Shape,
+        block: &[f32],
+        probe: Probe,
+        rows: usize,
+        id_of: impl Fn(usize) -> u32,
+        may: impl Fn(u32) -> bool,
+    ) {
+        let (codes, rest) = block.split_at(shape.codes);
+        let (factors, bounds) = rest.split_at(3 * BLOCK);
+        // No row of the block is further off than its bounds allow.
+        let slack = probe.error * bounds[0] + probe.rounding * bounds[1];
+        let scale = Scale { unit: probe.tables.unit, shift: probe.tables.shift, base: probe.base };
+        let least = self.promised.threshold() - slack;
+        let mut out = [0.0; BLOCK];
+        let mut passing = estimates(as_bytes(codes), &probe.tables.bytes, factors, scale, least, &mut out);
+        while passing != 0 {
+            let slot = passing.trailing_zeros() as usize;
+            passing &= passing - 1;
+            let error = probe.error * factors[2 * BLOCK + slot] + probe.rounding * factors[BLOCK + slot];
+            let (lowest, highest) = (out[slot] - error, out[slot] + error);
+            let id = id_of(slot);
+            if id as usize >= rows || highest < self.promised.threshold() || !may(id) {
+                continue;
+            }
+            self.promised.push(Hit { id, score: lowest });
+            // Without a number to go by, the row has to be scored.
+            let highest = if highest.is_nan() { f32::INFINITY } else { highest };
+            self.candidates.push(Candidate { highest, id, add: probe.base + factors[slot] });
+        }
+    }
+
+    /// Forgets what has turned out not to be among the nearest.
+    pub fn prune(&mut self) {
+        let least = self.promised.threshold();
+        self.candidates.retain(|candidate| candidate.highest >= least);
+    }
+
+    /// Takes over what another has found among other rows.
+    pub fn merge(&mut self, other: Self) {
+        other.promised.into_unsorted().for_each(|hit| self.promised.push(hit));
+        self.candidates.extend(other.candidates);
+    }
+
+    /// Scores candidates, best first, until none of the rest can be among the `k` nearest, or
+    /// `most` have been. `refine` tells the most that a row can reach from more than one bit.
+    pub fn decide(
+        mut self,
+        rows: &Rows,
+        query: &[f32],
+        k: usize,
+        most: usize,
+        refine: Option<&dyn Fn(&Candidate) -> f32>,
+    ) -> Vec<Hit> {
+        self.prune();
+        let mut candidates = BinaryHeap::from(self.candidates);
+        let mut best = TopK::new(k);
+        let mut scored = 0;
+        let mut reader = rows.reader();
+        while let Some(candidate) = candidates.pop() {
+            if candidate.highest < best.threshold() || scored >= most {
+                break;
+            }
+            match refine {
+                Some(refine) if !candidate.add.is_nan() => {
+                    let highest = refine(&candidate);
+                    let highest = if highest.is_nan() { f32::INFINITY } else { highest };
+                    candidates.push(Candidate { highest, id: candidate.id, add: f32::NAN });
+                }
+                _ => {
+                    let ahead = || candidates.iter().take(most - scored).map(|next| next.id as usize);
+                    best.push(reader.hit(candidate.id as usize, query, ahead));
+                    scored += 1;
+                }
+            }
+        }
+        best.into_sorted()
+    }
+}
