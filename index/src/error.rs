@@ -100,4 +100,14 @@ pub enum IndexError {
         /// The id.
         id: u64,
     },
+    /// [`tune`](crate::Index::tune) needs something to go by.
+    #[error(
+        "cannot tune to recall {recall} on {queries} queries: use a recall from 0 to 1 and at least one query"
+    )]
+    Tuning {
+        /// The recall asked for.
+        recall: f64,
+        /// The number of queries.
+        queries: usize,
+    },
 }

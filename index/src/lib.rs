@@ -26,6 +26,7 @@ mod segments;
 mod simd;
 mod spec;
 mod topk;
+mod tune;
 
 pub use bitmap::Bitmap;
 pub use builder::Builder;
@@ -38,3 +39,4 @@ pub use segments::Segments;
 pub use simd::instructions;
 pub use spec::Spec;
 pub use topk::Hit;
+pub use tune::Tuned;
