@@ -26,7 +26,7 @@ use self::meta::{KIND, Meta, SegmentMeta, VERSION, dead_name, ids_name};
 pub use self::writer::CollectionWriter;
 use crate::artefact::{self, ArtefactError, MANIFEST, Manifest};
 use crate::mapped::Mapped;
-use crate::segments::merge;
+use crate::segments::{FoundInPart, merge};
 use crate::topk::Hit;
 use crate::{Bitmap, Builder, Index, IndexError, Metric, Segments, Spec};
 
@@ -280,7 +280,7 @@ impl Collection {
             allow.is_some_and(|allow| allow(query, self.ids[part].as_slice()[row as usize]))
         };
         let found = self.segments.search_parts(queries, k, allow.is_some().then_some(&by_row))?;
-        let named = |(part, hits): (usize, Vec<Vec<Hit>>)| -> Vec<Vec<Neighbour>> {
+        let named = |(part, hits): FoundInPart| -> Vec<Vec<Neighbour>> {
             let ids = self.ids[part].as_slice();
             let name = |hit: Hit| Neighbour { id: ids[hit.id as usize], score: hit.score };
             hits.into_par_iter().map(|hits| hits.into_iter().map(name).collect()).collect()

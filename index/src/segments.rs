@@ -16,6 +16,9 @@ pub struct Segments {
     live: usize,
 }
 
+/// The number of a part, and for each query its hits there, by the part's own ids.
+pub(crate) type FoundInPart = (usize, Vec<Vec<Hit>>);
+
 struct Part {
     index: Index,
     /// None where all rows are live, which leaves the search without a question to ask.
@@ -171,7 +174,7 @@ impl Segments {
         queries: &[f32],
         k: usize,
         allow: Option<&(dyn Fn(usize, usize, u32) -> bool + Sync)>,
-    ) -> Result<Vec<(usize, Vec<Vec<Hit>>)>, IndexError> {
+    ) -> Result<Vec<FoundInPart>, IndexError> {
         self.check(queries)?;
         let parts = self.parts.par_iter().enumerate().filter(|(_, part)| part.live > 0);
         parts
