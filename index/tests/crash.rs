@@ -119,7 +119,7 @@ fn kill_after(mut child: Child, rounds: usize, delay: Duration) -> Vec<u64> {
 #[test]
 fn a_collection_killed_again_and_again_is_always_at_some_commit() {
     let dir = tempdir().unwrap();
-    let spec = Some(Spec::RaBitQ);
+    let spec = Some(Spec::RaBitQ { bits: 1 });
     drop(Collection::create(dir.path(), DIM, Metric::L2, spec, 3).unwrap());
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let mut reached = 0;
@@ -147,7 +147,7 @@ fn a_collection_killed_again_and_again_is_always_at_some_commit() {
 }
 
 fn build(dir: &Path, n: usize) -> Result<String, IndexError> {
-    let mut builder = Builder::create(dir, DIM, Metric::L2, &Spec::RaBitQ, 1)?;
+    let mut builder = Builder::create(dir, DIM, Metric::L2, &Spec::RaBitQ { bits: 1 }, 1)?;
     for rows in clustered(n, DIM, 4, 1).chunks(DIM * 500) {
         builder.add(rows)?;
     }
@@ -282,7 +282,8 @@ fn a_folder_that_cannot_be_written_is_told_by_name_and_can_be_read() {
     drop(writer);
     fs::remove_file(dir.path().join("writer.lock")).unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o555)).unwrap();
-    let writes: [(&str, fn(&Path) -> Result<(), IndexError>); 3] = [
+    type Write = fn(&Path) -> Result<(), IndexError>;
+    let writes: [(&str, Write); 3] = [
         ("writer.lock", |dir| Collection::write(dir).map(drop)),
         ("new", |dir| Collection::create(&dir.join("new"), DIM, Metric::L2, None, 3).map(drop)),
         ("vectors.f32.tmp", |dir| build(dir, 10).map(drop)),

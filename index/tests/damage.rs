@@ -88,7 +88,7 @@ fn a_manifest_that_contradicts_its_files_is_refused() {
             Spec::Flat,
             vec![("\"dim\": 5", "\"dim\": 4611686018427387904"), ("Flat", "HNSW8"), ("Flat", "RaBitQ")],
         ),
-        (Spec::RaBitQ, vec![("\"rows\": 150", "\"rows\": 4294967296"), ("RaBitQ", "RaBit")]),
+        (Spec::RaBitQ { bits: 1 }, vec![("\"rows\": 150", "\"rows\": 4294967296"), ("RaBitQ", "RaBit")]),
         (Spec::Hnsw { m: 8 }, vec![("HNSW8", "HNSW9"), ("HNSW8", "HNSW0"), ("\"entry\": ", "\"entry\": 9")]),
         (Spec::Hnsw { m: 8 }, vec![("\"upper\": [", "\"upper\": [18446744073709551615, ")]),
     ] {
@@ -134,7 +134,7 @@ fn samples() -> &'static [Files] {
             all_files(dir.path())
         };
         let dir = tempdir().unwrap();
-        let spec = Some(Spec::RaBitQ);
+        let spec = Some(Spec::RaBitQ { bits: 1 });
         let mut writer = Collection::create(dir.path(), DIM, Metric::Cosine, spec, 1).unwrap();
         for range in [0..100, 100..ROWS] {
             let ids: Vec<u64> = range.clone().map(|row| 10 * row as u64).collect();
@@ -288,7 +288,7 @@ fn a_collection_put_together_from_two_is_found_out() {
     // A segment of the same length from elsewhere.
     at(dir.path());
     let other = dir.path().join("segment-000001");
-    build(&other, &clustered(ROWS - 100, DIM, 3, 99), DIM, Metric::Cosine, Spec::RaBitQ);
+    build(&other, &clustered(ROWS - 100, DIM, 3, 99), DIM, Metric::Cosine, Spec::RaBitQ { bits: 1 });
     let error = Collection::open(dir.path()).err().unwrap().to_string();
     assert!(error.contains("segment-000001") && error.contains("hash"), "{error}");
     assert!(!Collection::verify(dir.path()).unwrap().is_empty());
