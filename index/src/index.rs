@@ -59,7 +59,7 @@ impl Index {
                 let graph = meta.graph.ok_or_else(|| contradiction("meta: an HNSW index without graph"))?;
                 Engine::Hnsw(Hnsw::open(dir, &manifest, graph, m, meta.rows)?)
             }
-            // Codes of version 1 lay otherwise: every row is scored, until the index is built again.
+            // Its codes can no longer be read; the rows can. Compacting makes it fast again.
             Spec::RaBitQ { .. } if manifest.format_version == 1 => Engine::Flat,
             Spec::RaBitQ { bits } => {
                 Engine::RaBitQ(Codes::open(dir, &manifest, meta.rows, meta.dim, bits, meta.seed)?)
@@ -182,7 +182,7 @@ impl Index {
                 codes.search(&self.rows, &queries, k, breadth, allow)
             }
             Engine::Graph(graph) => {
-                let breadth = self.breadth.unwrap_or(Graph::default_breadth(k));
+                let breadth = self.breadth.unwrap_or(graph.default_breadth(k));
                 graph.search(&self.rows, &queries, k, breadth, allow)
             }
         })
