@@ -16,7 +16,7 @@ pub struct Builder {
     path: PathBuf,
     file: BufWriter<File>,
     rows: usize,
-    dim: usize,
+    pub(crate) dim: usize,
     metric: Metric,
     spec: Spec,
     seed: u64,

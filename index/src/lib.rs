@@ -15,6 +15,7 @@ mod rotation;
 mod rows;
 mod spec;
 mod topk;
+mod vectors_file;
 
 pub use builder::Builder;
 pub use error::IndexError;
@@ -22,3 +23,4 @@ pub use index::Index;
 pub use metric::Metric;
 pub use spec::Spec;
 pub use topk::Hit;
+pub use vectors_file::{VectorFile, VectorFileError};
