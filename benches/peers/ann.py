@@ -97,19 +97,12 @@ class System:
         self.label = name if self.kind else f"{name} {importlib.metadata.version(peer.package)}"
 
     def build(self):
-        done = self.dir + ".json"
-        if not os.path.exists(done):
-            threads = self.args.build_threads
-            if self.kind:
-                command = [self.args.sidenote, "build", self.base, self.dir, "--index", self.kind, "--json"]
-            else:
-                command = [sys.executable, os.path.join(HERE, "ann_peers.py"), "build", self.name, self.base, self.dir]
-            command += ["--rows", str(self.n), "--threads", str(threads)]
-            built, _ = run(command, threads)
-            with open(done, "w", encoding="ascii") as out:
-                json.dump(built, out)
-        with open(done, encoding="ascii") as text:
-            return json.load(text)
+        threads = self.args.build_threads
+        if self.kind:
+            command = [self.args.sidenote, "build", self.base, self.dir, "--index", self.kind, "--json"]
+        else:
+            command = [sys.executable, os.path.join(HERE, "ann_peers.py"), "build", self.name, self.base, self.dir]
+        return run(command + ["--rows", str(self.n), "--threads", str(threads)], threads)[0]
 
     def search(self, queries, threads, *, efforts=None, seconds=None, first=False, recall=False):
         efforts = self.efforts if efforts is None else efforts
@@ -169,11 +162,14 @@ def is_mapped(system):
 
 def measure(n, systems, raw, args):
     """Builds and rounds; returns the rows of ann.json for n vectors."""
-    built = {}
-    for system in systems:
-        print(f"{n:,}: building {system.name}", file=sys.stderr, flush=True)
-        built[system.name] = system.build()
     curves = [system for system in systems if not is_mapped(system)]
+    builds = {system.name: [] for system in curves}
+    for number in range(args.builds):
+        for system in curves:
+            print(f"{n:,}: building {system.name}", file=sys.stderr, flush=True)
+            builds[system.name].append(raw.get(("build", n, system.name, number), system.build))
+    built = {name: sorted(times, key=lambda one: one["build_seconds"])[len(times) // 2] for name, times in builds.items()}
+    built |= {system.name: built[system.name.removesuffix(" mapped")] for system in systems if is_mapped(system)}
     for number in range(args.rounds):
         print(f"{n:,}: round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
         turn = number % len(curves)
@@ -282,6 +278,7 @@ def main():
     parser.add_argument("--rows", default="100000", help="how many rows of the base, separated by commas")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--build-threads", type=int, default=2)
+    parser.add_argument("--builds", type=int, default=1, help="build each so often, in alternation, and take the middle")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--dataset", default="simplewiki-minilm")
@@ -300,7 +297,7 @@ def main():
     result = {
         "machine": machine(),
         "date": datetime.date.today().isoformat(),
-        "command": f"benches/peers/ann.sh WORK SIMPLEWIKI QUESTIONS --rows {args.rows} --rounds {args.rounds}",
+        "command": f"benches/peers/ann.sh WORK SIMPLEWIKI QUESTIONS --rows {args.rows} --rounds {args.rounds} --builds {args.builds}",
         "rows": rows,
     }
     os.makedirs(args.out, exist_ok=True)

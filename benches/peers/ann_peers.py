@@ -151,7 +151,7 @@ class Symqg:
 class Scann:
     package = "scann"
     # Leaves searched, as a part of all, and rows scored exactly.
-    efforts = ["0.01:50", "0.02:100", "0.04:100", "0.06:100", "0.1:100", "0.15:150", "0.2:200", "0.3:200", "0.5:300"]
+    efforts = ["0.01:50", "0.02:100", "0.04:100", "0.06:100", "0.1:100", "0.15:150", "0.2:200", "0.3:200", "0.5:300", "0.8:500"]
     params = "tree AH2 threshold=0.2"
 
     def __init__(self, dim, threads):
