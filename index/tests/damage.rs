@@ -88,7 +88,7 @@ fn a_manifest_that_contradicts_its_files_is_refused() {
             Spec::Flat,
             vec![("\"dim\": 5", "\"dim\": 4611686018427387904"), ("Flat", "HNSW8"), ("Flat", "RaBitQ")],
         ),
-        (Spec::RaBitQ, vec![("\"rows\": 150", "\"rows\": 4294967296"), ("RaBitQ", "RaBit")]),
+        (Spec::RaBitQ { bits: 1 }, vec![("\"rows\": 150", "\"rows\": 4294967296"), ("RaBitQ", "RaBit")]),
         (Spec::Hnsw { m: 8 }, vec![("HNSW8", "HNSW9"), ("HNSW8", "HNSW0"), ("\"entry\": ", "\"entry\": 9")]),
         (Spec::Hnsw { m: 8 }, vec![("\"upper\": [", "\"upper\": [18446744073709551615, ")]),
     ] {
