@@ -186,6 +186,8 @@ struct Searched {
     /// Opening the index, and that with the first query's answer.
     open_ms: f64,
     first_answer_ms: f64,
+    /// The vector instructions that were used.
+    instructions: &'static str,
     /// Before the index was opened, and after the first thousand queries.
     memory_before: Memory,
     memory: Memory,
@@ -225,7 +227,7 @@ fn search(args: &Search) -> Outcome<()> {
     let start = Instant::now();
     let mut index = Index::open(&args.dir)?;
     let open_ms = milliseconds(start);
-    set_breadth(&mut index, breadths[0])?;
+    index.set_breadth(breadths[0]);
     pool.install(|| index.search(&queries[..dim], args.k, None))?;
     let first_answer_ms = milliseconds(start);
     if !args.first {
@@ -242,6 +244,7 @@ fn search(args: &Search) -> Outcome<()> {
         queries: file.len(),
         open_ms,
         first_answer_ms,
+        instructions: sidenote_index::instructions(),
         memory_before,
         memory: Memory::now(),
         rows: Vec::new(),
@@ -249,7 +252,7 @@ fn search(args: &Search) -> Outcome<()> {
     if !args.first {
         let truth = truth.map(|ids| Worst::of(&index, &queries, &ids)).transpose()?;
         for breadth in breadths {
-            set_breadth(&mut index, breadth)?;
+            index.set_breadth(breadth);
             searched.rows.extend(pool.install(|| measure(&index, &queries, breadth, truth.as_ref(), args))?);
         }
     }
@@ -277,14 +280,6 @@ fn report(searched: &Searched, json: bool) -> Outcome<()> {
         println!("breadth {effort}, {} threads, {call}: {:.0} queries/s{recall}", row.threads, row.qps);
     }
     Ok(())
-}
-
-/// Sets the effort of searches, where one was asked for.
-fn set_breadth(_index: &mut Index, breadth: Option<usize>) -> Outcome<()> {
-    match breadth {
-        None => Ok(()),
-        Some(_) => Err("--breadth: this version of the index has none".into()),
-    }
 }
 
 /// Speed and recall at one effort: single calls with one thread, a batch with any number.
