@@ -36,7 +36,7 @@ K = ann_peers.K
 QUERIES = ["passages", "questions"]
 # Sidenote's kinds, with the efforts to try; None for a kind that has none.
 SIDENOTE = {
-    "QG32": [10, 20, 30, 50, 80, 120, 200, 320, 500],
+    "QG32": [16, 20, 30, 50, 80, 120, 200, 320, 500],
     "RaBitQ": [20, 30, 50, 75, 100, 150, 200, 400],
     "Flat": [None],
     "HNSW16": [10, 20, 40, 80, 120, 200, 320, 500],
