@@ -1,5 +1,7 @@
 //! What the index can refuse.
 
+use std::path::PathBuf;
+
 use crate::VectorFileError;
 use crate::artefact::ArtefactError;
 
@@ -33,7 +35,7 @@ pub enum IndexError {
     /// A vector holds NaN or an infinity, or its squared length does not fit an `f32`.
     #[error("{what} {number}: holds NaN, an infinity, or numbers whose squares overflow an f32")]
     NotFinite {
-        /// `"row"` or `"query"`.
+        /// `"row"`, `"query"`, or `"the row of id"` for a collection's.
         what: &'static str,
         /// Which one: the row's id, or the query's place in the batch.
         number: usize,
@@ -54,5 +56,62 @@ pub enum IndexError {
     UnknownSpec {
         /// What was given.
         text: String,
+    },
+    /// Bytes that are not the bits of so many rows.
+    #[error("a set of rows: {why}")]
+    Bitmap {
+        /// What is wrong with them.
+        why: String,
+    },
+    /// Indexes that cannot be searched as one.
+    #[error("indexes to be searched as one: {why}")]
+    Parts {
+        /// What is in the way.
+        why: String,
+    },
+    /// Somebody else is writing there.
+    #[error(
+        "{}: another writer is at work here; wait for it or stop it (nothing is left to remove: \
+         its claim ends with its process)", dir.display()
+    )]
+    Locked {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// There is a collection where one was to be made.
+    #[error("{}: there is a collection here; write to it, or make another elsewhere", dir.display())]
+    CollectionExists {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// Another number of ids than of rows.
+    #[error("{ids} ids, but {rows} rows: every row needs one id")]
+    IdsAndRows {
+        /// Ids given.
+        ids: usize,
+        /// Rows given.
+        rows: usize,
+    },
+    /// An id that is given twice in one call.
+    #[error("id {id} is given twice")]
+    IdTwice {
+        /// The id.
+        id: u64,
+    },
+    /// An id to add that is there.
+    #[error("id {id} is in the collection already; use upsert to replace its row")]
+    IdExists {
+        /// The id.
+        id: u64,
+    },
+    /// [`tune`](crate::Index::tune) needs something to go by.
+    #[error(
+        "cannot tune to recall {recall} on {queries} queries: use a recall from 0 to 1 and at least one query"
+    )]
+    Tuning {
+        /// The recall asked for.
+        recall: f64,
+        /// The number of queries.
+        queries: usize,
     },
 }

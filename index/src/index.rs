@@ -5,10 +5,10 @@ use std::path::Path;
 use crate::artefact::{self, ArtefactError, MANIFEST};
 use crate::graph::{self, Graph};
 use crate::hnsw::Hnsw;
-use crate::meta::{FORMAT_VERSION, KIND, Meta, VECTORS};
+use crate::meta::{KIND, Meta, VECTORS, VERSIONS};
 use crate::rabitq::Codes;
 use crate::rows::Rows;
-use crate::topk::Hit;
+use crate::topk::{Allow, Hit};
 use crate::{Builder, IndexError, Metric, Spec, flat};
 
 /// An index, memory-mapped: opening reads the manifest only, and searches read what they need.
@@ -36,7 +36,7 @@ impl Index {
     /// No index there, an artefact of another kind or version, missing files or files of another
     /// length, a manifest that contradicts itself.
     pub fn open(dir: &Path) -> Result<Self, IndexError> {
-        let manifest = artefact::open(dir, KIND, FORMAT_VERSION)?;
+        let manifest = artefact::open(dir, KIND, VERSIONS)?;
         let meta: Meta = manifest.meta_as(dir)?;
         let contradiction =
             |why: &str| ArtefactError::BadManifest { path: dir.join(MANIFEST), why: why.into() };
@@ -59,6 +59,8 @@ impl Index {
                 let graph = meta.graph.ok_or_else(|| contradiction("meta: an HNSW index without graph"))?;
                 Engine::Hnsw(Hnsw::open(dir, &manifest, graph, m, meta.rows)?)
             }
+            // Its codes can no longer be read; the rows can. Compacting makes it fast again.
+            Spec::RaBitQ { .. } if manifest.format_version == 1 => Engine::Flat,
             Spec::RaBitQ { bits } => {
                 Engine::RaBitQ(Codes::open(dir, &manifest, meta.rows, meta.dim, bits, meta.seed)?)
             }
@@ -154,6 +156,20 @@ impl Index {
         k: usize,
         allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
     ) -> Result<Vec<Vec<Hit>>, IndexError> {
+        Ok(self.run(&self.prepare(queries)?, k.min(self.len()), self.breadth, allow))
+    }
+
+    pub(crate) fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
+    /// Whether more [`breadth`](Index::breadth) finds more.
+    pub(crate) fn has_breadth(&self) -> bool {
+        !matches!(self.engine, Engine::Flat)
+    }
+
+    /// Checks queries and makes them ready.
+    pub(crate) fn prepare(&self, queries: &[f32]) -> Result<Vec<f32>, IndexError> {
         let dim = self.dim();
         if !queries.len().is_multiple_of(dim) {
             return Err(IndexError::Length { what: "queries", found: queries.len(), dim, many: true });
@@ -164,25 +180,35 @@ impl Index {
                 return Err(IndexError::NotFinite { what: "query", number });
             }
         }
-        let k = k.min(self.len());
+        Ok(queries)
+    }
+
+    /// Searches with prepared queries; `k` is at most the number of rows.
+    pub(crate) fn run(
+        &self,
+        queries: &[f32],
+        k: usize,
+        breadth: Option<usize>,
+        allow: Allow,
+    ) -> Vec<Vec<Hit>> {
         if k == 0 {
-            return Ok(vec![Vec::new(); queries.len() / dim]);
+            return vec![Vec::new(); queries.len() / self.dim()];
         }
-        Ok(match &self.engine {
-            Engine::Flat => flat::search(&self.rows, &queries, k, allow),
+        match &self.engine {
+            Engine::Flat => flat::search(&self.rows, queries, k, allow),
             Engine::Hnsw(graph) => {
-                let breadth = self.breadth.unwrap_or(Hnsw::default_breadth(k));
-                graph.search(&self.rows, &queries, k, breadth, allow)
+                let breadth = breadth.unwrap_or(Hnsw::default_breadth(k));
+                graph.search(&self.rows, queries, k, breadth, allow)
             }
             Engine::RaBitQ(codes) => {
                 // A row that is not scored is not found.
-                let breadth = self.breadth.map_or(usize::MAX, |breadth| breadth.max(k));
-                codes.search(&self.rows, &queries, k, breadth, allow)
+                let breadth = breadth.map_or(usize::MAX, |breadth| breadth.max(k));
+                codes.search(&self.rows, queries, k, breadth, allow)
             }
             Engine::Graph(graph) => {
-                let breadth = self.breadth.unwrap_or(Graph::default_breadth(k));
-                graph.search(&self.rows, &queries, k, breadth, allow)
+                let breadth = breadth.unwrap_or(graph.default_breadth(k));
+                graph.search(&self.rows, queries, k, breadth, allow)
             }
-        })
+        }
     }
 }

@@ -1,13 +1,17 @@
 #![doc = include_str!("../README.md")]
 
 pub mod artefact;
+mod bitmap;
 mod blocks;
 mod builder;
+mod collection;
+mod disk;
 mod error;
 mod flat;
 mod graph;
 mod hnsw;
 mod index;
+mod lock;
 mod mapped;
 mod meta;
 mod metric;
@@ -18,16 +22,23 @@ mod product;
 mod rabitq;
 mod rotation;
 mod rows;
+mod segments;
 mod simd;
 mod spec;
 mod topk;
+mod tune;
 mod vectors_file;
 
+pub use bitmap::Bitmap;
 pub use builder::Builder;
+pub use collection::{Collection, CollectionWriter, Neighbour};
 pub use error::IndexError;
 pub use index::Index;
+pub use lock::Lock;
 pub use metric::Metric;
+pub use segments::Segments;
 pub use simd::instructions;
 pub use spec::Spec;
 pub use topk::Hit;
+pub use tune::Tuned;
 pub use vectors_file::{VectorFile, VectorFileError};

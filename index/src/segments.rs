@@ -1,0 +1,254 @@
+//! Several indexes searched as one.
+
+use rayon::prelude::*;
+
+use crate::topk::Hit;
+use crate::{Bitmap, Index, IndexError, Metric};
+
+/// Several indexes of one dimension and metric, searched as one. Ids run on from one part to the
+/// next: the first row of the second part has the number of rows of the first part as its id.
+/// Rows that are dead keep their ids and are never found.
+pub struct Segments {
+    parts: Vec<Part>,
+    dim: usize,
+    metric: Metric,
+    len: usize,
+    live: usize,
+}
+
+struct Part {
+    index: Index,
+    /// None where all rows are live, which leaves the search without a question to ask.
+    dead: Option<Bitmap>,
+    /// Rows that are not dead.
+    live: usize,
+    /// Id of the first row.
+    first: usize,
+}
+
+impl Segments {
+    /// Joins the indexes, each with the set of its dead rows where it has any.
+    ///
+    /// # Errors
+    /// No part at all ([`Segments::empty`] is for that), parts that differ in dimension or metric,
+    /// a set that is not over the rows of its part, more than `u32::MAX` rows together.
+    pub fn new(parts: Vec<(Index, Option<Bitmap>)>) -> Result<Self, IndexError> {
+        let Some((first, _)) = parts.first() else {
+            return Err(IndexError::Parts { why: "there is no part, so no dimension and no metric".into() });
+        };
+        let mut all = Self::empty(first.dim(), first.metric());
+        parts.into_iter().try_for_each(|(index, dead)| all.push(index, dead))?;
+        Ok(all)
+    }
+
+    /// No rows, of vectors of `dim` numbers under `metric`.
+    pub fn empty(dim: usize, metric: Metric) -> Self {
+        Self { parts: Vec::new(), dim, metric, len: 0, live: 0 }
+    }
+
+    /// Joins one more index, whose rows come behind all others.
+    ///
+    /// # Errors
+    /// As for [`new`](Segments::new).
+    pub fn push(&mut self, index: Index, dead: Option<Bitmap>) -> Result<(), IndexError> {
+        let number = self.parts.len();
+        if (index.dim(), index.metric()) != (self.dim, self.metric) {
+            let why = format!(
+                "part {number} has dimension {} and metric {}, but the others {} and {}",
+                index.dim(),
+                index.metric(),
+                self.dim,
+                self.metric
+            );
+            return Err(IndexError::Parts { why });
+        }
+        let dead_count = match &dead {
+            Some(dead) if dead.len() != index.len() => {
+                let why =
+                    format!("part {number} has {} rows, but {} bits for dead ones", index.len(), dead.len());
+                return Err(IndexError::Parts { why });
+            }
+            Some(dead) => dead.count_ones(),
+            None => 0,
+        };
+        if index.len() > u32::MAX as usize - self.len {
+            return Err(IndexError::TooManyRows);
+        }
+        let (first, live) = (self.len, index.len() - dead_count);
+        self.len += index.len();
+        self.live += live;
+        self.parts.push(Part { index, dead: dead.filter(|_| dead_count > 0), live, first });
+        Ok(())
+    }
+
+    /// The indexes, in the order of their ids.
+    pub fn parts(&self) -> impl Iterator<Item = &Index> {
+        self.parts.iter().map(|part| &part.index)
+    }
+
+    /// Number of rows, dead ones included: ids are less than this.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no rows, not even dead ones.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Number of rows that are not dead.
+    pub fn live(&self) -> usize {
+        self.live
+    }
+
+    /// Numbers in a vector.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// How nearness is measured.
+    pub fn metric(&self) -> Metric {
+        self.metric
+    }
+
+    /// Whether `id` is a row that is not dead.
+    pub fn is_live(&self, id: u32) -> bool {
+        self.locate(id).is_some_and(|(part, row)| !part.is_dead(row))
+    }
+
+    /// Row `id` as it is stored (scaled to length 1 under cosine), dead or not.
+    pub fn vector(&self, id: u32) -> Option<&[f32]> {
+        self.locate(id).and_then(|(part, row)| part.index.vector(row))
+    }
+
+    /// The `k` nearest live rows to `query`: what [`Index::search`] promises, over all parts.
+    ///
+    /// # Errors
+    /// As for [`Index::search`].
+    pub fn search(
+        &self,
+        query: &[f32],
+        k: usize,
+        allow: Option<&(dyn Fn(u32) -> bool + Sync)>,
+    ) -> Result<Vec<Hit>, IndexError> {
+        let dim = self.dim;
+        if query.len() != dim {
+            return Err(IndexError::Length { what: "query", found: query.len(), dim, many: false });
+        }
+        let mut found = match allow {
+            None => self.search_batch(query, k, None)?,
+            Some(allow) => self.search_batch(query, k, Some(&|_, id| allow(id)))?,
+        };
+        Ok(found.pop().unwrap_or_default())
+    }
+
+    /// [`search`](Segments::search) for many queries `[queries, dim]`, row-major, on all threads
+    /// of the current rayon pool: what [`Index::search_batch`] promises, over all parts.
+    ///
+    /// # Errors
+    /// As for [`Index::search_batch`].
+    pub fn search_batch(
+        &self,
+        queries: &[f32],
+        k: usize,
+        allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
+    ) -> Result<Vec<Vec<Hit>>, IndexError> {
+        let by_row = |part: usize, query: usize, row: u32| {
+            allow.is_some_and(|allow| allow(query, self.parts[part].first as u32 + row))
+        };
+        let mut found = self.search_parts(queries, k, allow.is_some().then_some(&by_row))?;
+        for (part, hits) in &mut found {
+            let first = self.parts[*part].first as u32;
+            hits.iter_mut().flatten().for_each(|hit| hit.id += first);
+        }
+        Ok(merge(found.into_iter().map(|(_, hits)| hits).collect(), queries.len() / self.dim, k))
+    }
+
+    /// The `k` nearest live rows of each query in each part that has any: the part, and for each
+    /// query its hits with their rows in this part as ids. `allow` is asked with part, query, row.
+    pub(crate) fn search_parts(
+        &self,
+        queries: &[f32],
+        k: usize,
+        allow: Option<&(dyn Fn(usize, usize, u32) -> bool + Sync)>,
+    ) -> Result<Vec<(usize, Vec<Vec<Hit>>)>, IndexError> {
+        self.check(queries)?;
+        let parts = self.parts.par_iter().enumerate().filter(|(_, part)| part.live > 0);
+        parts
+            .map(|(number, part)| {
+                let found = match (&part.dead, allow) {
+                    (None, None) => part.index.search_batch(queries, k, None),
+                    (None, Some(allow)) => {
+                        part.index.search_batch(queries, k, Some(&|query, row| allow(number, query, row)))
+                    }
+                    (Some(dead), None) => {
+                        part.index.search_batch(queries, k, Some(&|_, row| !dead.get(row as usize)))
+                    }
+                    (Some(dead), Some(allow)) => {
+                        let allow = |query, row: u32| !dead.get(row as usize) && allow(number, query, row);
+                        part.index.search_batch(queries, k, Some(&allow))
+                    }
+                };
+                Ok((number, found?))
+            })
+            .collect()
+    }
+
+    /// Part `number`, which there is.
+    pub(crate) fn part(&self, number: usize) -> &Index {
+        &self.parts[number].index
+    }
+
+    /// The dead rows of part `number`, which there is; none where all are live.
+    pub(crate) fn dead(&self, number: usize) -> Option<&Bitmap> {
+        self.parts[number].dead.as_ref()
+    }
+
+    /// Refuses what every part would refuse, for the case that there is none to ask.
+    fn check(&self, queries: &[f32]) -> Result<(), IndexError> {
+        let dim = self.dim;
+        if !queries.len().is_multiple_of(dim) {
+            return Err(IndexError::Length { what: "queries", found: queries.len(), dim, many: true });
+        }
+        if self.live > 0 {
+            return Ok(());
+        }
+        for (number, query) in queries.chunks_exact(dim).enumerate() {
+            if !self.metric.prepare(&mut query.to_vec()) {
+                return Err(IndexError::NotFinite { what: "query", number });
+            }
+        }
+        Ok(())
+    }
+
+    fn locate(&self, id: u32) -> Option<(&Part, u32)> {
+        let id = id as usize;
+        let part = &self.parts[self.parts.partition_point(|part| part.first <= id).checked_sub(1)?];
+        let row = id - part.first;
+        (row < part.index.len()).then_some((part, row as u32))
+    }
+}
+
+impl Part {
+    fn is_dead(&self, row: u32) -> bool {
+        self.dead.as_ref().is_some_and(|dead| dead.get(row as usize))
+    }
+}
+
+/// The `k` greatest of what each part has found for each of `queries` queries, greatest first.
+pub(crate) fn merge<T: Copy + Ord + Send + Sync>(
+    mut parts: Vec<Vec<Vec<T>>>,
+    queries: usize,
+    k: usize,
+) -> Vec<Vec<T>> {
+    if parts.len() == 1 {
+        return parts.remove(0);
+    }
+    let best = |query: usize| {
+        let mut all: Vec<T> = parts.iter().flat_map(|part| part[query].iter().copied()).collect();
+        all.sort_unstable_by(|a, b| b.cmp(a));
+        all.truncate(k);
+        all
+    };
+    (0..queries).into_par_iter().map(best).collect()
+}

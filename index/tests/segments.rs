@@ -1,0 +1,152 @@
+//! Several indexes searched as one find what one index over the same live rows finds.
+
+mod common;
+
+use common::{METRICS, SPECS, build, clustered};
+use proptest::prelude::*;
+use sidenote_index::{Bitmap, Builder, Hit, Index, IndexError, Metric, Segments, Spec};
+use tempfile::{TempDir, tempdir};
+
+const DIM: usize = 4;
+
+fn index(rows: &[f32], metric: Metric, spec: Spec) -> (TempDir, Index) {
+    let dir = tempdir().unwrap();
+    let index = build(dir.path(), rows, DIM, metric, spec);
+    (dir, index)
+}
+
+/// The rows cut into parts of these lengths, with the dead ones marked.
+fn segments(
+    rows: &[f32],
+    lengths: &[usize],
+    dead: &[bool],
+    metric: Metric,
+    spec: Spec,
+) -> (Vec<TempDir>, Segments) {
+    let (mut dirs, mut parts, mut first) = (Vec::new(), Vec::new(), 0);
+    for &len in lengths {
+        let (dir, index) = index(&rows[first * DIM..][..len * DIM], metric, spec);
+        let mut bits = Bitmap::new(len);
+        (0..len).filter(|row| dead[first + row]).for_each(|row| {
+            bits.set(row);
+        });
+        dirs.push(dir);
+        parts.push((index, (bits.count_ones() > 0).then_some(bits)));
+        first += len;
+    }
+    (dirs, Segments::new(parts).unwrap())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+    /// Scores, order and ties by id are those of one Flat index over the live rows. Rows are drawn
+    /// from few values, so that many are equal. Fails when the parts' hits are merged without
+    /// sorting, when ids are not shifted, or when dead rows are not asked for.
+    #[test]
+    fn flat_parts_equal_one_flat_index(
+        lengths in prop::collection::vec(0usize..30, 1..6),
+        values in prop::collection::vec(-2i8..=2, 150 * DIM),
+        dead in prop::collection::vec(prop::bool::weighted(0.3), 150),
+        queries in prop::collection::vec(-2i8..=2, 6 * DIM),
+        metric in prop::sample::select(METRICS.to_vec()),
+        k in 0usize..40,
+        modulus in 1u32..4,
+    ) {
+        let float = |values: &[i8]| -> Vec<f32> { values.iter().map(|&x| f32::from(x) * 0.7).collect() };
+        let n: usize = lengths.iter().sum();
+        let (rows, queries, dead) = (float(&values[..n * DIM]), float(&queries), &dead[..n]);
+        let (_dirs, parts) = segments(&rows, &lengths, dead, metric, Spec::Flat);
+        let (_dir, one) = index(&rows, metric, Spec::Flat);
+        prop_assert_eq!((parts.len(), parts.live()), (n, dead.iter().filter(|d| !**d).count()));
+        for id in 0..n as u32 + 2 {
+            prop_assert_eq!(parts.vector(id), one.vector(id));
+            prop_assert_eq!(parts.is_live(id), (id as usize) < n && !dead[id as usize]);
+        }
+        let live = |_: usize, id: u32| !dead[id as usize];
+        prop_assert_eq!(
+            parts.search_batch(&queries, k, None).unwrap(),
+            one.search_batch(&queries, k, Some(&live)).unwrap()
+        );
+        let filter = |query: usize, id: u32| (id + query as u32).is_multiple_of(modulus);
+        prop_assert_eq!(
+            parts.search_batch(&queries, k, Some(&filter)).unwrap(),
+            one.search_batch(&queries, k, Some(&|query, id| live(query, id) && filter(query, id))).unwrap()
+        );
+        let query = &queries[..DIM];
+        prop_assert_eq!(
+            parts.search(query, k, Some(&|id| id % 2 == 0)).unwrap(),
+            one.search(query, k, Some(&|id| live(0, id) && id % 2 == 0)).unwrap()
+        );
+    }
+}
+
+/// All `k` are found in every kind of index, however many rows around the query are dead.
+#[test]
+fn dead_rows_cost_no_recall() {
+    let rows = clustered(900, DIM, 6, 3);
+    let dead: Vec<bool> = (0..900).map(|id| id % 10 != 0).collect();
+    for spec in SPECS {
+        for metric in METRICS {
+            let (_dirs, parts) = segments(&rows, &[400, 1, 499], &dead, metric, spec);
+            let (_dir, one) = index(&rows, metric, Spec::Flat);
+            for query in rows.chunks(DIM).step_by(90) {
+                let wanted = one.search(query, 10, Some(&|id| !dead[id as usize])).unwrap();
+                let found = parts.search(query, 10, None).unwrap();
+                let same = found.iter().filter(|hit| wanted.contains(hit)).count();
+                assert!(found.len() == 10 && same >= 9, "{spec} {metric}: {found:?} {wanted:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_does_not_depend_on_the_number_of_threads() {
+    let rows = clustered(300, DIM, 6, 3);
+    let (_dirs, parts) = segments(&rows, &[100, 0, 200], &[false; 300], Metric::L2, Spec::Flat);
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| parts.search_batch(&rows, 5, None).unwrap())
+    };
+    assert_eq!(on(1), on(3));
+}
+
+#[test]
+fn nothing_to_find_and_everything() {
+    let none = Segments::empty(DIM, Metric::Cosine);
+    assert!(none.is_empty() && none.vector(0).is_none() && !none.is_live(0));
+    assert_eq!(none.search_batch(&[1.0; 3 * DIM], 5, None).unwrap(), vec![vec![]; 3]);
+    assert!(matches!(none.search(&[f32::NAN; DIM], 1, None), Err(IndexError::NotFinite { number: 0, .. })));
+    assert!(matches!(none.search(&[1.0; 3], 1, None), Err(IndexError::Length { found: 3, .. })));
+
+    let rows = clustered(5, DIM, 1, 3);
+    let (_dirs, parts) = segments(&rows, &[2, 3], &[true; 5], Metric::L2, Spec::RaBitQ { bits: 1 });
+    assert_eq!((parts.len(), parts.live()), (5, 0));
+    assert!(parts.search(&rows[..DIM], 5, None).unwrap().is_empty());
+    assert!(matches!(parts.search(&[f32::NAN; DIM], 1, None), Err(IndexError::NotFinite { .. })));
+    let (_dirs, parts) = segments(&rows, &[2, 3], &[false; 5], Metric::L2, Spec::RaBitQ { bits: 1 });
+    assert_eq!(parts.search(&rows[4 * DIM..], usize::MAX, None).unwrap().len(), 5);
+    assert_eq!(parts.search(&rows[4 * DIM..], 1, None).unwrap(), [Hit { id: 4, score: 0.0 }]);
+    assert_eq!(parts.search_batch(&rows, 0, None).unwrap(), vec![vec![]; 5]);
+    assert!(parts.search_batch(&[], 3, None).unwrap().is_empty());
+    assert_eq!(parts.parts().map(Index::len).collect::<Vec<_>>(), [2, 3]);
+}
+
+#[test]
+fn parts_that_do_not_fit_together_are_refused() {
+    let rows = clustered(6, DIM, 1, 3);
+    let one = || index(&rows, Metric::L2, Spec::Flat);
+    assert!(matches!(Segments::new(Vec::new()), Err(IndexError::Parts { .. })));
+    let (_a, cosine) = index(&rows, Metric::Cosine, Spec::Flat);
+    let (_b, l2) = one();
+    let error = Segments::new(vec![(l2, None), (cosine, None)]).err().unwrap().to_string();
+    assert!(error.contains("part 1") && error.contains("cosine") && error.contains("l2"), "{error}");
+    let dir = tempdir().unwrap();
+    Builder::create(dir.path(), DIM + 1, Metric::L2, &Spec::Flat, 1).unwrap().finish().unwrap();
+    let (_c, l2) = one();
+    let wider = Index::open(dir.path()).unwrap();
+    assert!(matches!(Segments::new(vec![(l2, None), (wider, None)]), Err(IndexError::Parts { .. })));
+    let (_d, l2) = one();
+    let error = Segments::new(vec![(l2, Some(Bitmap::new(7)))]).err().unwrap().to_string();
+    assert!(error.contains("6 rows") && error.contains("7 bits"), "{error}");
+}
