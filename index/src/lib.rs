@@ -27,6 +27,7 @@ mod simd;
 mod spec;
 mod topk;
 mod tune;
+mod vectors_file;
 
 pub use bitmap::Bitmap;
 pub use builder::Builder;
@@ -40,3 +41,4 @@ pub use simd::instructions;
 pub use spec::Spec;
 pub use topk::Hit;
 pub use tune::Tuned;
+pub use vectors_file::{VectorFile, VectorFileError};
