@@ -99,10 +99,10 @@ pub fn run(options: &Options, progress: Progress) -> Result<Value> {
     let select_report = serde_json::to_value(&selected).unwrap_or_default();
     let report = json!({
         "index": {
-            "documents": meta.documents,
-            "chunks": meta.chunks,
-            "tokens": meta.tokens,
-            "kind": meta.index.to_string(),
+            "documents": meta.live().documents,
+            "chunks": meta.live().chunks,
+            "tokens": meta.live().tokens,
+            "kind": meta.kinds(),
             "seconds": index_seconds,
         },
         "search": found,

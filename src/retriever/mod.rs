@@ -1,15 +1,21 @@
 //! Text in, passages out: an encoder, a nearest-neighbour index and the chunk store behind it.
 //!
-//! An index directory (artefact kind `"corpus-index"`) holds two artefacts of one generation,
-//! `store-<id>` and `vectors-<id>`, and a manifest that ties them to each other and to the encoder;
-//! row `c` of the vectors is chunk `c` of the store.
+//! An index directory (artefact kind `"corpus-index"`) holds parts, each of two artefacts,
+//! `store-<id>` and `vectors-<id>`, and a manifest that ties them to each other and to the encoder:
+//! row `c` of a part's vectors is chunk `c` of its store. What was deleted is marked in data files
+//! of the manifest's own. Every change makes a new generation by the swap of that one manifest.
 
 mod build;
 mod generation;
+mod living;
+mod lock;
 mod meta;
 pub mod neighbours;
+mod part_writer;
 mod parts;
 mod same;
+mod tombstones;
+mod unfinished;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -17,14 +23,16 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 use serde::Serialize;
-use sidenote_index::{Hit, Index};
+use sidenote_index::{Hit, Segments};
 
 use crate::corpus::Store;
 use crate::encoder::{self, Encoder};
 use crate::{Error, Result};
 
 pub use build::{BuildOptions, Existing, build};
-pub use meta::{EncoderMeta, IndexMeta, Piece, Settings};
+pub use generation::bytes_in;
+pub use living::{AddOptions, Added, Compacted, Deleted, add, compact, delete};
+pub use meta::{Counts, Dead, EncoderMeta, IndexMeta, IndexPart, Piece, Settings};
 pub use verify::verify;
 
 use same::SameDocument;
@@ -60,10 +68,7 @@ pub struct Passage {
 /// Opens the chunk store of the index in `dir`, without its vectors and encoder: all that training
 /// on its text needs.
 pub fn open_store(dir: &Path) -> Result<Store> {
-    let meta = IndexMeta::read(dir)?;
-    let store = Store::open(&meta.store.path(dir)?)?;
-    meta.check_piece(dir, "store", &meta.store, store.identity())?;
-    Ok(store)
+    Ok(parts::open(dir, parts::store)?.1)
 }
 
 /// An index directory, opened together with its encoder.
@@ -71,13 +76,14 @@ pub struct Retriever {
     dir: PathBuf,
     meta: IndexMeta,
     store: Store,
-    index: Index,
+    index: Segments,
     encoder: Box<dyn Encoder>,
     same: OnceLock<SameDocument>,
 }
 
 impl Retriever {
-    /// Opens the index in `dir` with `encoder`, or with the encoder that the index names.
+    /// Opens the index in `dir` with `encoder`, or with the encoder that the index names. It stays
+    /// what it is now, whatever is added or deleted meanwhile.
     ///
     /// # Errors
     /// Anything missing or damaged, pieces that do not belong together, and another encoder than
@@ -88,24 +94,13 @@ impl Retriever {
             Some(encoder) => encoder,
             None => encoder::load(&meta.settings.encoder.name)?,
         };
-        let built_with = &meta.settings.encoder;
-        if encoder.identity() != built_with.identity {
+        let (meta, (store, index)) = parts::open(dir, parts::both)?;
+        meta.check_encoder(dir, encoder.as_ref())?;
+        if index.dim() != encoder.dim() {
             return Err(Error::Mismatch {
-                what: format!("the encoder and the index in {}", dir.display()),
-                left: format!("encoder {:?} ({})", encoder.name(), encoder.identity()),
-                right: format!("an index built with encoder {:?} ({})", built_with.name, built_with.identity),
-                hint: "use that encoder, or build the index again".into(),
-            });
-        }
-        let store = Store::open(&meta.store.path(dir)?)?;
-        let index = Index::open(&meta.vectors.path(dir)?)?;
-        meta.check_piece(dir, "store", &meta.store, store.identity())?;
-        meta.check_piece(dir, "vectors", &meta.vectors, index.identity())?;
-        if index.len() != store.chunks() || index.dim() != encoder.dim() {
-            return Err(Error::Mismatch {
-                what: format!("the store and the vectors in {}", dir.display()),
-                left: format!("{} chunks, encoder width {}", store.chunks(), encoder.dim()),
-                right: format!("{} vectors of width {}", index.len(), index.dim()),
+                what: format!("the encoder and the vectors in {}", dir.display()),
+                left: format!("encoder width {}", encoder.dim()),
+                right: format!("vectors of width {}", index.dim()),
                 hint: "build the index again".into(),
             });
         }
@@ -133,7 +128,7 @@ impl Retriever {
     }
 
     /// The chunks' vectors.
-    pub fn index(&self) -> &Index {
+    pub fn index(&self) -> &Segments {
         &self.index
     }
 
@@ -241,6 +236,8 @@ fn encode(encoder: &dyn Encoder, texts: &[&str]) -> Result<Vec<f32>> {
     Ok(rows)
 }
 
+#[cfg(test)]
+mod living_tests;
 #[cfg(test)]
 mod testing;
 
