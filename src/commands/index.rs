@@ -13,8 +13,8 @@ use crate::corpus::{OnError, Tokenizer};
 use crate::encoder::{self, Encoder};
 use crate::reader::one_line;
 use crate::retriever::{
-    AddOptions, BuildOptions, Compacted, Existing, IndexMeta, Passage, Retriever, add, build, bytes_in,
-    compact, delete, verify,
+    AddOptions, BuildOptions, Compacted, Condition, Existing, Filter, IndexMeta, Passage, Retriever,
+    SearchOptions, add, build, bytes_in, compact, delete, verify,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -125,7 +125,13 @@ pub struct CompactArgs {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  sidenote index search my-index \"how do bees make honey\" -k 3")]
+#[command(after_help = "Examples:\n  \
+    sidenote index search my-index \"how do bees make honey\" -k 3\n  \
+    sidenote index search my-index \"mountains\" --filter 'source~wiki' --filter 'title!=Canada' --hybrid\n\n\
+    A filter is FIELD=TEXT (is), FIELD!=TEXT (is not), FIELD~TEXT (contains, in whatever case) or \
+    FIELD!~TEXT; a FIELD is id, title, section or source. With several, all must hold.\n\
+    --hybrid finds names and rare words that the vectors miss. The first such search makes an index of \
+    the words, which is kept in the folder of the index.")]
 pub struct SearchArgs {
     /// Folder of the index.
     dir: PathBuf,
@@ -134,6 +140,12 @@ pub struct SearchArgs {
     /// Number of passages.
     #[arg(short, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     k: u32,
+    /// Only passages of documents for which this holds, such as title=Paris.
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<Condition>,
+    /// Fuse the ranking by vectors with one by words (BM25).
+    #[arg(long)]
+    hybrid: bool,
     /// The encoder, where it is no longer where the index says.
     #[arg(long)]
     encoder: Option<String>,
@@ -278,11 +290,17 @@ fn seconds_since(started: Instant) -> f64 {
 fn run_search(args: SearchArgs, console: Console) -> anyhow::Result<()> {
     let encoder = args.encoder.as_deref().map(load_encoder).transpose()?;
     let retriever = Retriever::open(&args.dir, encoder)?;
-    let passages = retriever.search(&args.query, args.k as usize)?;
-    let report = json!({"query": args.query, "passages": passages});
+    let options = SearchOptions { filter: Filter::new(args.filter), hybrid: args.hybrid };
+    let passages = retriever.search_with(&args.query, args.k as usize, &options)?;
+    let report = json!({"query": args.query, "hybrid": args.hybrid, "passages": passages});
     console.report(&report, || {
         if passages.is_empty() {
-            return "nothing found: the encoder knows no word of the query".into();
+            return match options.filter.is_empty() {
+                true => "nothing found: the encoder knows no word of the query".into(),
+                false => {
+                    "nothing found: no document fits the filter, or no word of the query is known".into()
+                }
+            };
         }
         passages.iter().enumerate().map(|(i, passage)| show(i + 1, passage)).collect()
     })

@@ -5,8 +5,11 @@
 //! row `c` of a part's vectors is chunk `c` of its store. What was deleted is marked in data files
 //! of the manifest's own. Every change makes a new generation by the swap of that one manifest.
 
+pub mod bm25;
 mod build;
+mod filter;
 mod generation;
+mod hybrid;
 mod living;
 mod lock;
 mod meta;
@@ -30,11 +33,14 @@ use crate::encoder::{self, Encoder};
 use crate::{Error, Result};
 
 pub use build::{BuildOptions, Existing, build};
+pub use filter::{Condition, Filter};
 pub use generation::bytes_in;
+pub use hybrid::{SearchOptions, fuse};
 pub use living::{AddOptions, Added, Compacted, Deleted, add, compact, delete};
 pub use meta::{Counts, Dead, EncoderMeta, IndexMeta, IndexPart, Piece, Settings};
 pub use verify::verify;
 
+use bm25::Bm25;
 use same::SameDocument;
 
 /// Which chunks may be found: called with the query's place in the batch and the chunk.
@@ -51,7 +57,7 @@ pub struct Passage {
     pub chunk: usize,
     /// Number of its document.
     pub document: usize,
-    /// Nearness to the query: the cosine of their vectors.
+    /// Nearness to the query: the cosine of their vectors, or the fused ranks of a hybrid search.
     pub score: f32,
     /// The document's id.
     pub id: String,
@@ -79,6 +85,7 @@ pub struct Retriever {
     index: Segments,
     encoder: Box<dyn Encoder>,
     same: OnceLock<SameDocument>,
+    words: OnceLock<Bm25>,
 }
 
 impl Retriever {
@@ -104,7 +111,15 @@ impl Retriever {
                 hint: "build the index again".into(),
             });
         }
-        Ok(Self { dir: dir.into(), meta, store, index, encoder, same: OnceLock::new() })
+        Ok(Self {
+            dir: dir.into(),
+            meta,
+            store,
+            index,
+            encoder,
+            same: OnceLock::new(),
+            words: OnceLock::new(),
+        })
     }
 
     /// The folder it was opened from.
@@ -145,8 +160,7 @@ impl Retriever {
     /// The `k` passages nearest to `query`, nearest first. None where the query holds no token
     /// that the encoder knows.
     pub fn search(&self, query: &str, k: usize) -> Result<Vec<Passage>> {
-        let mut hits = self.search_vectors(&self.encode(&[query])?, k, None)?;
-        Ok(hits.pop().unwrap_or_default().into_iter().map(|hit| self.passage(hit)).collect())
+        self.search_with(query, k, &SearchOptions::default())
     }
 
     /// The `k` nearest chunks to each of `queries` `[queries, dim]`, nearest first; equal scores

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use sidenote_index::{Bitmap, Builder, Metric, Spec};
 
+use super::bm25;
 use super::generation::{place, remove, sweep};
+use super::hybrid::words_key;
 use super::meta::{Counts, IndexMeta, IndexPart, KIND, Piece, VERSION};
 use crate::Result;
 use crate::artefact::Writer;
@@ -96,5 +98,6 @@ pub(super) fn commit(out: &Path, meta: &mut IndexMeta, dead: &[Option<Bitmap>]) 
     let manifest = writer.commit(json!(meta))?;
     let mut keep = meta.folders();
     keep.extend(manifest.files.values().map(|entry| entry.file.as_str()));
-    sweep(out, &[STORE, VECTORS], &[DEAD], &keep)
+    sweep(out, &[STORE, VECTORS], &[DEAD], &keep)?;
+    bm25::sweep(out, &words_key(meta.parts.iter().map(|part| part.store.identity.as_str())))
 }

@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
+use super::bm25;
+use super::hybrid::words_key;
 use super::meta::{Counts, IndexMeta, IndexPart};
 use super::parts;
 use crate::artefact::{self, MANIFEST, Manifest};
@@ -78,6 +80,7 @@ fn check(dir: &Path, manifest: &Manifest, meta: &IndexMeta, store: &Store) -> Ve
     }
     let stray = manifest.files.keys().filter(|name| !meta.parts.iter().any(|part| marks(part, name)));
     problems.extend(stray.map(|name| format!("{}: no part has the marks {name:?}", dir.display())));
+    problems.extend(bm25::verify(dir, &words_key(store.parts().map(ChunkStore::identity))));
     let mut seen = HashSet::new();
     for d in (0..store.documents()).filter(|&d| store.document_is_live(d)) {
         if !seen.insert(store.document(d).id) {
