@@ -8,18 +8,24 @@
 //! written under a temporary name, synced, and renamed; the manifest is renamed into place last.
 //! A crash at any moment therefore leaves the old artefact or the new one, never a mixture, even
 //! when one is written over the other. What a crash leaves behind are files that no manifest
-//! names; the next [`Writer::commit`] removes them.
+//! names; the next [`Writer::commit`] with data files of the same names removes them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
+use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk;
+
 /// Name of the manifest inside every artefact directory.
 pub const MANIFEST: &str = "manifest.json";
 const TEMPORARY: &str = "tmp";
+/// Length of the piece of its hash in a data file's name.
+const HASH: usize = 12;
 
 /// What can be wrong with an artefact on disk.
 #[derive(Debug, thiserror::Error)]
@@ -59,14 +65,14 @@ pub enum ArtefactError {
         wanted: String,
     },
     /// The artefact was written by a version of the format that this program does not read.
-    #[error("{}: format version {found}, but this program reads version {wanted}; build it again", dir.display())]
+    #[error("{}: format version {found}, but this program reads {wanted}; {}", dir.display(), wanted.advice(*found))]
     WrongVersion {
         /// The directory.
         dir: PathBuf,
         /// The version its manifest states.
         found: u32,
-        /// The version this program reads.
-        wanted: u32,
+        /// The versions this program reads.
+        wanted: Versions,
     },
     /// A data file is missing, too short, too long, or its bytes have changed.
     #[error("{}: damaged: {why}; build it again or restore it from a copy", path.display())]
@@ -83,6 +89,40 @@ impl ArtefactError {
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |cause| Self::Io { path, cause }
+    }
+}
+
+/// The versions of a format that a program reads: one, or a range such as `1..=2`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versions(RangeInclusive<u32>);
+
+impl Versions {
+    fn advice(&self, found: u32) -> &'static str {
+        match found > *self.0.end() {
+            true => "a newer Sidenote wrote it: use that one, or build it again",
+            false => "build it again",
+        }
+    }
+}
+
+impl From<u32> for Versions {
+    fn from(version: u32) -> Self {
+        Self(version..=version)
+    }
+}
+
+impl From<RangeInclusive<u32>> for Versions {
+    fn from(versions: RangeInclusive<u32>) -> Self {
+        Self(versions)
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0.start(), self.0.end()) {
+            (first, last) if first == last => write!(f, "version {first}"),
+            (first, last) => write!(f, "versions {first} to {last}"),
+        }
     }
 }
 
@@ -149,14 +189,21 @@ pub struct Writer {
     kind: String,
     format_version: u32,
     names: Vec<String>,
+    kept: BTreeMap<String, FileEntry>,
 }
 
 impl Writer {
     /// Starts an artefact in `dir`, which is created where it does not exist. Whatever artefact
     /// is there stays readable until [`commit`](Writer::commit).
     pub fn create(dir: &Path, kind: &str, format_version: u32) -> Result<Self, ArtefactError> {
-        fs::create_dir_all(dir).map_err(ArtefactError::io(dir))?;
-        Ok(Self { dir: dir.to_path_buf(), kind: kind.into(), format_version, names: Vec::new() })
+        disk::create_dir_all(dir)?;
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            kind: kind.into(),
+            format_version,
+            names: Vec::new(),
+            kept: BTreeMap::new(),
+        })
     }
 
     /// Path to write the data file `name` to (such as `"vectors.f32"`). The same name gives the
@@ -171,21 +218,28 @@ impl Writer {
     /// Writes a whole data file from memory.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), ArtefactError> {
         let path = self.path(name);
-        fs::write(&path, bytes).map_err(ArtefactError::io(path))
+        let file = disk::create(&path)?;
+        disk::write_all(&file, &path, bytes)
+    }
+
+    /// Names a data file of the artefact that is there now in the new one too, as it is: it is
+    /// neither read nor written.
+    pub fn keep(&mut self, name: &str, entry: FileEntry) {
+        self.kept.insert(name.to_string(), entry);
     }
 
     /// Makes the artefact real: hashes and syncs every file, renames it, swaps the manifest, and
     /// removes what no manifest names any more.
     pub fn commit(self, meta: serde_json::Value) -> Result<Manifest, ArtefactError> {
-        let mut files = BTreeMap::new();
+        let mut files = self.kept;
         for name in &self.names {
             let temporary = self.dir.join(format!("{name}.{TEMPORARY}"));
             let (bytes, hash) = hash_file(&temporary)?;
-            File::open(&temporary).and_then(|f| f.sync_all()).map_err(ArtefactError::io(&temporary))?;
-            let (stem, extension) = name.split_once('.').unwrap_or((name, "bin"));
-            let file = format!("{stem}.{}.{extension}", &hash[..12]);
-            let path = self.dir.join(&file);
-            fs::rename(&temporary, &path).map_err(ArtefactError::io(&path))?;
+            let written = File::open(&temporary).map_err(ArtefactError::io(&temporary))?;
+            disk::sync(&written, &temporary)?;
+            let (stem, extension) = parts_of(name);
+            let file = format!("{stem}.{}.{extension}", &hash[..HASH]);
+            disk::rename(&temporary, &self.dir.join(&file))?;
             files.insert(name.clone(), FileEntry { file, bytes, blake3: hash });
         }
         sync_dir(&self.dir)?;
@@ -199,40 +253,74 @@ impl Writer {
         let old = read_manifest(&self.dir).ok();
         let text = serde_json::to_string_pretty(&manifest).expect("a manifest is plain JSON");
         write_atomically(&self.dir.join(MANIFEST), text.as_bytes())?;
-        for entry in old.iter().flat_map(|m| m.files.values()) {
-            if !manifest.files.values().any(|e| e.file == entry.file) {
-                // Failing to remove a file that nothing names any more harms nobody.
-                let _ = fs::remove_file(self.dir.join(&entry.file));
-            }
-        }
+        sweep(&self.dir, &manifest, old.as_ref());
         Ok(manifest)
     }
 }
 
-/// Opens the artefact in `dir`: reads its manifest and checks kind, version and that every data
-/// file is there with the length the manifest states. Contents are checked by [`verify`].
-pub fn open(dir: &Path, kind: &str, format_version: u32) -> Result<Manifest, ArtefactError> {
-    let manifest = read_manifest(dir)?;
-    if manifest.kind != kind {
-        return Err(ArtefactError::WrongKind { dir: dir.into(), found: manifest.kind, wanted: kind.into() });
+/// A name without its extensions, and these.
+fn parts_of(name: &str) -> (&str, &str) {
+    name.split_once('.').unwrap_or((name, "bin"))
+}
+
+/// Removes the data files that were the old artefact's, and those that a crash left before any
+/// manifest named them. Failing to remove a file that nothing names harms nobody.
+fn sweep(dir: &Path, manifest: &Manifest, old: Option<&Manifest>) {
+    let names = || manifest.files.keys().chain(old.iter().flat_map(|old| old.files.keys()));
+    let is_ours = |file: &str| {
+        let (stem, rest) = parts_of(file);
+        let (hash, extension) = parts_of(rest);
+        hash.len() == HASH
+            && hash.bytes().all(|b| b.is_ascii_hexdigit())
+            && names().any(|name| parts_of(name) == (stem, extension))
+    };
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(file) = name.to_str() else { continue };
+        if is_ours(file) && !manifest.files.values().any(|entry| entry.file == file) {
+            let _ = disk::remove_file(&entry.path());
+        }
     }
-    if manifest.format_version != format_version {
-        return Err(ArtefactError::WrongVersion {
+}
+
+/// Opens the artefact in `dir`: reads its manifest and checks kind, version (one that is read, or
+/// a range of them) and that every data file is there with the length the manifest states.
+/// Contents are checked by [`verify`].
+pub fn open(dir: &Path, kind: &str, versions: impl Into<Versions>) -> Result<Manifest, ArtefactError> {
+    let manifest = read_manifest(dir)?;
+    check(dir, &manifest, kind, versions)?;
+    Ok(manifest)
+}
+
+/// What [`open`] checks, for a manifest that has been read from `dir` already.
+pub(crate) fn check(
+    dir: &Path,
+    manifest: &Manifest,
+    kind: &str,
+    versions: impl Into<Versions>,
+) -> Result<(), ArtefactError> {
+    if manifest.kind != kind {
+        return Err(ArtefactError::WrongKind {
             dir: dir.into(),
-            found: manifest.format_version,
-            wanted: format_version,
+            found: manifest.kind.clone(),
+            wanted: kind.into(),
         });
     }
-    for entry in manifest.files.values() {
-        check_length(dir, entry)?;
+    let (found, wanted) = (manifest.format_version, versions.into());
+    if !wanted.0.contains(&found) {
+        return Err(ArtefactError::WrongVersion { dir: dir.into(), found, wanted });
     }
-    Ok(manifest)
+    manifest.files.values().try_for_each(|entry| check_length(dir, entry))
 }
 
 /// Reads every byte of the artefact in `dir`, of whatever kind, and reports all that is wrong.
 /// An empty list means that it is whole.
 pub fn verify(dir: &Path) -> Result<Vec<ArtefactError>, ArtefactError> {
-    let manifest = read_manifest(dir)?;
+    Ok(problems(dir, &read_manifest(dir)?))
+}
+
+/// What [`verify`] reports, for a manifest that has been read from `dir` already.
+pub(crate) fn problems(dir: &Path, manifest: &Manifest) -> Vec<ArtefactError> {
     let mut problems = Vec::new();
     for entry in manifest.files.values() {
         let path = dir.join(&entry.file);
@@ -246,7 +334,7 @@ pub fn verify(dir: &Path) -> Result<Vec<ArtefactError>, ArtefactError> {
         });
         problems.extend(problem.err());
     }
-    Ok(problems)
+    problems
 }
 
 /// Reads the manifest of the artefact in `dir`, of whatever kind.
@@ -322,10 +410,11 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ArtefactError> 
     temporary.push(".");
     temporary.push(TEMPORARY);
     let temporary = PathBuf::from(temporary);
-    let mut file = File::create(&temporary).map_err(ArtefactError::io(&temporary))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(ArtefactError::io(&temporary))?;
+    let file = disk::create(&temporary)?;
+    disk::write_all(&file, &temporary, bytes)?;
+    disk::sync(&file, &temporary)?;
     drop(file);
-    fs::rename(&temporary, path).map_err(ArtefactError::io(path))?;
+    disk::rename(&temporary, path)?;
     sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
@@ -347,11 +436,7 @@ pub fn check_replaceable(path: &Path) -> Result<(), ArtefactError> {
 /// Makes renames and new files in `dir` survive a power cut. A no-op where the system cannot
 /// open directories.
 pub fn sync_dir(dir: &Path) -> Result<(), ArtefactError> {
-    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    if cfg!(unix) {
-        File::open(dir).and_then(|d| d.sync_all()).map_err(ArtefactError::io(dir))?;
-    }
-    Ok(())
+    disk::sync_dir(dir)
 }
 
 #[cfg(test)]
@@ -397,6 +482,42 @@ mod tests {
         let new = write_one(dir.path(), b"new");
         assert_ne!(new.identity(), old.identity());
         assert!(!old.path(dir.path(), "data.bin").unwrap().exists(), "old file not removed");
+    }
+
+    #[test]
+    fn a_kept_file_is_named_again_as_it_is_and_leftovers_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = write_one(dir.path(), b"hello");
+        // What a crash leaves between the renaming of a data file and the swap of the manifest.
+        let left = dir.path().join("data.0123456789ab.bin");
+        fs::write(&left, b"left").unwrap();
+        let foreign = dir.path().join("data.of-the-user.bin");
+        fs::write(&foreign, b"mine").unwrap();
+        let mut writer = Writer::create(dir.path(), "test", 1).unwrap();
+        writer.keep("data.bin", old.files["data.bin"].clone());
+        writer.write("more.bin", b"more").unwrap();
+        let new = writer.commit(serde_json::json!({})).unwrap();
+        assert_eq!(new.files["data.bin"], old.files["data.bin"]);
+        assert!(verify(dir.path()).unwrap().is_empty());
+        assert!(!left.exists() && foreign.exists());
+        let mut writer = Writer::create(dir.path(), "test", 1).unwrap();
+        writer.keep("more.bin", new.files["more.bin"].clone());
+        writer.commit(serde_json::json!({})).unwrap();
+        assert!(!old.path(dir.path(), "data.bin").unwrap().exists(), "not removed though not kept");
+        assert!(verify(dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_range_of_versions_is_read_and_the_error_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for version in [1, 2, 3] {
+            Writer::create(dir.path(), "test", version).unwrap().commit(serde_json::json!({})).unwrap();
+            assert_eq!(open(dir.path(), "test", 1..=2).is_ok(), version < 3);
+        }
+        let error = open(dir.path(), "test", 1..=2).unwrap_err().to_string();
+        assert!(error.contains("version 3") && error.contains("versions 1 to 2"), "{error}");
+        assert!(error.contains("newer"), "{error}");
+        assert!(!open(dir.path(), "test", 4).unwrap_err().to_string().contains("newer"));
     }
 
     #[test]

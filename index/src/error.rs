@@ -1,5 +1,7 @@
 //! What the index can refuse.
 
+use std::path::PathBuf;
+
 use crate::artefact::ArtefactError;
 
 /// What the index can refuse.
@@ -29,7 +31,7 @@ pub enum IndexError {
     /// A vector holds NaN or an infinity, or its squared length does not fit an `f32`.
     #[error("{what} {number}: holds NaN, an infinity, or numbers whose squares overflow an f32")]
     NotFinite {
-        /// `"row"` or `"query"`.
+        /// `"row"`, `"query"`, or `"the row of id"` for a collection's.
         what: &'static str,
         /// Which one: the row's id, or the query's place in the batch.
         number: usize,
@@ -60,5 +62,40 @@ pub enum IndexError {
     Parts {
         /// What is in the way.
         why: String,
+    },
+    /// Somebody else is writing there.
+    #[error(
+        "{}: another writer is at work here; wait for it or stop it (nothing is left to remove: \
+         its claim ends with its process)", dir.display()
+    )]
+    Locked {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// There is a collection where one was to be made.
+    #[error("{}: there is a collection here; write to it, or make another elsewhere", dir.display())]
+    CollectionExists {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// Another number of ids than of rows.
+    #[error("{ids} ids, but {rows} rows: every row needs one id")]
+    IdsAndRows {
+        /// Ids given.
+        ids: usize,
+        /// Rows given.
+        rows: usize,
+    },
+    /// An id that is given twice in one call.
+    #[error("id {id} is given twice")]
+    IdTwice {
+        /// The id.
+        id: u64,
+    },
+    /// An id to add that is there.
+    #[error("id {id} is in the collection already; use upsert to replace its row")]
+    IdExists {
+        /// The id.
+        id: u64,
     },
 }

@@ -3,10 +3,13 @@
 pub mod artefact;
 mod bitmap;
 mod builder;
+mod collection;
+mod disk;
 mod error;
 mod flat;
 mod hnsw;
 mod index;
+mod lock;
 mod mapped;
 mod meta;
 mod metric;
@@ -20,8 +23,10 @@ mod topk;
 
 pub use bitmap::Bitmap;
 pub use builder::Builder;
+pub use collection::{Collection, CollectionWriter, Neighbour};
 pub use error::IndexError;
 pub use index::Index;
+pub use lock::Lock;
 pub use metric::Metric;
 pub use segments::Segments;
 pub use spec::Spec;

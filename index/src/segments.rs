@@ -153,20 +153,55 @@ impl Segments {
         k: usize,
         allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
     ) -> Result<Vec<Vec<Hit>>, IndexError> {
-        self.check(queries)?;
-        let parts = self.parts.par_iter().filter(|part| part.live > 0);
-        let mut found: Vec<_> =
-            parts.map(|part| part.search(queries, k, allow)).collect::<Result<_, IndexError>>()?;
-        if found.len() == 1 {
-            return Ok(found.remove(0));
-        }
-        let merge = |query: usize| {
-            let mut hits: Vec<Hit> = found.iter().flat_map(|part| part[query].iter().copied()).collect();
-            hits.sort_unstable_by(|a, b| b.cmp(a));
-            hits.truncate(k);
-            hits
+        let by_row = |part: usize, query: usize, row: u32| {
+            allow.is_some_and(|allow| allow(query, self.parts[part].first as u32 + row))
         };
-        Ok((0..queries.len() / self.dim).into_par_iter().map(merge).collect())
+        let mut found = self.search_parts(queries, k, allow.is_some().then_some(&by_row))?;
+        for (part, hits) in &mut found {
+            let first = self.parts[*part].first as u32;
+            hits.iter_mut().flatten().for_each(|hit| hit.id += first);
+        }
+        Ok(merge(found.into_iter().map(|(_, hits)| hits).collect(), queries.len() / self.dim, k))
+    }
+
+    /// The `k` nearest live rows of each query in each part that has any: the part, and for each
+    /// query its hits with their rows in this part as ids. `allow` is asked with part, query, row.
+    pub(crate) fn search_parts(
+        &self,
+        queries: &[f32],
+        k: usize,
+        allow: Option<&(dyn Fn(usize, usize, u32) -> bool + Sync)>,
+    ) -> Result<Vec<(usize, Vec<Vec<Hit>>)>, IndexError> {
+        self.check(queries)?;
+        let parts = self.parts.par_iter().enumerate().filter(|(_, part)| part.live > 0);
+        parts
+            .map(|(number, part)| {
+                let found = match (&part.dead, allow) {
+                    (None, None) => part.index.search_batch(queries, k, None),
+                    (None, Some(allow)) => {
+                        part.index.search_batch(queries, k, Some(&|query, row| allow(number, query, row)))
+                    }
+                    (Some(dead), None) => {
+                        part.index.search_batch(queries, k, Some(&|_, row| !dead.get(row as usize)))
+                    }
+                    (Some(dead), Some(allow)) => {
+                        let allow = |query, row: u32| !dead.get(row as usize) && allow(number, query, row);
+                        part.index.search_batch(queries, k, Some(&allow))
+                    }
+                };
+                Ok((number, found?))
+            })
+            .collect()
+    }
+
+    /// Part `number`, which there is.
+    pub(crate) fn part(&self, number: usize) -> &Index {
+        &self.parts[number].index
+    }
+
+    /// The dead rows of part `number`, which there is; none where all are live.
+    pub(crate) fn dead(&self, number: usize) -> Option<&Bitmap> {
+        self.parts[number].dead.as_ref()
     }
 
     /// Refuses what every part would refuse, for the case that there is none to ask.
@@ -198,29 +233,22 @@ impl Part {
     fn is_dead(&self, row: u32) -> bool {
         self.dead.as_ref().is_some_and(|dead| dead.get(row as usize))
     }
+}
 
-    /// The part's own hits, with the ids that they have among all.
-    fn search(
-        &self,
-        queries: &[f32],
-        k: usize,
-        allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
-    ) -> Result<Vec<Vec<Hit>>, IndexError> {
-        let first = self.first as u32;
-        let mut found = match (&self.dead, allow) {
-            (None, None) => self.index.search_batch(queries, k, None),
-            (None, Some(allow)) => {
-                self.index.search_batch(queries, k, Some(&|query, row| allow(query, first + row)))
-            }
-            (Some(dead), None) => {
-                self.index.search_batch(queries, k, Some(&|_, row| !dead.get(row as usize)))
-            }
-            (Some(dead), Some(allow)) => {
-                let allow = |query, row: u32| !dead.get(row as usize) && allow(query, first + row);
-                self.index.search_batch(queries, k, Some(&allow))
-            }
-        }?;
-        found.iter_mut().flatten().for_each(|hit| hit.id += first);
-        Ok(found)
+/// The `k` greatest of what each part has found for each of `queries` queries, greatest first.
+pub(crate) fn merge<T: Copy + Ord + Send + Sync>(
+    mut parts: Vec<Vec<Vec<T>>>,
+    queries: usize,
+    k: usize,
+) -> Vec<Vec<T>> {
+    if parts.len() == 1 {
+        return parts.remove(0);
     }
+    let best = |query: usize| {
+        let mut all: Vec<T> = parts.iter().flat_map(|part| part[query].iter().copied()).collect();
+        all.sort_unstable_by(|a, b| b.cmp(a));
+        all.truncate(k);
+        all
+    };
+    (0..queries).into_par_iter().map(best).collect()
 }
