@@ -12,15 +12,14 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::json;
-use sidenote_index::Hit;
+use sidenote_index::{Hit, Lock};
 use tantivy::indexer::NoMergePolicy;
 use tantivy::query::{BooleanQuery, EnableScoring, Occur, Query, TermQuery};
 use tantivy::schema::{FAST, IndexRecordOption, Schema, TextFieldIndexing, TextOptions};
-use tantivy::tokenizer::{LowerCaser, RemoveLongFilter, SimpleTokenizer, TextAnalyzer};
+use tantivy::tokenizer::{PreTokenizedString, Token};
 use tantivy::{Index, IndexWriter, ReloadPolicy, Score, Searcher, TantivyDocument, TantivyError, Term};
 
 use super::generation::remove;
-use super::lock::Lock;
 use crate::artefact::{self, FileEntry, MANIFEST, Manifest, hash_file, sync_dir, write_atomically};
 use crate::{Error, Result};
 
@@ -84,7 +83,7 @@ impl Bm25 {
         k: usize,
         allow: &dyn Fn(u32) -> bool,
     ) -> std::result::Result<Vec<Hit>, TantivyError> {
-        let words = words_of(query);
+        let words: BTreeSet<String> = words_in(query).collect();
         if words.is_empty() || k == 0 {
             return Ok(Vec::new());
         }
@@ -124,25 +123,24 @@ impl Bm25 {
 fn schema() -> Schema {
     let mut schema = Schema::builder();
     let indexing = TextFieldIndexing::default().set_index_option(IndexRecordOption::WithFreqs);
-    schema.add_text_field(WORDS, TextOptions::default().set_indexing_options(indexing.set_tokenizer(WORDS)));
+    schema.add_text_field(WORDS, TextOptions::default().set_indexing_options(indexing));
     schema.add_u64_field(ID, FAST);
     schema.build()
 }
 
-/// What cuts texts and queries into words.
-fn analyzer() -> TextAnalyzer {
-    let long = RemoveLongFilter::limit(LONGEST_WORD);
-    TextAnalyzer::builder(SimpleTokenizer::default()).filter(long).filter(LowerCaser).build()
+/// The words of a text, in lower case: what stands between white space and punctuation. They are
+/// taken as they are, in whatever language; leaving out English endings gained 0.004 of nDCG@10 on
+/// four collections.
+fn words_in(text: &str) -> impl Iterator<Item = String> {
+    text.split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty() && word.len() <= LONGEST_WORD)
+        .map(str::to_lowercase)
 }
 
-fn words_of(text: &str) -> BTreeSet<String> {
-    let mut analyzer = analyzer();
-    let mut stream = analyzer.token_stream(text);
-    let mut words = BTreeSet::new();
-    while let Some(token) = stream.next() {
-        words.insert(token.text.clone());
-    }
-    words
+/// The words of a text as tantivy takes them.
+fn tokens(text: &str) -> PreTokenizedString {
+    let token = |(position, text)| Token { position, text, ..Token::default() };
+    PreTokenizedString { text: String::new(), tokens: words_in(text).enumerate().map(token).collect() }
 }
 
 /// Indexes `texts`; how many they are.
@@ -150,7 +148,6 @@ fn fill<T: AsRef<str>>(
     index: &Index,
     texts: impl Iterator<Item = (u32, T)>,
 ) -> std::result::Result<u64, TantivyError> {
-    index.tokenizers().register(WORDS, analyzer());
     let (words, number) = (index.schema().get_field(WORDS)?, index.schema().get_field(ID)?);
     // One thread and no merging: texts stay in the order of their numbers.
     let mut writer: IndexWriter = index.writer_with_num_threads(1, WRITER_BYTES)?;
@@ -159,7 +156,7 @@ fn fill<T: AsRef<str>>(
     for (id, text) in texts {
         let mut document = TantivyDocument::default();
         document.add_u64(number, id.into());
-        document.add_text(words, text.as_ref());
+        document.add_pre_tokenized_text(words, tokens(text.as_ref()));
         writer.add_document(document)?;
         count += 1;
     }

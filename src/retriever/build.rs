@@ -3,11 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use sidenote_index::Spec;
+use sidenote_index::{Lock, Spec};
 
 use super::encode;
 use super::generation::is_there;
-use super::lock::Lock;
 use super::meta::{EncoderMeta, IndexMeta, IndexPart, KIND, Settings};
 use super::part_writer::{PartWriter, STORE, VECTORS, commit};
 use super::unfinished::{CorpusHash, PartMeta, Unfinished};

@@ -8,11 +8,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sidenote_index::Spec;
+use sidenote_index::{Lock, Spec};
 
 use super::build::{Cutter, source_name};
 use super::generation::{bytes_in, remove};
-use super::lock::Lock;
 use super::part_writer::{PartWriter, commit};
 use super::same::SameDocument;
 use super::tombstones::Tombstones;
@@ -134,7 +133,16 @@ pub fn add(options: AddOptions, progress: Progress) -> Result<Added> {
         begin_again: "begin again with --restart",
     };
     let mut hash = CorpusHash::default();
-    let work = cutter.collect(&unfinished, &mut documents, &mut hash, progress)?;
+    let work = match cutter.collect(&unfinished, &mut documents, &mut hash, progress) {
+        Ok(work) => work,
+        Err(e) => {
+            if unfinished.settings::<Job>()?.is_none() {
+                // Nothing was done that could be gone on with.
+                unfinished.remove()?;
+            }
+            return Err(e);
+        }
+    };
     let read: usize = work.iter().map(|part| part.documents).sum();
     let new: usize = work.iter().map(|part| part.kept).sum();
     let skipped = documents.skipped().clone();

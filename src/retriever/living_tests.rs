@@ -317,7 +317,7 @@ fn one_writer_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     drop(index_of(dir.path(), 9));
     let (index, corpus) = (dir.path().join("index"), dir.path().join("corpus.jsonl"));
-    let held = super::lock::Lock::acquire(&index).unwrap();
+    let held = sidenote_index::Lock::acquire(&index).unwrap();
     let before = files(&index);
     let errors = [
         add_with(&index, &corpus, words(), false).unwrap_err(),

@@ -220,8 +220,7 @@ impl IndexMeta {
 
     /// [`read`](Self::read), with the manifest that it is in.
     pub(super) fn read_manifest(dir: &Path) -> Result<(Manifest, Self)> {
-        let found = artefact::read_manifest(dir)?.format_version;
-        let manifest = artefact::open(dir, KIND, if found == 1 { 1 } else { VERSION })?;
+        let manifest = artefact::open(dir, KIND, 1..=VERSION)?;
         let meta: Self = match manifest.format_version {
             1 => manifest.meta_as::<Version1>(dir)?.into(),
             _ => manifest.meta_as(dir)?,

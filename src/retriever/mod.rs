@@ -11,7 +11,6 @@ mod filter;
 mod generation;
 mod hybrid;
 mod living;
-mod lock;
 mod meta;
 pub mod neighbours;
 mod part_writer;
