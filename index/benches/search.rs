@@ -21,7 +21,7 @@ fn search(criterion: &mut Criterion) {
     let all = clustered(QUERIES + rows, DIM, rows / 50 + 1, 1);
     let (queries, rows) = all.split_at(QUERIES * DIM);
     let mut truth = None;
-    for spec in [Spec::Flat, Spec::RaBitQ, Spec::Hnsw { m: 16 }] {
+    for spec in [Spec::Flat, Spec::RaBitQ { bits: 1 }, Spec::Hnsw { m: 16 }] {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let start = Instant::now();
         let index = build(dir.path(), rows, DIM, Metric::Cosine, spec);

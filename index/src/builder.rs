@@ -1,20 +1,21 @@
 //! From rows to an index on disk.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::artefact::{ArtefactError, Manifest, Writer};
+use crate::mapped::write_numbers;
 use crate::meta::{FORMAT_VERSION, KIND, Meta, VECTORS};
-use crate::rows::{Rows, write_f32};
-use crate::{IndexError, Metric, Spec, hnsw, rabitq};
+use crate::pages::PageWriter;
+use crate::rows::Rows;
+use crate::{IndexError, Metric, Spec, graph, hnsw, rabitq};
 
 /// Writes an index: rows go straight to disk as they are added, and the directory holds the new
 /// index once [`finish`](Builder::finish) returns, the old one or none until then.
 pub struct Builder {
     writer: Writer,
     path: PathBuf,
-    file: BufWriter<File>,
+    file: PageWriter,
     rows: usize,
     dim: usize,
     metric: Metric,
@@ -27,10 +28,11 @@ impl Builder {
     pub const MAX_DIM: usize = 1 << 16;
 
     /// Starts an index of vectors of `dim` numbers in `dir`, which is created where it does not
-    /// exist. `seed` fixes the random rotation of RaBitQ; the other kinds use no chance.
+    /// exist. `seed` fixes the random rotations of RaBitQ and the graph, and what
+    /// else is left to chance.
     ///
     /// # Errors
-    /// A dimension of 0 or above [`MAX_DIM`](Builder::MAX_DIM), a [`Spec::Hnsw`] with links out of
+    /// A dimension of 0 or above [`MAX_DIM`](Builder::MAX_DIM), a [`Spec`] with numbers out of
     /// range, a directory that cannot be written.
     pub fn create(
         dir: &Path,
@@ -44,8 +46,17 @@ impl Builder {
         }
         let spec = spec.check()?;
         let mut writer = Writer::create(dir, KIND, FORMAT_VERSION)?;
-        let path = writer.path(VECTORS);
-        let file = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(ArtefactError::io(&path))?);
+        let (path, file) = match spec {
+            // The records of a graph hold the rows too: until then they are kept without a name, so
+            // that nothing is left of them after a crash.
+            Spec::Graph { .. } => (dir.into(), tempfile::tempfile_in(dir).map_err(ArtefactError::io(dir))?),
+            _ => {
+                let path = writer.path(VECTORS);
+                let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+                (path.clone(), file.map_err(ArtefactError::io(path))?)
+            }
+        };
+        let file = PageWriter::new(file);
         Ok(Self { writer, path, file, rows: 0, dim, metric, spec, seed })
     }
 
@@ -73,7 +84,7 @@ impl Builder {
         for row in rows.chunks_exact(dim) {
             scratch.copy_from_slice(row);
             self.metric.prepare(&mut scratch);
-            write_f32(&mut self.file, &scratch).map_err(ArtefactError::io(&self.path))?;
+            write_numbers(&mut self.file, &scratch).map_err(ArtefactError::io(&self.path))?;
         }
         self.rows += count;
         Ok(())
@@ -84,14 +95,18 @@ impl Builder {
     /// # Errors
     /// A full disk, or a directory that somebody else has touched.
     pub fn finish(mut self) -> Result<Manifest, IndexError> {
-        self.file.flush().map_err(ArtefactError::io(&self.path))?;
+        let file = self.file.into_file().map_err(ArtefactError::io(&self.path))?;
         // Checks the length too: rows that a full disk cut short in `add` are found here.
-        let rows = Rows::open(&self.path, self.rows, self.dim, self.metric)?;
+        let rows = Rows::of(&file, &self.path, self.rows, self.dim, self.metric)?;
         let graph = match self.spec {
             Spec::Flat => None,
             Spec::Hnsw { m } => Some(hnsw::build(&rows, m, &mut self.writer)?),
-            Spec::RaBitQ => {
-                rabitq::build(&rows, self.seed, &mut self.writer)?;
+            Spec::RaBitQ { bits } => {
+                rabitq::build(&rows, bits, self.seed, &mut self.writer)?;
+                None
+            }
+            Spec::Graph { degree } => {
+                graph::build(&rows, degree, self.seed, &mut self.writer)?;
                 None
             }
         };

@@ -46,7 +46,9 @@ pub enum IndexError {
         text: String,
     },
     /// Not the name of an index.
-    #[error("unknown index {text:?}: use Flat, RaBitQ or HNSWn with n from 4 to 128, such as HNSW32")]
+    #[error(
+        "unknown index {text:?}: use Flat, RaBitQ, RaBitQb with b from 2 to 8 bits, QG32, QG64, QG96 or QG128, or HNSWm with m from 4 to 128"
+    )]
     UnknownSpec {
         /// What was given.
         text: String,

@@ -92,6 +92,7 @@ fn scan_many(
     for block_first in (first..first + count).step_by(BLOCK) {
         let block_len = BLOCK.min(first + count - block_first);
         let block = rows.block(block_first, block_len);
+        let block = block.as_ref();
         let squares: Vec<f32> = block.chunks_exact(dim).map(|row| dot(row, row)).collect();
         // `f32::max` passes over NaN, which a damaged row may hold.
         let longest = squares.iter().copied().fold(0.0, f32::max).sqrt();

@@ -14,7 +14,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use hnsw_rs::anndists::dist::Distance;
-use hnsw_rs::hnsw::Hnsw;
+
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -80,8 +80,8 @@ impl Distance<u32> for RowDistance<'_> {
 
 /// Builds the graph over all rows. Memory: the links, a few hundred bytes a row and link.
 pub(crate) fn build(rows: &Rows, m: usize, writer: &mut Writer) -> Result<GraphMeta, ArtefactError> {
-    let hnsw: Hnsw<u32, RowDistance> =
-        Hnsw::new(m, rows.len(), LAYERS, BUILD_BREADTH, RowDistance::new(rows));
+    let hnsw: hnsw_rs::hnsw::Hnsw<u32, RowDistance> =
+        hnsw_rs::hnsw::Hnsw::new(m, rows.len(), LAYERS, BUILD_BREADTH, RowDistance::new(rows));
     for id in 0..rows.len() {
         hnsw.insert((&[id as u32], id));
     }
@@ -144,7 +144,7 @@ fn write_links(out: &mut impl Write, links: &[u32], places: usize) -> std::io::R
 }
 
 /// The graph of an index, mapped from disk.
-pub(crate) struct Graph {
+pub(crate) struct Hnsw {
     links: Mapped<u32>,
     upper: Mapped<u32>,
     /// How many nodes each upper layer has, lowest first.
@@ -153,7 +153,7 @@ pub(crate) struct Graph {
     m: usize,
 }
 
-impl Graph {
+impl Hnsw {
     /// Maps the graph over `rows` rows. The ids in its files are checked where they are used.
     pub fn open(
         dir: &Path,
@@ -178,15 +178,34 @@ impl Graph {
     }
 
     /// The `k` nearest rows of each prepared query; `k` is at most the number of rows.
-    pub fn search(&self, rows: &Rows, queries: &[f32], k: usize, allow: Allow) -> Vec<Vec<Hit>> {
+    pub fn search(
+        &self,
+        rows: &Rows,
+        queries: &[f32],
+        k: usize,
+        breadth: usize,
+        allow: Allow,
+    ) -> Vec<Vec<Hit>> {
         let queries = queries.par_chunks(rows.dim()).enumerate();
-        queries.map(|(number, query)| self.search_one(rows, query, number, k, allow)).collect()
+        queries.map(|(number, query)| self.search_one(rows, query, number, k, breadth, allow)).collect()
     }
 
-    fn search_one(&self, rows: &Rows, query: &[f32], number: usize, k: usize, allow: Allow) -> Vec<Hit> {
+    /// Candidates that a search looks at (`ef`): enough for a recall@10 of 0.98 on most data.
+    pub fn default_breadth(k: usize) -> usize {
+        (4 * k).max(128)
+    }
+
+    fn search_one(
+        &self,
+        rows: &Rows,
+        query: &[f32],
+        number: usize,
+        k: usize,
+        breadth: usize,
+        allow: Allow,
+    ) -> Vec<Hit> {
         let allow = |id: u32| allow.is_none_or(|allow| allow(number, id));
-        // Candidates that a search looks at (`ef`): enough for a recall@10 of 0.98 on most data.
-        let breadth = (4 * k).max(128);
+        let breadth = breadth.max(k);
         if breadth < rows.len() {
             let mut found = self.walk(rows, query, breadth, &allow);
             found.truncate(k);

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use crate::artefact::{self, ArtefactError, MANIFEST};
-use crate::hnsw::Graph;
-use crate::meta::{FORMAT_VERSION, KIND, Meta, VECTORS};
+use crate::graph::{self, Graph};
+use crate::hnsw::Hnsw;
+use crate::meta::{KIND, Meta, VECTORS, VERSIONS};
 use crate::rabitq::Codes;
 use crate::rows::Rows;
 use crate::topk::Hit;
@@ -17,12 +18,14 @@ pub struct Index {
     spec: Spec,
     engine: Engine,
     identity: String,
+    breadth: Option<usize>,
 }
 
 enum Engine {
     Flat,
-    Hnsw(Graph),
+    Hnsw(Hnsw),
     RaBitQ(Codes),
+    Graph(Graph),
 }
 
 impl Index {
@@ -33,7 +36,7 @@ impl Index {
     /// No index there, an artefact of another kind or version, missing files or files of another
     /// length, a manifest that contradicts itself.
     pub fn open(dir: &Path) -> Result<Self, IndexError> {
-        let manifest = artefact::open(dir, KIND, FORMAT_VERSION)?;
+        let manifest = artefact::open(dir, KIND, VERSIONS)?;
         let meta: Meta = manifest.meta_as(dir)?;
         let contradiction =
             |why: &str| ArtefactError::BadManifest { path: dir.join(MANIFEST), why: why.into() };
@@ -43,16 +46,29 @@ impl Index {
         if meta.rows > u32::MAX as usize {
             return Err(contradiction("meta: more rows than ids").into());
         }
-        let rows = Rows::open(&manifest.path(dir, VECTORS)?, meta.rows, meta.dim, meta.metric)?;
+        let rows = match meta.spec {
+            Spec::Graph { degree } => {
+                let path = manifest.path(dir, graph::NODES)?;
+                graph::open_rows(&path, meta.rows, meta.dim, degree, meta.metric)?
+            }
+            _ => Rows::open(&manifest.path(dir, VECTORS)?, meta.rows, meta.dim, meta.metric)?,
+        };
         let engine = match meta.spec {
             Spec::Flat => Engine::Flat,
             Spec::Hnsw { m } => {
                 let graph = meta.graph.ok_or_else(|| contradiction("meta: an HNSW index without graph"))?;
-                Engine::Hnsw(Graph::open(dir, &manifest, graph, m, meta.rows)?)
+                Engine::Hnsw(Hnsw::open(dir, &manifest, graph, m, meta.rows)?)
             }
-            Spec::RaBitQ => Engine::RaBitQ(Codes::open(dir, &manifest, meta.rows, meta.dim, meta.seed)?),
+            // Its codes can no longer be read; the rows can. Compacting makes it fast again.
+            Spec::RaBitQ { .. } if manifest.format_version == 1 => Engine::Flat,
+            Spec::RaBitQ { bits } => {
+                Engine::RaBitQ(Codes::open(dir, &manifest, meta.rows, meta.dim, bits, meta.seed)?)
+            }
+            Spec::Graph { degree } => {
+                Engine::Graph(Graph::open(dir, &manifest, meta.rows, meta.dim, degree, meta.seed)?)
+            }
         };
-        Ok(Self { rows, spec: meta.spec, engine, identity: manifest.identity() })
+        Ok(Self { rows, spec: meta.spec, engine, identity: manifest.identity(), breadth: None })
     }
 
     /// Number of rows.
@@ -83,6 +99,19 @@ impl Index {
     /// Hash over all that the index holds: two with the same identity hold the same bytes.
     pub fn identity(&self) -> &str {
         &self.identity
+    }
+
+    /// The effort of searches through this handle, where it has been set: the nodes that a walk on
+    /// a graph keeps, or the most rows that a scan of codes scores. More breadth finds more of the
+    /// true neighbours, and takes longer. `Flat` needs none.
+    pub fn breadth(&self) -> Option<usize> {
+        self.breadth
+    }
+
+    /// Sets the [`breadth`](Index::breadth); `None` is the kind's own: for graphs one that finds
+    /// about 99 in 100 of the ten nearest, for codes as many rows as their error bound asks for.
+    pub fn set_breadth(&mut self, breadth: Option<usize>) {
+        self.breadth = breadth;
     }
 
     /// Row `id` as it is stored: scaled to length 1 under cosine.
@@ -143,8 +172,19 @@ impl Index {
         }
         Ok(match &self.engine {
             Engine::Flat => flat::search(&self.rows, &queries, k, allow),
-            Engine::Hnsw(graph) => graph.search(&self.rows, &queries, k, allow),
-            Engine::RaBitQ(codes) => codes.search(&self.rows, &queries, k, allow),
+            Engine::Hnsw(graph) => {
+                let breadth = self.breadth.unwrap_or(Hnsw::default_breadth(k));
+                graph.search(&self.rows, &queries, k, breadth, allow)
+            }
+            Engine::RaBitQ(codes) => {
+                // A row that is not scored is not found.
+                let breadth = self.breadth.map_or(usize::MAX, |breadth| breadth.max(k));
+                codes.search(&self.rows, &queries, k, breadth, allow)
+            }
+            Engine::Graph(graph) => {
+                let breadth = self.breadth.unwrap_or(graph.default_breadth(k));
+                graph.search(&self.rows, &queries, k, breadth, allow)
+            }
         })
     }
 }

@@ -2,22 +2,28 @@
 
 pub mod artefact;
 mod bitmap;
+mod blocks;
 mod builder;
 mod collection;
 mod disk;
 mod error;
 mod flat;
+mod graph;
 mod hnsw;
 mod index;
 mod lock;
 mod mapped;
 mod meta;
 mod metric;
+mod pages;
+mod parallel;
+mod planes;
 mod product;
 mod rabitq;
 mod rotation;
 mod rows;
 mod segments;
+mod simd;
 mod spec;
 mod topk;
 
@@ -29,5 +35,6 @@ pub use index::Index;
 pub use lock::Lock;
 pub use metric::Metric;
 pub use segments::Segments;
+pub use simd::instructions;
 pub use spec::Spec;
 pub use topk::Hit;

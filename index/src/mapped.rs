@@ -1,7 +1,9 @@
 //! Data files as slices of numbers, without reading them first.
 
 use std::fs::File;
+use std::io::Write;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::path::Path;
 
 use memmap2::Mmap;
@@ -35,7 +37,11 @@ pub(crate) struct Mapped<T> {
 impl<T: Number> Mapped<T> {
     /// Maps the file at `path`, which must hold exactly `len` numbers.
     pub fn open(path: &Path, len: usize) -> Result<Self, ArtefactError> {
-        let file = File::open(path).map_err(ArtefactError::io(path))?;
+        Self::of(&File::open(path).map_err(ArtefactError::io(path))?, path, len)
+    }
+
+    /// Maps an open file, which errors call `path`.
+    pub fn of(file: &File, path: &Path, len: usize) -> Result<Self, ArtefactError> {
         let found = file.metadata().map_err(ArtefactError::io(path))?.len();
         let wanted = (len as u64).checked_mul(size_of::<T>() as u64);
         if wanted != Some(found) {
@@ -48,13 +54,26 @@ impl<T: Number> Mapped<T> {
         // SAFETY: the bytes are only read. Data files are never written again once they have the
         // name they are opened by (see `artefact`): a rewrite makes a new file, and the mapping
         // keeps the old one alive. A program that breaks this by truncating the file stops this
-        // one with SIGBUS, as with every mapped file.
-        let map = unsafe { Mmap::map(&file) }.map_err(ArtefactError::io(path))?;
+        // one with SIGBUS, as with every mapped file. Files without a name, which builds use, are
+        // not written to once they have been mapped.
+        let map = unsafe { Mmap::map(file) }.map_err(ArtefactError::io(path))?;
         if map.len() as u64 != found {
             let why = "its length changed while it was being opened".into();
             return Err(ArtefactError::Damaged { path: path.into(), why });
         }
         Ok(Self { map: Some(map), numbers: PhantomData })
+    }
+
+    /// Asks the system to read these numbers from disk, without waiting for them.
+    pub fn will_need(&self, numbers: Range<usize>) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            let bytes = numbers.start * size_of::<T>()..(numbers.end * size_of::<T>()).min(map.len());
+            // A hint: where the system does not take it, the numbers are read when they are used.
+            let _ = map.advise_range(memmap2::Advice::WillNeed, bytes.start, bytes.len());
+        }
+        #[cfg(not(unix))]
+        let _ = numbers;
     }
 
     /// All numbers of the file.
@@ -66,6 +85,25 @@ impl<T: Number> Mapped<T> {
         // one of the types above, for which every bit pattern is a value.
         unsafe { std::slice::from_raw_parts(map.as_ptr().cast::<T>(), map.len() / size_of::<T>()) }
     }
+}
+
+/// The bytes of numbers as they lie in memory, which is as they lie in files.
+pub(crate) fn as_bytes<T: Number>(numbers: &[T]) -> &[u8] {
+    // SAFETY: the pointer is valid for the bytes of the slice for as long as it is borrowed; bytes
+    // need no alignment; and numbers have no padding, so each of their bytes is a value.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
+}
+
+/// The same four bytes each, as other numbers.
+pub(crate) fn as_u32(numbers: &[f32]) -> &[u32] {
+    // SAFETY: `f32` and `u32` have the same size and alignment, and every pattern of bits is a
+    // value of both.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), numbers.len()) }
+}
+
+/// Writes numbers as little-endian bytes.
+pub(crate) fn write_numbers<T: Number>(out: &mut impl Write, numbers: &[T]) -> std::io::Result<()> {
+    out.write_all(as_bytes(numbers))
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ use crate::{Metric, Spec};
 /// The artefact's kind.
 pub(crate) const KIND: &str = "vector-index";
 /// Version of what the manifest and the data files hold.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
+/// The versions that are read. In the first, codes were laid out in another way.
+pub(crate) const VERSIONS: std::ops::RangeInclusive<u32> = 1..=FORMAT_VERSION;
 /// The rows `[rows, dim]`.
 pub(crate) const VECTORS: &str = "vectors.f32";
 

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::IndexError;
+pub(crate) use crate::simd::{dot, squared_distance};
 
 /// How near two vectors are. A larger score is nearer under each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,41 +68,6 @@ impl FromStr for Metric {
             .find(|metric| metric.to_string() == text)
             .ok_or_else(|| IndexError::UnknownMetric { text: text.into() })
     }
-}
-
-/// Sums kept side by side, so that the compiler can hold them in vector registers.
-const LANES: usize = 16;
-
-/// Inner product; the order of the sums depends on the length alone.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    sum_of(a, b, |x, y| x * y)
-}
-
-/// Squared Euclidean distance; the order of the sums depends on the length alone.
-pub(crate) fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
-    sum_of(a, b, |x, y| (x - y) * (x - y))
-}
-
-#[inline(always)]
-fn sum_of(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut sums = [0.0f32; LANES];
-    let (mut a_chunks, mut b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    for (x, y) in a_chunks.by_ref().zip(b_chunks.by_ref()) {
-        for lane in 0..LANES {
-            sums[lane] += term(x[lane], y[lane]);
-        }
-    }
-    for (lane, (&x, &y)) in a_chunks.remainder().iter().zip(b_chunks.remainder()).enumerate() {
-        sums[lane] += term(x, y);
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            sums[lane] += sums[lane + width];
-        }
-        width /= 2;
-    }
-    sums[0]
 }
 
 #[cfg(test)]

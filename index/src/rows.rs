@@ -1,27 +1,61 @@
 //! The vectors themselves, mapped from disk.
 
-use std::io::Write;
+use std::borrow::Cow;
+use std::fs::File;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::artefact::ArtefactError;
 use crate::mapped::Mapped;
 use crate::metric::Metric;
 use crate::topk::Hit;
 
+/// Reading a row that is in memory takes far less; from any disk, more.
+const FROM_DISK: Duration = Duration::from_micros(20);
+/// Looking at the clock takes time too: only one row in so many is watched.
+const EVERY: usize = 4;
+/// Rows asked for at once where they come from disk.
+const AHEAD: usize = 128;
+
 /// The rows of an index `[rows, dim]`, as [`Metric::prepare`] left them.
 pub(crate) struct Rows {
     values: Mapped<f32>,
     len: usize,
     dim: usize,
+    /// Numbers from the beginning of a row to that of the next.
+    stride: usize,
     metric: Metric,
 }
 
 impl Rows {
     /// Maps the file at `path`, which must hold `len` rows of `dim` numbers; `dim` is not 0.
     pub fn open(path: &Path, len: usize, dim: usize, metric: Metric) -> Result<Self, ArtefactError> {
+        Self::open_strided(path, len, dim, dim, metric)
+    }
+
+    /// Maps an open file of `len` rows, which errors call `path`.
+    pub fn of(
+        file: &File,
+        path: &Path,
+        len: usize,
+        dim: usize,
+        metric: Metric,
+    ) -> Result<Self, ArtefactError> {
+        let values = Mapped::of(file, path, len.saturating_mul(dim))?;
+        Ok(Self { values, len, dim, stride: dim, metric })
+    }
+
+    /// Maps a file of `len` records of `stride` numbers, each beginning with a row.
+    pub fn open_strided(
+        path: &Path,
+        len: usize,
+        dim: usize,
+        stride: usize,
+        metric: Metric,
+    ) -> Result<Self, ArtefactError> {
         // A length that overflows is no file's length, and neither is the largest number.
-        let values = Mapped::open(path, len.saturating_mul(dim))?;
-        Ok(Self { values, len, dim, metric })
+        let values = Mapped::open(path, len.saturating_mul(stride))?;
+        Ok(Self { values, len, dim, stride, metric })
     }
 
     pub fn len(&self) -> usize {
@@ -37,22 +71,71 @@ impl Rows {
     }
 
     /// Row `id`, which must be less than [`len`](Rows::len).
+    #[inline]
     pub fn row(&self, id: usize) -> &[f32] {
-        &self.values.as_slice()[id * self.dim..][..self.dim]
+        &self.values.as_slice()[id * self.stride..][..self.dim]
+    }
+
+    /// Row `id` with what follows it in its record.
+    #[inline]
+    pub fn record(&self, id: usize) -> &[f32] {
+        &self.values.as_slice()[id * self.stride..][..self.stride]
     }
 
     /// Rows `first..first + count`, end to end.
-    pub fn block(&self, first: usize, count: usize) -> &[f32] {
-        &self.values.as_slice()[first * self.dim..][..count * self.dim]
+    pub fn block(&self, first: usize, count: usize) -> Cow<'_, [f32]> {
+        match self.stride == self.dim {
+            true => Cow::Borrowed(&self.values.as_slice()[first * self.dim..][..count * self.dim]),
+            false => Cow::Owned((first..first + count).flat_map(|id| self.row(id)).copied().collect()),
+        }
     }
 
     /// The exact score of row `id` with a prepared query.
     pub fn hit(&self, id: usize, query: &[f32]) -> Hit {
         Hit { id: id as u32, score: self.metric.score(self.row(id), query) }
     }
+
+    /// Asks the system to read these records from disk, without waiting for them.
+    pub fn will_need(&self, ids: impl Iterator<Item = usize>) {
+        for id in ids.filter(|&id| id < self.len) {
+            self.values.will_need(id * self.stride..(id + 1) * self.stride);
+        }
+    }
+
+    /// For scoring rows here and there.
+    pub fn reader(&self) -> Reader<'_> {
+        Reader { rows: self, from_disk: false, read: 0 }
+    }
 }
 
-/// Writes numbers as little-endian bytes.
-pub(crate) fn write_f32(out: &mut impl Write, numbers: &[f32]) -> std::io::Result<()> {
-    numbers.iter().try_for_each(|x| out.write_all(&x.to_le_bytes()))
+/// Scores rows here and there. Rows that are not in memory would be waited for one by one, when
+/// the disk could fetch many at a time: so where one took that long, the next are asked for
+/// together.
+pub(crate) struct Reader<'a> {
+    rows: &'a Rows,
+    from_disk: bool,
+    read: usize,
+}
+
+impl Reader<'_> {
+    /// The exact score of row `id` with a prepared query; `ahead` names the rows that are likely
+    /// to come next.
+    pub fn hit<I: Iterator<Item = usize>>(
+        &mut self,
+        id: usize,
+        query: &[f32],
+        ahead: impl FnOnce() -> I,
+    ) -> Hit {
+        self.read += 1;
+        if self.from_disk || !self.read.is_multiple_of(EVERY) {
+            return self.rows.hit(id, query);
+        }
+        let start = Instant::now();
+        let hit = self.rows.hit(id, query);
+        if start.elapsed() > FROM_DISK {
+            self.from_disk = true;
+            self.rows.will_need(ahead().take(AHEAD));
+        }
+        hit
+    }
 }

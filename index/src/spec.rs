@@ -22,26 +22,38 @@ pub enum Spec {
         /// Links of a node in each upper layer; twice as many in the lowest. From 4 to 128.
         m: usize,
     },
-    /// `"RaBitQ"`: scan 1-bit codes, then score exactly the rows that their error bound leaves
-    /// (Gao and Long, 2024; arXiv 2405.12497). Builds in one pass.
-    RaBitQ,
+    /// `"RaBitQ"` with one bit a dimension, `"RaBitQ4"` with four: scan 1-bit codes, then score
+    /// exactly the rows that their error bound leaves (Gao and Long, 2024; arXiv 2405.12497). The
+    /// bits after the first are read only for rows that the first leaves, and save reading most of
+    /// their vectors. Builds in one pass.
+    RaBitQ {
+        /// Bits a dimension, from 1 to 8.
+        bits: usize,
+    },
+    /// `"QG32"`: a graph whose nodes hold the 1-bit codes of their neighbours (SymphonyQG; Gou et
+    /// al., 2024; arXiv 2411.12229). The fastest search for more than some hundred thousand rows.
+    Graph {
+        /// Links of a node: a multiple of 32, up to 128.
+        degree: usize,
+    },
 }
 
 impl Spec {
     /// What to build for `n` rows of `dim` numbers when nobody has said: `Flat` while a query can
     /// read all rows in a few milliseconds, `RaBitQ` above.
     pub fn default_for(n: usize, dim: usize) -> Self {
-        if n.saturating_mul(dim) <= FLAT_NUMBERS { Spec::Flat } else { Spec::RaBitQ }
+        if n.saturating_mul(dim) <= FLAT_NUMBERS { Spec::Flat } else { Spec::RaBitQ { bits: 1 } }
     }
 
     /// The error for values that [`FromStr`] would not have let through.
     pub(crate) fn check(self) -> Result<Self, IndexError> {
-        match self {
-            Spec::Hnsw { m } if !(4..=128).contains(&m) => {
-                Err(IndexError::UnknownSpec { text: self.to_string() })
-            }
-            _ => Ok(self),
-        }
+        let good = match self {
+            Spec::Flat => true,
+            Spec::Hnsw { m } => (4..=128).contains(&m),
+            Spec::RaBitQ { bits } => (1..=8).contains(&bits),
+            Spec::Graph { degree } => (32..=128).contains(&degree) && degree.is_multiple_of(32),
+        };
+        if good { Ok(self) } else { Err(IndexError::UnknownSpec { text: self.to_string() }) }
     }
 }
 
@@ -50,7 +62,9 @@ impl fmt::Display for Spec {
         match self {
             Spec::Flat => f.write_str("Flat"),
             Spec::Hnsw { m } => write!(f, "HNSW{m}"),
-            Spec::RaBitQ => f.write_str("RaBitQ"),
+            Spec::RaBitQ { bits: 1 } => f.write_str("RaBitQ"),
+            Spec::RaBitQ { bits } => write!(f, "RaBitQ{bits}"),
+            Spec::Graph { degree } => write!(f, "QG{degree}"),
         }
     }
 }
@@ -60,14 +74,18 @@ impl FromStr for Spec {
 
     fn from_str(text: &str) -> Result<Self, IndexError> {
         let unknown = || IndexError::UnknownSpec { text: text.into() };
-        match text.to_ascii_lowercase().as_str() {
-            "flat" => Ok(Spec::Flat),
-            "rabitq" => Ok(Spec::RaBitQ),
-            lower => {
-                let m = lower.strip_prefix("hnsw").ok_or_else(unknown)?;
-                Spec::Hnsw { m: m.parse().map_err(|_| unknown())? }.check()
-            }
+        let lower = text.to_ascii_lowercase();
+        let (name, number) = lower.split_at(lower.trim_end_matches(|c: char| c.is_ascii_digit()).len());
+        let number = if number.is_empty() { None } else { Some(number.parse().map_err(|_| unknown())?) };
+        match (name, number) {
+            ("flat", None) => Spec::Flat,
+            ("rabitq", bits) => Spec::RaBitQ { bits: bits.unwrap_or(1) },
+            ("qg", Some(degree)) => Spec::Graph { degree },
+            ("hnsw", Some(m)) => Spec::Hnsw { m },
+            _ => return Err(unknown()),
         }
+        .check()
+        .map_err(|_| unknown())
     }
 }
 
@@ -91,10 +109,31 @@ mod tests {
 
     #[test]
     fn names_round_trip_and_others_are_refused() {
-        for spec in [Spec::Flat, Spec::Hnsw { m: 4 }, Spec::Hnsw { m: 128 }, Spec::RaBitQ] {
+        for spec in [
+            Spec::Flat,
+            Spec::Hnsw { m: 4 },
+            Spec::Hnsw { m: 128 },
+            Spec::RaBitQ { bits: 1 },
+            Spec::RaBitQ { bits: 8 },
+            Spec::Graph { degree: 64 },
+        ] {
             assert_eq!(spec.to_string().parse::<Spec>().unwrap(), spec);
         }
-        for bad in ["", "flat ", "HNSW", "HNSW3", "HNSW129", "HNSW-8", "IVF1024,PQ32"] {
+        for bad in [
+            "",
+            "flat ",
+            "Flat1",
+            "HNSW",
+            "HNSW3",
+            "HNSW129",
+            "HNSW-8",
+            "RaBitQ0",
+            "RaBitQ9",
+            "QG",
+            "QG33",
+            "QG160",
+            "IVF1024,PQ32",
+        ] {
             let error = bad.parse::<Spec>().unwrap_err();
             assert!(matches!(&error, IndexError::UnknownSpec { text } if text == bad), "{bad:?}: {error}");
         }
@@ -104,7 +143,7 @@ mod tests {
     fn the_default_turns_from_flat_to_codes_as_rows_grow() {
         assert_eq!(Spec::default_for(0, 384), Spec::Flat);
         assert_eq!(Spec::default_for(10_000, 384), Spec::Flat);
-        assert_eq!(Spec::default_for(100_000, 384), Spec::RaBitQ);
-        assert_eq!(Spec::default_for(usize::MAX, 384), Spec::RaBitQ);
+        assert_eq!(Spec::default_for(100_000, 384), Spec::RaBitQ { bits: 1 });
+        assert_eq!(Spec::default_for(usize::MAX, 384), Spec::RaBitQ { bits: 1 });
     }
 }

@@ -65,6 +65,11 @@ impl TopK {
         }
     }
 
+    /// The kept hits, in no order.
+    pub fn into_unsorted(self) -> impl Iterator<Item = Hit> {
+        self.heap.into_iter().map(|hit| hit.0)
+    }
+
     /// The kept hits, best first.
     pub fn into_sorted(self) -> Vec<Hit> {
         self.heap.into_sorted_vec().into_iter().map(|hit| hit.0).collect()

@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 
 use common::{SPECS, build, clustered};
 use proptest::prelude::*;
-use sidenote_index::artefact::{ArtefactError, MANIFEST, Writer, verify};
-use sidenote_index::{Index, IndexError, Metric, Spec};
+use sidenote_index::artefact::{self, ArtefactError, MANIFEST, Writer, verify};
+use sidenote_index::{Collection, Index, IndexError, Metric, Spec};
 use tempfile::tempdir;
 
 const ROWS: usize = 150; // enough for the graph to be walked and to have upper layers
@@ -88,7 +88,7 @@ fn a_manifest_that_contradicts_its_files_is_refused() {
             Spec::Flat,
             vec![("\"dim\": 5", "\"dim\": 4611686018427387904"), ("Flat", "HNSW8"), ("Flat", "RaBitQ")],
         ),
-        (Spec::RaBitQ, vec![("\"rows\": 150", "\"rows\": 4294967296"), ("RaBitQ", "RaBit")]),
+        (Spec::RaBitQ { bits: 1 }, vec![("\"rows\": 150", "\"rows\": 4294967296"), ("RaBitQ", "RaBit")]),
         (Spec::Hnsw { m: 8 }, vec![("HNSW8", "HNSW9"), ("HNSW8", "HNSW0"), ("\"entry\": ", "\"entry\": 9")]),
         (Spec::Hnsw { m: 8 }, vec![("\"upper\": [", "\"upper\": [18446744073709551615, ")]),
     ] {
@@ -108,66 +108,207 @@ fn a_manifest_that_contradicts_its_files_is_refused() {
     }
 }
 
-/// The names and contents of an index's files.
+/// Everything below a folder, by its path there.
 type Files = Vec<(PathBuf, Vec<u8>)>;
 
-/// One whole index of each kind.
+fn all_files(dir: &Path) -> Files {
+    let mut all = Files::new();
+    for path in files(dir) {
+        let name = PathBuf::from(path.file_name().unwrap());
+        match path.is_dir() {
+            true => all.extend(all_files(&path).into_iter().map(|(below, bytes)| (name.join(below), bytes))),
+            false => all.push((name, fs::read(path).unwrap())),
+        }
+    }
+    all
+}
+
+/// One whole index of each kind, and last a collection of two segments with dead rows.
 fn samples() -> &'static [Files] {
     static SAMPLES: OnceLock<Vec<Files>> = OnceLock::new();
     SAMPLES.get_or_init(|| {
-        let sample = |spec| {
+        let rows = clustered(ROWS, DIM, 3, 1);
+        let index = |spec| {
             let dir = tempdir().unwrap();
-            build(dir.path(), &clustered(ROWS, DIM, 3, 1), DIM, Metric::InnerProduct, spec);
-            let read = |path: PathBuf| (path.file_name().unwrap().into(), fs::read(path).unwrap());
-            files(dir.path()).into_iter().map(read).collect()
+            build(dir.path(), &rows, DIM, Metric::InnerProduct, spec);
+            all_files(dir.path())
         };
-        SPECS.into_iter().map(sample).collect()
+        let dir = tempdir().unwrap();
+        let spec = Some(Spec::RaBitQ { bits: 1 });
+        let mut writer = Collection::create(dir.path(), DIM, Metric::Cosine, spec, 1).unwrap();
+        for range in [0..100, 100..ROWS] {
+            let ids: Vec<u64> = range.clone().map(|row| 10 * row as u64).collect();
+            writer.add(&ids, &rows[range.start * DIM..range.end * DIM]).unwrap();
+            writer.commit().unwrap();
+        }
+        writer.delete(&[20, 70, 1010]).unwrap();
+        writer.commit().unwrap();
+        drop(writer);
+        let is_data = |(name, _): &(PathBuf, Vec<u8>)| !name.ends_with("writer.lock");
+        let collection = all_files(dir.path()).into_iter().filter(is_data).collect();
+        SPECS.into_iter().map(index).chain([collection]).collect()
     })
+}
+
+/// What is done to one file.
+#[derive(Debug, Clone)]
+enum Damage {
+    Flip(u8),
+    Cut,
+    Extend(Vec<u8>),
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    prop_oneof![
+        3 => (1u8..).prop_map(Damage::Flip),
+        1 => Just(Damage::Cut),
+        1 => prop::collection::vec(any::<u8>(), 1..40).prop_map(Damage::Extend),
+    ]
+}
+
+/// Writes the sample with one file damaged at `place`, which is scaled to its length. With `agree`,
+/// the manifest beside it says its new length. Whether anything is other than it was.
+fn write_damaged(
+    dir: &Path,
+    sample: &Files,
+    damaged: usize,
+    place: prop::sample::Index,
+    damage: &Damage,
+    agree: bool,
+) -> bool {
+    let (damaged_name, old) = &sample[damaged];
+    let mut new = old.clone();
+    match damage {
+        Damage::Flip(_) if old.is_empty() => {}
+        Damage::Flip(bits) => new[place.index(old.len())] ^= bits,
+        Damage::Cut => new.truncate(place.index(old.len().max(1))),
+        Damage::Extend(bytes) => new.extend(bytes),
+    }
+    for (name, content) in sample {
+        let mut content = content.clone();
+        if agree && name.ends_with(MANIFEST) && name.parent() == damaged_name.parent() {
+            let text = String::from_utf8(content).unwrap();
+            let (said, says) = (format!("\"bytes\": {},", old.len()), format!("\"bytes\": {},", new.len()));
+            content = text.replace(&said, &says).into();
+        }
+        let path = dir.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, if name == damaged_name { &new } else { &content }).unwrap();
+    }
+    new != *old
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(600) })]
 
-    /// Any byte changed or any end cut off, in any file, with or without a manifest that has been
-    /// made to agree: an error, or an index whose searches come back.
+    /// Any byte changed, any end cut off or put on, in any file, with or without a manifest that
+    /// has been made to agree: `verify` tells of every change to data, and what still opens can be
+    /// searched and changed without a panic.
     #[test]
     fn damage_never_panics(
-        kind in 0usize..SPECS.len(),
+        kind in 0usize..=SPECS.len(),
         file in any::<prop::sample::Index>(),
         place in any::<prop::sample::Index>(),
-        flip in 1u8..,
-        cut in prop::bool::weighted(0.2),
+        damage in damage(),
         agree in any::<bool>(),
     ) {
         let sample = &samples()[kind];
         let damaged = file.index(sample.len());
-        let is_manifest = |name: &Path| name == Path::new(MANIFEST);
-        let (old_len, place) = (sample[damaged].1.len(), place.index(sample[damaged].1.len().max(1)));
-        let agree = agree && cut && !is_manifest(&sample[damaged].0);
+        let name = &sample[damaged].0;
+        let is_collection = kind == SPECS.len();
+        // The manifest of a segment is data to the collection.
+        let is_data = name != Path::new(MANIFEST);
         let dir = tempdir().unwrap();
-        for (i, (name, content)) in sample.iter().enumerate() {
-            let mut content = content.clone();
-            if agree && is_manifest(name) {
-                let text = String::from_utf8(content).unwrap();
-                content = text.replace(&format!("\"bytes\": {old_len}"), &format!("\"bytes\": {place}")).into();
-            }
-            if i == damaged && !content.is_empty() {
-                match cut {
-                    true => content.truncate(place),
-                    false => content[place] ^= flip,
-                }
-            }
-            fs::write(dir.path().join(name), content).unwrap();
-        }
-        let opened = Index::open(dir.path());
-        let whole = verify(dir.path()).is_ok_and(|problems| problems.is_empty());
-        prop_assert!(!whole || is_manifest(&sample[damaged].0) || old_len == 0);
-        if let Ok(index) = opened {
-            let queries = vec![0.5; 5 * index.dim()];
-            let found = index.search_batch(&queries, 10, Some(&|_, id| id % 3 != 0)).unwrap();
-            prop_assert!(found.iter().flatten().all(|hit| (hit.id as usize) < index.len()));
-            let found = index.search(&queries[..index.dim()], 10, None).unwrap();
-            prop_assert!(found.iter().all(|hit| index.vector(hit.id).is_some()));
+        let changed = write_damaged(dir.path(), sample, damaged, place, &damage, agree && is_data);
+        let whole = match is_collection {
+            true => Collection::verify(dir.path()).is_ok_and(|problems| problems.is_empty()),
+            false => verify(dir.path()).is_ok_and(|problems| problems.is_empty()),
+        };
+        prop_assert!(!(whole && changed && is_data), "{} with {damage:?} is taken for whole", name.display());
+        match is_collection {
+            true => use_collection(dir.path()),
+            false => use_index(dir.path()),
         }
     }
+}
+
+fn use_index(dir: &Path) {
+    let Ok(index) = Index::open(dir) else { return };
+    let queries = vec![0.5; 5 * index.dim()];
+    let found = index.search_batch(&queries, 10, Some(&|_, id| id % 3 != 0)).unwrap();
+    assert!(found.iter().flatten().all(|hit| (hit.id as usize) < index.len()));
+    let found = index.search(&queries[..index.dim()], 10, None).unwrap();
+    assert!(found.iter().all(|hit| index.vector(hit.id).is_some()));
+}
+
+fn use_collection(dir: &Path) {
+    if let Ok(collection) = Collection::open(dir) {
+        let queries = vec![0.5; 5 * collection.dim()];
+        let found = collection.search_batch(&queries, 10, Some(&|_, id| id % 3 != 0)).unwrap();
+        assert!(found.iter().flatten().all(|found| found.id % 3 != 0));
+        collection.search(&queries[..collection.dim()], 10, None).unwrap();
+        let there = (0..ROWS as u64 * 10).filter(|id| collection.contains(*id)).count();
+        let vectors = collection.ids().filter(|id| collection.vector(*id).is_some()).count();
+        assert!(there <= ROWS && vectors <= ROWS);
+    }
+    // What comes of changing it may be an error; the manifest is whole all the same.
+    if let Ok(mut writer) = Collection::write(dir) {
+        let row = vec![0.5; writer.committed().dim()];
+        let _ = writer.delete(&[0, 10, 20, 30, 1200]);
+        let _ = writer.upsert(&[10], &row);
+        let _ = writer.commit();
+        let _ = writer.compact();
+        artefact::read_manifest(dir).unwrap();
+    }
+}
+
+/// Files that are whole, but not of one piece: those of another generation, or of another segment.
+#[test]
+fn a_collection_put_together_from_two_is_found_out() {
+    let sample = samples().last().unwrap();
+    let at = |dir: &Path| {
+        sample.iter().for_each(|(name, content)| {
+            fs::create_dir_all(dir.join(name).parent().unwrap()).unwrap();
+            fs::write(dir.join(name), content).unwrap();
+        })
+    };
+    let swap = |dir: &Path, a: &str, b: &str| {
+        fs::rename(dir.join(a), dir.join("aside")).unwrap();
+        fs::rename(dir.join(b), dir.join(a)).unwrap();
+        fs::rename(dir.join("aside"), dir.join(b)).unwrap();
+    };
+    let dir = tempdir().unwrap();
+    at(dir.path());
+    assert!(Collection::verify(dir.path()).unwrap().is_empty());
+    swap(dir.path(), "segment-000000", "segment-000001");
+    let error = Collection::open(dir.path()).err().unwrap().to_string();
+    assert!(error.contains("segment-000000"), "{error}");
+    assert_eq!(Collection::verify(dir.path()).unwrap().len(), 2);
+
+    // A segment of the same length from elsewhere.
+    at(dir.path());
+    let other = dir.path().join("segment-000001");
+    build(&other, &clustered(ROWS - 100, DIM, 3, 99), DIM, Metric::Cosine, Spec::RaBitQ { bits: 1 });
+    let error = Collection::open(dir.path()).err().unwrap().to_string();
+    assert!(error.contains("segment-000001") && error.contains("hash"), "{error}");
+    assert!(!Collection::verify(dir.path()).unwrap().is_empty());
+}
+
+/// Hashes can be made to agree by whoever writes the files; an order that is not there cannot.
+#[test]
+fn ids_that_do_not_ascend_are_found_out() {
+    let dir = tempdir().unwrap();
+    let mut writer = Collection::create(dir.path(), 1, Metric::L2, None, 1).unwrap();
+    writer.add(&[1, 2, 3], &[1.0, 2.0, 3.0]).unwrap();
+    writer.commit().unwrap();
+    drop(writer);
+    let manifest = artefact::read_manifest(dir.path()).unwrap();
+    let path = manifest.path(dir.path(), "ids-000000.u64").unwrap();
+    let ids: Vec<u8> = [1u64, 3, 2].iter().flat_map(|id| id.to_le_bytes()).collect();
+    fs::write(&path, &ids).unwrap();
+    let text = fs::read_to_string(dir.path().join(MANIFEST)).unwrap();
+    let (old, new) = (&manifest.files["ids-000000.u64"].blake3, blake3::hash(&ids).to_hex());
+    fs::write(dir.path().join(MANIFEST), text.replace(old, &new)).unwrap();
+    let problems = Collection::verify(dir.path()).unwrap();
+    assert!(matches!(&problems[..], [ArtefactError::Damaged { path: p, .. }] if *p == path), "{problems:?}");
 }

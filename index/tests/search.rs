@@ -128,9 +128,11 @@ fn a_filter_keeps_recall() {
 
 #[test]
 fn codes_and_graphs_keep_recall_on_larger_data() {
-    for (spec, n, dim) in
-        [(Spec::RaBitQ, 17_000, 96), (Spec::RaBitQ, 5000, 20), (Spec::Hnsw { m: 16 }, 2000, 48)]
-    {
+    for (spec, n, dim) in [
+        (Spec::RaBitQ { bits: 1 }, 17_000, 96),
+        (Spec::RaBitQ { bits: 1 }, 5000, 20),
+        (Spec::Hnsw { m: 16 }, 2000, 48),
+    ] {
         let rows = clustered(n + 50, dim, n / 100, 21);
         let (queries, rows) = rows.split_at(50 * dim);
         for metric in METRICS {

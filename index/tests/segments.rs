@@ -120,11 +120,11 @@ fn nothing_to_find_and_everything() {
     assert!(matches!(none.search(&[1.0; 3], 1, None), Err(IndexError::Length { found: 3, .. })));
 
     let rows = clustered(5, DIM, 1, 3);
-    let (_dirs, parts) = segments(&rows, &[2, 3], &[true; 5], Metric::L2, Spec::RaBitQ);
+    let (_dirs, parts) = segments(&rows, &[2, 3], &[true; 5], Metric::L2, Spec::RaBitQ { bits: 1 });
     assert_eq!((parts.len(), parts.live()), (5, 0));
     assert!(parts.search(&rows[..DIM], 5, None).unwrap().is_empty());
     assert!(matches!(parts.search(&[f32::NAN; DIM], 1, None), Err(IndexError::NotFinite { .. })));
-    let (_dirs, parts) = segments(&rows, &[2, 3], &[false; 5], Metric::L2, Spec::RaBitQ);
+    let (_dirs, parts) = segments(&rows, &[2, 3], &[false; 5], Metric::L2, Spec::RaBitQ { bits: 1 });
     assert_eq!(parts.search(&rows[4 * DIM..], usize::MAX, None).unwrap().len(), 5);
     assert_eq!(parts.search(&rows[4 * DIM..], 1, None).unwrap(), [Hit { id: 4, score: 0.0 }]);
     assert_eq!(parts.search_batch(&rows, 0, None).unwrap(), vec![vec![]; 5]);

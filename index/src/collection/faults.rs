@@ -208,9 +208,11 @@ fn a_crash_while_an_index_is_built_over_another_leaves_one_of_them_whole() {
         builder.add(&rows(&(0..n).collect::<Vec<_>>()))?;
         Ok(builder.finish()?.identity())
     };
-    for (old_spec, new_spec) in
-        [(Spec::Flat, Spec::RaBitQ), (Spec::RaBitQ, Spec::Flat), (Spec::Flat, Spec::Flat)]
-    {
+    for (old_spec, new_spec) in [
+        (Spec::Flat, Spec::RaBitQ { bits: 1 }),
+        (Spec::RaBitQ { bits: 1 }, Spec::Flat),
+        (Spec::Flat, Spec::Flat),
+    ] {
         let whole = tempdir().unwrap();
         let new = build(whole.path(), new_spec, 30).unwrap();
         let (mut olds, mut news) = (0, 0);

@@ -9,7 +9,7 @@ use super::meta::UNFINISHED;
 use crate::artefact::ArtefactError;
 use crate::disk;
 use crate::mapped::Mapped;
-use crate::rows::write_f32;
+use crate::mapped::write_numbers;
 
 /// Rows waiting on disk, with their ids in memory (some 30 bytes each).
 pub(super) struct Pending {
@@ -45,7 +45,7 @@ impl Pending {
             return Ok(());
         }
         let mut bytes = Vec::with_capacity(size_of_val(rows));
-        write_f32(&mut bytes, rows).expect("a vector takes all bytes");
+        write_numbers(&mut bytes, rows).expect("a vector takes all bytes");
         if self.file.is_none() {
             disk::create_dir_all(&self.folder)?;
             disk::create(&self.path)?;

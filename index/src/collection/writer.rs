@@ -200,7 +200,8 @@ impl CollectionWriter {
         // What an attempt that failed has left, but not the pending rows.
         sweep(&self.base, &[UNFINISHED]);
         let old = &self.base.meta;
-        let mut meta = Meta { generation: old.generation + 1, segments: Vec::new(), ..old.clone() };
+        let mut meta =
+            Meta { generation: old.generation.saturating_add(1), segments: Vec::new(), ..old.clone() };
         let mut writer = Writer::create(dir, KIND, VERSION)?;
         for (part, segment) in old.segments.iter().enumerate().take(first) {
             let dead = self.dead[part].count_ones();
@@ -220,7 +221,7 @@ impl CollectionWriter {
         let rows = self.pending.len() + (first..self.dead.len()).map(|part| self.live(part)).sum::<usize>();
         if rows > 0 {
             let number = meta.next;
-            meta.next += 1;
+            meta.next = number.saturating_add(1);
             let manifest = self.write_segment(first, number, rows, &writer.path(&ids_name(number)))?;
             meta.segments.push(SegmentMeta { number, manifest, rows, dead: 0 });
         }

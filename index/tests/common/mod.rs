@@ -8,7 +8,13 @@ use rand_chacha::ChaCha8Rng;
 use sidenote_index::{Builder, Hit, Index, Metric, Spec};
 
 pub const METRICS: [Metric; 3] = [Metric::InnerProduct, Metric::Cosine, Metric::L2];
-pub const SPECS: [Spec; 3] = [Spec::Flat, Spec::Hnsw { m: 8 }, Spec::RaBitQ];
+pub const SPECS: [Spec; 5] = [
+    Spec::Flat,
+    Spec::Hnsw { m: 8 },
+    Spec::RaBitQ { bits: 1 },
+    Spec::RaBitQ { bits: 4 },
+    Spec::Graph { degree: 32 },
+];
 
 /// `n` vectors around `clusters` random centres.
 pub fn clustered(n: usize, dim: usize, clusters: usize, seed: u64) -> Vec<f32> {
