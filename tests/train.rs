@@ -7,10 +7,10 @@ mod tiny;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use common::{fail, failure_of, json_of, sidenote, succeed, text_of, write_lines};
+use common::{fail, failure_of, json_of, kill_at, sidenote, succeed, text_of, write_lines};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::SafeTensors;
@@ -240,24 +240,6 @@ fn has_checkpoint(checkpoints: &Path, step: usize) -> bool {
     })
 }
 
-/// Starts a run and kills it `delay` after it begins to write the checkpoint of `step`. Whether it
-/// was still at work then.
-fn kill_at(mut command: Command, checkpoints: &Path, step: usize, delay: Duration) -> bool {
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    while !has_checkpoint(checkpoints, step) {
-        if child.try_wait().unwrap().is_some() {
-            return false;
-        }
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    std::thread::sleep(delay);
-    let at_work = child.try_wait().unwrap().is_none();
-    // On Unix this is SIGKILL: nothing of the program runs after it.
-    child.kill().unwrap();
-    child.wait().unwrap();
-    at_work
-}
-
 /// Trains once without a break and once killed again and again; the bytes must be the same.
 fn killed_and_resumed(dir: &Path, config: &str, random: &mut ChaCha8Rng) {
     let settings = "--set training.steps=120 --set training.checkpoint_every=4";
@@ -270,7 +252,7 @@ fn killed_and_resumed(dir: &Path, config: &str, random: &mut ChaCha8Rng) {
     for step in [4, 12, 24, 36, 48] {
         let delay = Duration::from_micros(random.random_range(0..8_000));
         let resumed = sidenote(dir, &format!("{command} --resume"));
-        kills += usize::from(kill_at(resumed, &checkpoints, step, delay));
+        kills += usize::from(kill_at(resumed, || has_checkpoint(&checkpoints, step), delay));
         assert!(!run.join("model").exists(), "{config}: over soon after step {step}");
         // A kill before the first checkpoint leaves nothing to resume, and nothing to lose.
         if checkpoints.join("step-0000004").exists() || step > 4 {

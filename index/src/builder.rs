@@ -17,7 +17,7 @@ pub struct Builder {
     path: PathBuf,
     file: PageWriter,
     rows: usize,
-    dim: usize,
+    pub(crate) dim: usize,
     metric: Metric,
     spec: Spec,
     seed: u64,

@@ -20,13 +20,11 @@ use std::cmp::Ordering;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-
 use self::meta::{KIND, Meta, SegmentMeta, VERSION, dead_name, ids_name};
 pub use self::writer::CollectionWriter;
 use crate::artefact::{self, ArtefactError, MANIFEST, Manifest};
 use crate::mapped::Mapped;
-use crate::segments::merge;
+use crate::segments::{FoundInPart, merge};
 use crate::topk::Hit;
 use crate::{Bitmap, Builder, Index, IndexError, Metric, Segments, Spec};
 
@@ -224,6 +222,12 @@ impl Collection {
         self.segments.len() - self.segments.live()
     }
 
+    /// Sets the effort of searches through this handle, in every segment: see
+    /// [`Index::set_breadth`].
+    pub fn set_breadth(&mut self, breadth: Option<usize>) {
+        (0..self.segments()).for_each(|part| self.segments.set_breadth(part, breadth));
+    }
+
     /// Whether there is a vector under `id`.
     pub fn contains(&self, id: u64) -> bool {
         self.locate(id).is_some()
@@ -280,10 +284,10 @@ impl Collection {
             allow.is_some_and(|allow| allow(query, self.ids[part].as_slice()[row as usize]))
         };
         let found = self.segments.search_parts(queries, k, allow.is_some().then_some(&by_row))?;
-        let named = |(part, hits): (usize, Vec<Vec<Hit>>)| -> Vec<Vec<Neighbour>> {
+        let named = |(part, hits): FoundInPart| -> Vec<Vec<Neighbour>> {
             let ids = self.ids[part].as_slice();
             let name = |hit: Hit| Neighbour { id: ids[hit.id as usize], score: hit.score };
-            hits.into_par_iter().map(|hits| hits.into_iter().map(name).collect()).collect()
+            hits.into_iter().map(|hits| hits.into_iter().map(name).collect()).collect()
         };
         Ok(merge(found.into_iter().map(named).collect(), queries.len() / self.dim(), k))
     }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::VectorFileError;
 use crate::artefact::ArtefactError;
 
 /// What the index can refuse.
@@ -10,6 +11,9 @@ pub enum IndexError {
     /// The files on disk are missing, damaged, or of another kind.
     #[error(transparent)]
     Artefact(#[from] ArtefactError),
+    /// A file of vectors cannot be read.
+    #[error(transparent)]
+    VectorFile(#[from] VectorFileError),
     /// Vectors have between 1 and [`MAX_DIM`](crate::Builder::MAX_DIM) elements.
     #[error("dimension {dim}: it must be between 1 and {}", crate::Builder::MAX_DIM)]
     Dimension {
@@ -19,7 +23,7 @@ pub enum IndexError {
     /// A slice that should hold whole vectors does not.
     #[error("{what}: {found} numbers, which is not {}{dim}", if *many { "a multiple of the dimension " } else { "the dimension " })]
     Length {
-        /// `"rows"`, `"query"` or `"queries"`.
+        /// `"rows"`, `"rows of the file"`, `"query"` or `"queries"`.
         what: &'static str,
         /// Numbers given.
         found: usize,
@@ -99,5 +103,15 @@ pub enum IndexError {
     IdExists {
         /// The id.
         id: u64,
+    },
+    /// [`tune`](crate::Index::tune) needs something to go by.
+    #[error(
+        "cannot tune to recall {recall} on {queries} queries: use a recall from 0 to 1 and at least one query"
+    )]
+    Tuning {
+        /// The recall asked for.
+        recall: f64,
+        /// The number of queries.
+        queries: usize,
     },
 }

@@ -8,7 +8,7 @@ use crate::hnsw::Hnsw;
 use crate::meta::{KIND, Meta, VECTORS, VERSIONS};
 use crate::rabitq::Codes;
 use crate::rows::Rows;
-use crate::topk::Hit;
+use crate::topk::{Allow, Hit};
 use crate::{Builder, IndexError, Metric, Spec, flat};
 
 /// An index, memory-mapped: opening reads the manifest only, and searches read what they need.
@@ -156,6 +156,20 @@ impl Index {
         k: usize,
         allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
     ) -> Result<Vec<Vec<Hit>>, IndexError> {
+        Ok(self.run(&self.prepare(queries)?, k.min(self.len()), self.breadth, allow))
+    }
+
+    pub(crate) fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
+    /// Whether more [`breadth`](Index::breadth) finds more.
+    pub(crate) fn has_breadth(&self) -> bool {
+        !matches!(self.engine, Engine::Flat)
+    }
+
+    /// Checks queries and makes them ready.
+    pub(crate) fn prepare(&self, queries: &[f32]) -> Result<Vec<f32>, IndexError> {
         let dim = self.dim();
         if !queries.len().is_multiple_of(dim) {
             return Err(IndexError::Length { what: "queries", found: queries.len(), dim, many: true });
@@ -166,25 +180,35 @@ impl Index {
                 return Err(IndexError::NotFinite { what: "query", number });
             }
         }
-        let k = k.min(self.len());
+        Ok(queries)
+    }
+
+    /// Searches with prepared queries; `k` is at most the number of rows.
+    pub(crate) fn run(
+        &self,
+        queries: &[f32],
+        k: usize,
+        breadth: Option<usize>,
+        allow: Allow,
+    ) -> Vec<Vec<Hit>> {
         if k == 0 {
-            return Ok(vec![Vec::new(); queries.len() / dim]);
+            return vec![Vec::new(); queries.len() / self.dim()];
         }
-        Ok(match &self.engine {
-            Engine::Flat => flat::search(&self.rows, &queries, k, allow),
+        match &self.engine {
+            Engine::Flat => flat::search(&self.rows, queries, k, allow),
             Engine::Hnsw(graph) => {
-                let breadth = self.breadth.unwrap_or(Hnsw::default_breadth(k));
-                graph.search(&self.rows, &queries, k, breadth, allow)
+                let breadth = breadth.unwrap_or(Hnsw::default_breadth(k));
+                graph.search(&self.rows, queries, k, breadth, allow)
             }
             Engine::RaBitQ(codes) => {
                 // A row that is not scored is not found.
-                let breadth = self.breadth.map_or(usize::MAX, |breadth| breadth.max(k));
-                codes.search(&self.rows, &queries, k, breadth, allow)
+                let breadth = breadth.map_or(usize::MAX, |breadth| breadth.max(k));
+                codes.search(&self.rows, queries, k, breadth, allow)
             }
             Engine::Graph(graph) => {
-                let breadth = self.breadth.unwrap_or(graph.default_breadth(k));
-                graph.search(&self.rows, &queries, k, breadth, allow)
+                let breadth = breadth.unwrap_or(graph.default_breadth(k));
+                graph.search(&self.rows, queries, k, breadth, allow)
             }
-        })
+        }
     }
 }

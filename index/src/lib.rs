@@ -27,6 +27,8 @@ mod segments;
 mod simd;
 mod spec;
 mod topk;
+mod tune;
+mod vectors_file;
 
 pub use bitmap::Bitmap;
 pub use builder::Builder;
@@ -39,3 +41,5 @@ pub use segments::Segments;
 pub use simd::instructions;
 pub use spec::Spec;
 pub use topk::Hit;
+pub use tune::Tuned;
+pub use vectors_file::{VectorFile, VectorFileError};

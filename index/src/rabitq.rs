@@ -236,3 +236,67 @@ impl Codes {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Builder, Index, Spec};
+
+    /// Rows with a common direction and larger numbers on some axes.
+    fn rows(n: usize, dim: usize) -> Vec<f32> {
+        let value = |i: usize| {
+            ((i * i) as f32 * 0.618).sin() + if i % dim < 8 { 2.0 * (i as f32).cos() + 1.0 } else { 0.0 }
+        };
+        (0..n * dim).map(value).collect()
+    }
+
+    /// The bound of 1.9 deviations must hold for 97 % of rows on one side, and not be idle either:
+    /// the estimates must be unbiased, and off by about one deviation. Fails when the shift of the
+    /// tables is left out, or `base` out of the score.
+    #[test]
+    fn estimates_are_unbiased_and_bounded() {
+        for dim in [64, 100, 384] {
+            let (n, data) = (1000, rows(1020, dim));
+            for metric in [Metric::InnerProduct, Metric::Cosine, Metric::L2] {
+                let dir = tempfile::tempdir().unwrap();
+                let spec = Spec::RaBitQ { bits: 1 };
+                let mut builder = Builder::create(dir.path(), dim, metric, &spec, 5).unwrap();
+                builder.add(&data[..n * dim]).unwrap();
+                let manifest = builder.finish().unwrap();
+                let index = Index::open(dir.path()).unwrap();
+                let codes = Codes::open(dir.path(), &manifest, n, dim, 1, 5).unwrap();
+                let (mut bias, mut spread, mut beyond, mut count) = (0.0, 0.0, 0, 0);
+                for query in data[n * dim..].chunks(dim) {
+                    let mut query = query.to_vec();
+                    metric.prepare(&mut query);
+                    let prepared = codes.prepare(metric, &query);
+                    let Tables { bytes, unit, shift } = &prepared.tables;
+                    let scale = Scale { unit: *unit, shift: *shift, base: prepared.base };
+                    for (number, block) in codes.codes.as_slice().chunks(codes.shape.block).enumerate() {
+                        let (signs, factors) = block.split_at(codes.shape.codes);
+                        let mut out = [0.0; BLOCK];
+                        estimates(as_bytes(signs), bytes, factors, scale, f32::NEG_INFINITY, &mut out);
+                        for (slot, estimate) in out.into_iter().enumerate() {
+                            let Some(row) = index.vector((number * BLOCK + slot) as u32) else { continue };
+                            let exact = metric.score(row, &query);
+                            let error = prepared.error * factors[2 * BLOCK + slot]
+                                + prepared.rounding * factors[BLOCK + slot];
+                            let deviations = (estimate - exact) / error * CONFIDENCE;
+                            bias += deviations;
+                            spread += deviations * deviations;
+                            beyond += usize::from(exact > estimate + error);
+                            count += 1;
+                        }
+                    }
+                }
+                assert_eq!(count, 20 * n);
+                let (bias, spread) = (bias / count as f32, (spread / count as f32).sqrt());
+                let beyond = beyond as f32 / count as f32;
+                println!("{metric} {dim}: bias {bias}, spread {spread}, beyond {beyond}");
+                assert!(bias.abs() < 0.2, "{metric} {dim}: bias of {bias} deviations");
+                assert!((0.5..1.1).contains(&spread), "{metric} {dim}: spread of {spread} deviations");
+                assert!(beyond < 0.04, "{metric} {dim}: {beyond} of the rows beyond the bound");
+            }
+        }
+    }
+}

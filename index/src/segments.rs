@@ -1,9 +1,10 @@
 //! Several indexes searched as one.
 
-use rayon::prelude::*;
-
 use crate::topk::Hit;
-use crate::{Bitmap, Index, IndexError, Metric};
+use crate::{Bitmap, Index, IndexError, Metric, parallel};
+
+/// So many queries are worth several threads to join what the parts have found.
+const MANY: usize = 256;
 
 /// Several indexes of one dimension and metric, searched as one. Ids run on from one part to the
 /// next: the first row of the second part has the number of rows of the first part as its id.
@@ -15,6 +16,9 @@ pub struct Segments {
     len: usize,
     live: usize,
 }
+
+/// The number of a part, and for each query its hits there, by the part's own ids.
+pub(crate) type FoundInPart = (usize, Vec<Vec<Hit>>);
 
 struct Part {
     index: Index,
@@ -121,6 +125,14 @@ impl Segments {
         self.locate(id).and_then(|(part, row)| part.index.vector(row))
     }
 
+    /// Sets the [`breadth`](Index::breadth) of part `part` ([`parts`](Segments::parts) counts them
+    /// from 0); where there is no such part, nothing.
+    pub fn set_breadth(&mut self, part: usize, breadth: Option<usize>) {
+        if let Some(part) = self.parts.get_mut(part) {
+            part.index.set_breadth(breadth);
+        }
+    }
+
     /// The `k` nearest live rows to `query`: what [`Index::search`] promises, over all parts.
     ///
     /// # Errors
@@ -171,27 +183,27 @@ impl Segments {
         queries: &[f32],
         k: usize,
         allow: Option<&(dyn Fn(usize, usize, u32) -> bool + Sync)>,
-    ) -> Result<Vec<(usize, Vec<Vec<Hit>>)>, IndexError> {
+    ) -> Result<Vec<FoundInPart>, IndexError> {
         self.check(queries)?;
-        let parts = self.parts.par_iter().enumerate().filter(|(_, part)| part.live > 0);
-        parts
-            .map(|(number, part)| {
-                let found = match (&part.dead, allow) {
-                    (None, None) => part.index.search_batch(queries, k, None),
-                    (None, Some(allow)) => {
-                        part.index.search_batch(queries, k, Some(&|query, row| allow(number, query, row)))
-                    }
-                    (Some(dead), None) => {
-                        part.index.search_batch(queries, k, Some(&|_, row| !dead.get(row as usize)))
-                    }
-                    (Some(dead), Some(allow)) => {
-                        let allow = |query, row: u32| !dead.get(row as usize) && allow(number, query, row);
-                        part.index.search_batch(queries, k, Some(&allow))
-                    }
-                };
-                Ok((number, found?))
-            })
-            .collect()
+        let mut all = Vec::new();
+        // One after the other: each makes use of all threads where that pays.
+        for (number, part) in self.parts.iter().enumerate().filter(|(_, part)| part.live > 0) {
+            let found = match (&part.dead, allow) {
+                (None, None) => part.index.search_batch(queries, k, None),
+                (None, Some(allow)) => {
+                    part.index.search_batch(queries, k, Some(&|query, row| allow(number, query, row)))
+                }
+                (Some(dead), None) => {
+                    part.index.search_batch(queries, k, Some(&|_, row| !dead.get(row as usize)))
+                }
+                (Some(dead), Some(allow)) => {
+                    let allow = |query, row: u32| !dead.get(row as usize) && allow(number, query, row);
+                    part.index.search_batch(queries, k, Some(&allow))
+                }
+            };
+            all.push((number, found?));
+        }
+        Ok(all)
     }
 
     /// Part `number`, which there is.
@@ -244,11 +256,10 @@ pub(crate) fn merge<T: Copy + Ord + Send + Sync>(
     if parts.len() == 1 {
         return parts.remove(0);
     }
-    let best = |query: usize| {
+    parallel::map(queries, queries >= MANY, |query| {
         let mut all: Vec<T> = parts.iter().flat_map(|part| part[query].iter().copied()).collect();
         all.sort_unstable_by(|a, b| b.cmp(a));
         all.truncate(k);
         all
-    };
-    (0..queries).into_par_iter().map(best).collect()
+    })
 }

@@ -10,6 +10,9 @@ use crate::IndexError;
 /// Vectors of this many numbers in all (32 MiB) are read through in a few milliseconds; above it
 /// codes pay.
 const FLAT_NUMBERS: usize = 8 << 20;
+/// Above so many rows a scan of all codes takes more than a millisecond or two, and building a
+/// graph pays.
+const SCANNED_ROWS: usize = 500_000;
 
 /// Which kind of index to build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,9 +43,14 @@ pub enum Spec {
 
 impl Spec {
     /// What to build for `n` rows of `dim` numbers when nobody has said: `Flat` while a query can
-    /// read all rows in a few milliseconds, `RaBitQ` above.
+    /// read all rows in a few milliseconds, `RaBitQ` while it can read all codes in that time, and a
+    /// graph above.
     pub fn default_for(n: usize, dim: usize) -> Self {
-        if n.saturating_mul(dim) <= FLAT_NUMBERS { Spec::Flat } else { Spec::RaBitQ { bits: 1 } }
+        match n {
+            _ if n.saturating_mul(dim) <= FLAT_NUMBERS => Spec::Flat,
+            0..=SCANNED_ROWS => Spec::RaBitQ { bits: 1 },
+            _ => Spec::Graph { degree: 32 },
+        }
     }
 
     /// The error for values that [`FromStr`] would not have let through.
@@ -144,6 +152,6 @@ mod tests {
         assert_eq!(Spec::default_for(0, 384), Spec::Flat);
         assert_eq!(Spec::default_for(10_000, 384), Spec::Flat);
         assert_eq!(Spec::default_for(100_000, 384), Spec::RaBitQ { bits: 1 });
-        assert_eq!(Spec::default_for(usize::MAX, 384), Spec::RaBitQ { bits: 1 });
+        assert_eq!(Spec::default_for(usize::MAX, 384), Spec::Graph { degree: 32 });
     }
 }

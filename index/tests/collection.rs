@@ -71,9 +71,8 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
     /// Any history of changes, beside a plain map. Fails when `upsert` does not bury the old row,
-    /// when `join` takes dead rows along, when merged rows are not in the order of their ids, when
-    /// a commit keeps a dead set that has grown, and when rows change on their way (under cosine,
-    /// if `Metric::prepare` scales what has length 1).
+    /// when a commit takes dead rows along, joins rows in another order than that of their ids or
+    /// keeps a dead set that has grown, and when a row that was not committed cannot be deleted.
     #[test]
     fn any_history_equals_a_plain_map(
         changes in prop::collection::vec(change(), 1..25),

@@ -282,7 +282,8 @@ fn a_folder_that_cannot_be_written_is_told_by_name_and_can_be_read() {
     drop(writer);
     fs::remove_file(dir.path().join("writer.lock")).unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o555)).unwrap();
-    let writes: [(&str, fn(&Path) -> Result<(), IndexError>); 3] = [
+    type Write = fn(&Path) -> Result<(), IndexError>;
+    let writes: [(&str, Write); 3] = [
         ("writer.lock", |dir| Collection::write(dir).map(drop)),
         ("new", |dir| Collection::create(&dir.join("new"), DIM, Metric::L2, None, 3).map(drop)),
         ("vectors.f32.tmp", |dir| build(dir, 10).map(drop)),

@@ -16,6 +16,7 @@ struct Expected {
     metric: Metric,
     dim: usize,
     rows: usize,
+    breadth: Option<usize>,
     #[serde(default)]
     first_id: u64,
     first_row: Vec<f32>,
@@ -51,11 +52,14 @@ fn assert_found(name: &str, expected: &Expected, found: &[Vec<(u64, f32)>]) {
 }
 
 #[test]
-fn every_kind_of_index_of_version_1_opens_and_finds_what_it_found() {
-    for name in ["flat", "rabitq", "hnsw"] {
-        let (dir, expected) = (data("v1").join(name), expected("v1", name));
+fn every_kind_of_index_of_every_version_opens_and_finds_what_it_found() {
+    for (version, name) in
+        [("v1", "flat"), ("v1", "rabitq"), ("v1", "hnsw"), ("v2", "rabitq"), ("v2", "rabitq4"), ("v2", "qg")]
+    {
+        let (dir, expected) = (data(version).join(name), expected(version, name));
         assert!(verify(&dir).unwrap().is_empty(), "{name}: the data of this test has changed");
-        let index = Index::open(&dir).unwrap();
+        let mut index = Index::open(&dir).unwrap();
+        index.set_breadth(expected.breadth);
         assert_eq!((index.len(), index.dim()), (expected.rows, expected.dim), "{name}");
         assert_eq!((index.metric(), index.spec()), (expected.metric, expected.spec), "{name}");
         assert_eq!(index.vector(0).unwrap(), expected.first_row, "{name}");

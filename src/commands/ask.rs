@@ -8,7 +8,7 @@ use super::Console;
 use crate::encoder;
 use crate::model::{LanguageModel, Trainable};
 use crate::reader::{Extractive, Generative, Reader, Response, ask, one_line};
-use crate::retriever::Retriever;
+use crate::retriever::{Condition, Filter, Retriever, SearchOptions};
 
 /// Arguments of `sidenote ask`.
 #[derive(Debug, clap::Args)]
@@ -26,6 +26,12 @@ pub struct Args {
     /// How many passages to read.
     #[arg(short, value_name = "PASSAGES", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
     k: u64,
+    /// Only passages of documents for which this holds, such as source~wiki: see `index search --help`.
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<Condition>,
+    /// Fuse the ranking by vectors with one by words (BM25).
+    #[arg(long)]
+    hybrid: bool,
     /// Folder of the model that reads the passages.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -47,7 +53,8 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         (Some(model), Some(dir)) => Box::new(Generative::new(model, dir.display().to_string())),
         _ => Box::new(Extractive::new(retriever.encoder())),
     };
-    let response = ask(&retriever, &args.question, usize::try_from(args.k)?, reader.as_ref())?;
+    let options = SearchOptions { filter: Filter::new(args.filter), hybrid: args.hybrid };
+    let response = ask(&retriever, &args.question, usize::try_from(args.k)?, &options, reader.as_ref())?;
     let value = json!({
         "question": response.question,
         "answer": response.answer.text,

@@ -12,12 +12,21 @@ use super::Console;
 use crate::corpus::{OnError, Tokenizer};
 use crate::encoder::{self, Encoder};
 use crate::reader::one_line;
-use crate::retriever::{BuildOptions, Existing, IndexMeta, Passage, Retriever, build, verify};
+use crate::retriever::{
+    AddOptions, BuildOptions, Compacted, Condition, Existing, Filter, IndexMeta, Passage, Retriever,
+    SearchOptions, add, build, bytes_in, compact, delete, verify,
+};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Cut a corpus into chunks, encode them, and build an index over them.
     Build(BuildArgs),
+    /// Add documents to an index, or replace those whose ids are there.
+    Add(AddArgs),
+    /// Delete documents from an index.
+    Delete(DeleteArgs),
+    /// Rewrite what is left after adding and deleting into one piece.
+    Compact(CompactArgs),
     /// Show the passages nearest to a query.
     Search(SearchArgs),
     /// Say what an index is made of.
@@ -66,7 +75,63 @@ pub struct BuildArgs {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  sidenote index search my-index \"how do bees make honey\" -k 3")]
+#[command(after_help = "Examples:\n  \
+    sidenote index add my-index new-articles.jsonl notes/\n\n\
+    A document whose id is there replaces the old one; one that has not changed is left alone, so a folder \
+    of notes can be added again whenever some of them have changed. Searches see the old index until all is \
+    done. After a crash or Ctrl-C, run the same command again.")]
+pub struct AddArgs {
+    /// Folder of the index.
+    dir: PathBuf,
+    /// Files and folders to add.
+    #[arg(required = true)]
+    corpus: Vec<PathBuf>,
+    /// The encoder, where it is no longer where the index says.
+    #[arg(long)]
+    encoder: Option<String>,
+    /// What to do with a line or file that cannot be used.
+    #[arg(long, value_enum, default_value_t = OnError::Fail)]
+    on_error: OnError,
+    /// Drop what an unfinished run has done, and begin again.
+    #[arg(long)]
+    restart: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    sidenote index delete my-index 4711 notes/today\n  \
+    sidenote index delete my-index --ids gone.txt")]
+pub struct DeleteArgs {
+    /// Folder of the index.
+    dir: PathBuf,
+    /// Ids of the documents to delete.
+    #[arg(required_unless_present = "ids", value_name = "ID")]
+    id: Vec<String>,
+    /// A file of ids, one a line.
+    #[arg(long, value_name = "FILE")]
+    ids: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  sidenote index compact my-index\n\n\
+    Nothing is encoded again. Documents keep their ids; precomputed neighbours have to be computed again, \
+    as after every change.")]
+pub struct CompactArgs {
+    /// Folder of the index.
+    dir: PathBuf,
+    /// Another kind of index than it was built with.
+    #[arg(long, value_name = "SPEC")]
+    index: Option<Spec>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    sidenote index search my-index \"how do bees make honey\" -k 3\n  \
+    sidenote index search my-index \"mountains\" --filter 'source~wiki' --filter 'title!=Canada' --hybrid\n\n\
+    A filter is FIELD=TEXT (is), FIELD!=TEXT (is not), FIELD~TEXT (contains, in whatever case) or \
+    FIELD!~TEXT; a FIELD is id, title, section or source. With several, all must hold.\n\
+    --hybrid finds names and rare words that the vectors miss. The first such search makes an index of \
+    the words, which is kept in the folder of the index.")]
 pub struct SearchArgs {
     /// Folder of the index.
     dir: PathBuf,
@@ -75,6 +140,12 @@ pub struct SearchArgs {
     /// Number of passages.
     #[arg(short, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     k: u32,
+    /// Only passages of documents for which this holds, such as title=Paris.
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<Condition>,
+    /// Fuse the ranking by vectors with one by words (BM25).
+    #[arg(long)]
+    hybrid: bool,
     /// The encoder, where it is no longer where the index says.
     #[arg(long)]
     encoder: Option<String>,
@@ -97,6 +168,9 @@ pub struct VerifyArgs {
 pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
     match command {
         Command::Build(args) => run_build(args, console),
+        Command::Add(args) => run_add(args, console),
+        Command::Delete(args) => run_delete(args, console),
+        Command::Compact(args) => run_compact(args, console),
         Command::Search(args) => run_search(args, console),
         Command::Info(args) => run_info(&args.dir, console),
         Command::Verify(args) => run_verify(&args.dir, console),
@@ -137,18 +211,96 @@ fn run_build(args: BuildArgs, console: Console) -> anyhow::Result<()> {
     };
     let meta = build(&options, console.progress)?;
     let mut report = describe(&args.out, &meta);
-    report["seconds"] = json!((started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0);
+    report["seconds"] = json!(seconds_since(started));
     console.report(&report, || table(&report))
+}
+
+fn run_add(args: AddArgs, console: Console) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let encoder = args.encoder.as_deref().map(load_encoder).transpose()?;
+    let options = AddOptions {
+        dir: &args.dir,
+        corpus: &args.corpus,
+        encoder,
+        on_error: args.on_error,
+        restart: args.restart,
+    };
+    let added = add(options, console.progress)?;
+    let report = json!({
+        "index_dir": args.dir.display().to_string(),
+        "identity": added.meta.identity(),
+        "added": added.added,
+        "replaced": added.replaced,
+        "unchanged": added.unchanged,
+        "skipped": added.skipped.count,
+        "skipped_first": added.skipped.first,
+        "documents": added.meta.live().documents,
+        "chunks": added.meta.live().chunks,
+        "parts": added.meta.parts.len(),
+        "dead_documents": added.meta.dead().documents,
+        "seconds": seconds_since(started),
+    });
+    console.report(&report, || table(&report))
+}
+
+fn run_delete(args: DeleteArgs, console: Console) -> anyhow::Result<()> {
+    let mut ids = args.id;
+    if let Some(path) = &args.ids {
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        ids.extend(text.lines().filter(|line| !line.is_empty()).map(String::from));
+        anyhow::ensure!(!ids.is_empty(), "{}: no ids in it; give one a line", path.display());
+    }
+    let deleted = delete(&args.dir, &ids)?;
+    let report = json!({
+        "index_dir": args.dir.display().to_string(),
+        "identity": deleted.meta.identity(),
+        "deleted": deleted.deleted,
+        "documents": deleted.meta.live().documents,
+        "chunks": deleted.meta.live().chunks,
+        "parts": deleted.meta.parts.len(),
+        "dead_documents": deleted.meta.dead().documents,
+    });
+    console.report(&report, || table(&report))
+}
+
+fn run_compact(args: CompactArgs, console: Console) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let Compacted { meta, parts, bytes: (before, after) } = compact(&args.dir, args.index, console.progress)?;
+    let report = json!({
+        "index_dir": args.dir.display().to_string(),
+        "identity": meta.identity(),
+        "documents": meta.live().documents,
+        "chunks": meta.live().chunks,
+        "parts_before": parts,
+        "parts": meta.parts.len(),
+        "index": meta.kinds(),
+        "bytes_before": before,
+        "bytes": after,
+        "bytes_freed": before.saturating_sub(after),
+        "seconds": seconds_since(started),
+    });
+    console.report(&report, || table(&report))
+}
+
+/// To the millisecond.
+fn seconds_since(started: Instant) -> f64 {
+    (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0
 }
 
 fn run_search(args: SearchArgs, console: Console) -> anyhow::Result<()> {
     let encoder = args.encoder.as_deref().map(load_encoder).transpose()?;
     let retriever = Retriever::open(&args.dir, encoder)?;
-    let passages = retriever.search(&args.query, args.k as usize)?;
-    let report = json!({"query": args.query, "passages": passages});
+    let options = SearchOptions { filter: Filter::new(args.filter), hybrid: args.hybrid };
+    let passages = retriever.search_with(&args.query, args.k as usize, &options)?;
+    let report = json!({"query": args.query, "hybrid": args.hybrid, "passages": passages});
     console.report(&report, || {
         if passages.is_empty() {
-            return "nothing found: the encoder knows no word of the query".into();
+            return match options.filter.is_empty() {
+                true => "nothing found: the encoder knows no word of the query".into(),
+                false => {
+                    "nothing found: no document fits the filter, or no word of the query is known".into()
+                }
+            };
         }
         passages.iter().enumerate().map(|(i, passage)| show(i + 1, passage)).collect()
     })
@@ -167,15 +319,19 @@ fn run_info(dir: &Path, console: Console) -> anyhow::Result<()> {
 
 /// What an index is made of, for people and machines.
 fn describe(dir: &Path, meta: &IndexMeta) -> Value {
+    let (live, dead) = (meta.live(), meta.dead());
     json!({
         "index_dir": dir.display().to_string(),
         "identity": meta.identity(),
-        "documents": meta.documents,
-        "chunks": meta.chunks,
-        "tokens": meta.tokens,
-        "text_bytes": meta.text_bytes,
+        "documents": live.documents,
+        "chunks": live.chunks,
+        "tokens": live.tokens,
+        "text_bytes": live.text_bytes,
+        "parts": meta.parts.len(),
+        "dead_documents": dead.documents,
+        "dead_chunks": dead.chunks,
         "chunk_tokens": meta.settings.chunk_tokens,
-        "index": meta.index,
+        "index": meta.kinds(),
         "dim": meta.dim,
         "encoder": meta.settings.encoder.name,
         "encoder_identity": meta.settings.encoder.identity,
@@ -205,17 +361,6 @@ fn table(report: &Value) -> String {
 
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), String::from)
-}
-
-fn bytes_in(dir: &Path) -> u64 {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => bytes_in(&entry.path()),
-            Ok(metadata) => metadata.len(),
-            Err(_) => 0,
-        })
-        .sum()
 }
 
 fn run_verify(dir: &Path, console: Console) -> anyhow::Result<()> {

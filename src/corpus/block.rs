@@ -1,11 +1,12 @@
 //! A run of documents, cut into chunks and ready to go to disk.
 
+use std::ops::Range;
 use std::path::Path;
 
 use rayon::prelude::*;
 
 use super::mapped::{bytes_of, read_numbers};
-use super::{Document, Documents, Tokenizer, cut};
+use super::{ChunkStore, Document, Documents, Tokenizer, cut};
 use crate::artefact::{Manifest, Writer};
 use crate::{Error, Result};
 
@@ -101,6 +102,47 @@ impl Block {
         Ok(block)
     }
 
+    /// Documents `documents` of a store, as they are: nothing is cut again.
+    ///
+    /// # Errors
+    /// A store whose tables point outside its data.
+    pub fn of(store: &ChunkStore, documents: Range<usize>) -> Result<Self> {
+        let (first, end) = (store.row(documents.start), store.row(documents.end));
+        let damaged = || {
+            let why =
+                format!("the tables of documents {documents:?} do not fit; see `sidenote index verify`");
+            Error::file(store.dir(), why)
+        };
+        let range =
+            |column: usize, width: usize| first[column] as usize * width..end[column] as usize * width;
+        let mut chunks = store.chunks.get(range(CHUNK, 2)).ok_or_else(damaged)?.to_vec();
+        for pair in chunks.chunks_exact_mut(2) {
+            pair[0] = (pair[0] as usize).checked_sub(documents.start).ok_or_else(damaged)? as u32;
+        }
+        let rows = documents.start * COLUMNS..(documents.end + 1) * COLUMNS;
+        let mut table = store.documents.get(rows).ok_or_else(damaged)?.to_vec();
+        let mut base = [0; COLUMNS];
+        base.copy_from_slice(first);
+        // The fields of a document lie behind one another, so all four begin where its id does.
+        base[ID..].fill(first[ID]);
+        // The last row holds the totals: where the next document's id would begin.
+        let totals = table.len() - COLUMNS;
+        table[totals + ID..].fill(end[ID]);
+        for row in table.chunks_exact_mut(COLUMNS) {
+            for (value, base) in row.iter_mut().zip(base) {
+                *value = value.checked_sub(base).ok_or_else(damaged)?;
+            }
+        }
+        Ok(Self {
+            tokens: store.tokens.get(range(TOKEN, 1)).ok_or_else(damaged)?.to_vec(),
+            text: store.text.get(range(TEXT, 1)).ok_or_else(damaged)?.to_vec(),
+            fields: store.fields.get(range(ID, 1)).ok_or_else(damaged)?.to_vec(),
+            chunks,
+            documents: table,
+            hashes: store.hashes[documents.start * HASH..documents.end * HASH].to_vec(),
+        })
+    }
+
     /// Adds the row in which the next document begins.
     fn open_row(&mut self) {
         let mut row = [self.fields.len() as u64; COLUMNS];
@@ -113,6 +155,11 @@ impl Block {
     /// Number of documents.
     pub fn documents(&self) -> usize {
         (self.documents.len() / COLUMNS).saturating_sub(1)
+    }
+
+    /// Number of chunks.
+    pub fn chunks(&self) -> usize {
+        self.chunks.len() / 2
     }
 
     /// The text of every chunk, in order.

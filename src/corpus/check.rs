@@ -1,13 +1,13 @@
 //! Whether a store's tables fit together.
 
-use super::Store;
+use super::ChunkStore;
 use super::block::{CHUNK, COLUMNS, HASH, ID, SECTION, SOURCE, TEXT, TITLE, TOKEN, text_hash};
 
 /// How many problems are reported; a damaged table can give one a row.
 const MOST: usize = 20;
 
-/// See [`Store::check`].
-pub(super) fn check(store: &Store) -> Vec<String> {
+/// See [`ChunkStore::check`].
+pub(super) fn check(store: &ChunkStore) -> Vec<String> {
     let mut problems = Vec::new();
     check_ends(store, &mut problems);
     for d in 0..store.documents() {
@@ -28,7 +28,7 @@ pub(super) fn check(store: &Store) -> Vec<String> {
 }
 
 /// The table must begin at 0 everywhere and end where the data ends.
-fn check_ends(store: &Store, problems: &mut Vec<String>) {
+fn check_ends(store: &ChunkStore, problems: &mut Vec<String>) {
     let (first, last) = (store.row(0), store.row(store.documents()));
     let fields = store.fields.len();
     let ends = [store.tokens.len(), store.chunks(), store.text.len(), fields, fields, fields, fields];
@@ -40,7 +40,7 @@ fn check_ends(store: &Store, problems: &mut Vec<String>) {
     }
 }
 
-fn check_document(store: &Store, d: usize) -> Result<(), String> {
+fn check_document(store: &ChunkStore, d: usize) -> Result<(), String> {
     let (row, next) = (store.row(d), store.row(d + 1));
     let marks = [row[ID], row[TITLE], row[SECTION], row[SOURCE], next[ID]];
     let ascending = marks.is_sorted() && [TOKEN, CHUNK, TEXT].iter().all(|&c| row[c] <= next[c]);

@@ -42,6 +42,13 @@ impl Skipped {
     /// How many reasons are kept.
     const KEPT: usize = 5;
 
+    /// Counts what `other` counts as well.
+    pub fn extend(&mut self, other: &Self) {
+        self.count += other.count;
+        let room = Self::KEPT.saturating_sub(self.first.len());
+        self.first.extend(other.first.iter().take(room).cloned());
+    }
+
     pub(super) fn add(&mut self, why: String) {
         self.count += 1;
         if self.first.len() < Self::KEPT {

@@ -1,135 +1,104 @@
-//! The chunk store: a corpus cut into chunks, memory-mapped.
+//! What is read of a corpus: one chunk store or several, without the documents that were deleted.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use sidenote_index::Bitmap;
 
-use super::block::{
-    CHUNK, CHUNKS_FILE, COLUMNS, DOCUMENTS_FILE, FIELDS_FILE, HASH, HASHES_FILE, ID, SECTION, SOURCE, TEXT,
-    TEXT_FILE, TITLE, TOKEN, TOKENS_FILE,
-};
-use super::mapped::Mapped;
-use super::{Tokenizer, check};
-use crate::artefact::{self, ArtefactError};
+use super::{Chunk, ChunkStore, StoredDocument, Tokenizer};
 use crate::{Error, Result};
 
-pub(super) const KIND: &str = "chunk-store";
-pub(super) const VERSION: u32 = 1;
-pub(super) const TOKENIZER_FILE: &str = "tokenizer.json";
-
-/// What a store's manifest says about it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct StoreMeta {
-    pub chunk_tokens: usize,
-    pub documents: usize,
-    pub chunks: usize,
-    pub tokens: usize,
-    pub text_bytes: usize,
-    pub fields_bytes: usize,
-    pub tokenizer: String,
-    pub vocab_size: usize,
-    pub end_of_text: Option<u32>,
-}
-
-/// A memory-mapped chunk store (artefact kind `"chunk-store"`).
+/// One chunk store, or several that follow one another as the parts of a corpus that grew.
 ///
-/// A document's token stream is its text's tokens with the tokenizer's end-of-text token before
-/// and behind (where it has one), cut into chunks of exactly [`chunk_size`](Self::chunk_size)
-/// tokens, the last possibly shorter. The chunks' texts tile the document's text. Documents and
-/// chunks are numbered from 0 through the whole store.
-///
-/// Opening reads the manifest and the tokenizer, whatever the size of the corpus. Damage inside a
-/// data file is found by [`check`](Self::check) and [`artefact::verify`]; reading a damaged store
-/// may give wrong or empty texts, but does not panic.
+/// Documents and chunks are numbered from 0 through all parts. Documents that were deleted keep
+/// their numbers and can still be read, so that the numbers of the others stay; whoever goes
+/// through the whole store asks [`document_is_live`](Self::document_is_live) or
+/// [`is_live`](Self::is_live).
+#[derive(Debug)]
 pub struct Store {
-    dir: PathBuf,
+    parts: Vec<Part>,
+    /// Number of each part's first document, then the number of all; `[parts + 1]`.
+    documents: Vec<usize>,
+    /// The same of chunks.
+    chunks: Vec<usize>,
     identity: String,
-    meta: StoreMeta,
-    tokenizer: Tokenizer,
-    pub(super) tokens: Mapped<u32>,
-    pub(super) text: Mapped<u8>,
-    pub(super) fields: Mapped<u8>,
-    pub(super) chunks: Mapped<u32>,
-    pub(super) documents: Mapped<u64>,
-    pub(super) hashes: Mapped<u8>,
 }
 
-/// A document in a store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StoredDocument<'a> {
-    /// Its name within the corpus.
-    pub id: &'a str,
-    /// Its title.
-    pub title: &'a str,
-    /// The part of a larger document that it is.
-    pub section: Option<&'a str>,
-    /// The file it came from.
-    pub source: &'a str,
-    /// Its text.
-    pub text: &'a str,
-}
-
-/// A chunk in a store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Chunk<'a> {
-    /// Number of its document.
-    pub document: usize,
-    /// Its tokens: 1 to [`Store::chunk_size`] of them.
-    pub tokens: &'a [u32],
-    /// Its text; empty for a last chunk that only holds the end-of-text token.
-    pub text: &'a str,
-    /// The byte of the document's text at which `text` begins.
-    pub start: usize,
+#[derive(Debug)]
+struct Part {
+    store: ChunkStore,
+    /// The documents that were deleted; `None` where there are none.
+    dead: Option<Bitmap>,
 }
 
 impl Store {
-    /// Opens the store in `dir`.
+    /// Opens the one chunk store in `dir`.
     pub fn open(dir: &Path) -> Result<Self> {
-        let manifest = artefact::open(dir, KIND, VERSION)?;
-        let meta: StoreMeta = manifest.meta_as(dir)?;
-        let bad = |why: &str| {
-            Error::from(ArtefactError::BadManifest { path: dir.join(artefact::MANIFEST), why: why.into() })
-        };
-        if meta.chunk_tokens == 0 {
-            return Err(bad("chunk_tokens is 0"));
-        }
-        let rows = meta.documents.checked_add(1).and_then(|n| n.checked_mul(COLUMNS));
-        let pairs = meta.chunks.checked_mul(2);
-        let hashes = meta.documents.checked_mul(HASH);
-        let (Some(rows), Some(pairs), Some(hashes)) = (rows, pairs, hashes) else {
-            return Err(bad("counts too large"));
-        };
-        let path = |name| manifest.path(dir, name);
-        let tokenizer_path = path(TOKENIZER_FILE)?;
-        let tokenizer = Tokenizer::open(&tokenizer_path)?;
-        if tokenizer.identity() != meta.tokenizer {
-            return Err(Error::Mismatch {
-                what: "tokenizers".into(),
-                left: format!("{} in {}", tokenizer.identity(), tokenizer_path.display()),
-                right: format!("{} in the manifest", meta.tokenizer),
-                hint: "build the store again".into(),
-            });
-        }
-        let store = Self {
-            tokens: Mapped::open(&path(TOKENS_FILE)?, meta.tokens)?,
-            text: Mapped::open(&path(TEXT_FILE)?, meta.text_bytes)?,
-            fields: Mapped::open(&path(FIELDS_FILE)?, meta.fields_bytes)?,
-            chunks: Mapped::open(&path(CHUNKS_FILE)?, pairs)?,
-            documents: Mapped::open(&path(DOCUMENTS_FILE)?, rows)?,
-            hashes: Mapped::open(&path(HASHES_FILE)?, hashes)?,
-            dir: dir.into(),
-            identity: manifest.identity(),
-            meta,
-            tokenizer,
-        };
-        Ok(store)
+        Self::new(vec![(ChunkStore::open(dir)?, None)])
     }
 
-    /// The folder it was opened from.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// Joins chunk stores, each with the set of its documents that were deleted.
+    ///
+    /// # Errors
+    /// No part at all, another tokenizer or chunk size than the first part's, a set of another
+    /// length than its part, too many chunks for the numbers that they go by.
+    pub fn new(parts: Vec<(ChunkStore, Option<Bitmap>)>) -> Result<Self> {
+        let (mut documents, mut chunks) = (vec![0], vec![0]);
+        let mut hasher = blake3::Hasher::new();
+        let mut joined: Vec<Part> = Vec::with_capacity(parts.len());
+        for (store, dead) in parts {
+            let first = joined.first().map_or(&store, |part| &part.store);
+            let cut = |s: &ChunkStore| {
+                format!("chunks of {} tokens of tokenizer {}", s.chunk_size(), s.tokenizer().identity())
+            };
+            if cut(first) != cut(&store) {
+                return Err(Error::Mismatch {
+                    what: format!("the stores {} and {}", first.dir().display(), store.dir().display()),
+                    left: cut(first),
+                    right: cut(&store),
+                    hint: "build the index again or restore it from a copy".into(),
+                });
+            }
+            if let Some(dead) = dead.as_ref().filter(|dead| dead.len() != store.documents()) {
+                let why = format!("{} documents, but {} are marked", store.documents(), dead.len());
+                return Err(Error::file(store.dir(), why));
+            }
+            hasher.update(store.identity().as_bytes());
+            hasher.update(&dead.as_ref().map(Bitmap::to_bytes).unwrap_or_default());
+            documents.push(documents[joined.len()] + store.documents());
+            chunks.push(chunks[joined.len()] + store.chunks());
+            joined.push(Part { store, dead: dead.filter(|dead| dead.count_ones() > 0) });
+        }
+        let identity = match joined.as_slice() {
+            [] => return Err(Error::setting("store", "no part at all")),
+            [Part { store, dead: None }] => store.identity().to_string(),
+            _ => hasher.finalize().to_hex()[..32].to_string(),
+        };
+        if chunks.last().is_some_and(|&all| all >= u32::MAX as usize) {
+            return Err(Error::setting("CORPUS", "more than 4,294,967,294 chunks; split the corpus"));
+        }
+        Ok(Self { parts: joined, documents, chunks, identity })
+    }
+
+    /// The chunk stores, in the order of their numbers.
+    pub fn parts(&self) -> impl Iterator<Item = &ChunkStore> {
+        self.parts.iter().map(|part| &part.store)
+    }
+
+    /// The deleted documents of part `part`, by their numbers in it; `None` where there are none.
+    ///
+    /// # Panics
+    /// If there are not more than `part` parts.
+    pub fn dead(&self, part: usize) -> Option<&Bitmap> {
+        self.parts[part].dead.as_ref()
+    }
+
+    /// The part that document `d` is in, and its number there.
+    ///
+    /// # Panics
+    /// If there are not more than `d` documents.
+    pub fn locate_document(&self, d: usize) -> (usize, usize) {
+        locate(&self.documents, d)
     }
 
     /// Hash over all that the store holds.
@@ -139,32 +108,51 @@ impl Store {
 
     /// Tokens in a full chunk (m in the RETRO paper).
     pub fn chunk_size(&self) -> usize {
-        self.meta.chunk_tokens
+        self.parts[0].store.chunk_size()
     }
 
-    /// Number of documents.
+    /// Number of documents, deleted ones included: document numbers are less than this.
     pub fn documents(&self) -> usize {
-        self.meta.documents
+        self.documents[self.parts.len()]
     }
 
-    /// Number of chunks.
+    /// Number of chunks, those of deleted documents included: chunk numbers are less than this.
     pub fn chunks(&self) -> usize {
-        self.meta.chunks
+        self.chunks[self.parts.len()]
     }
 
-    /// Number of tokens in all chunks.
+    /// Number of tokens in all chunks, those of deleted documents included.
     pub fn tokens(&self) -> usize {
-        self.meta.tokens
+        self.parts().map(ChunkStore::tokens).sum()
     }
 
-    /// Bytes of text in all documents.
+    /// Bytes of text in all documents, deleted ones included.
     pub fn text_bytes(&self) -> usize {
-        self.meta.text_bytes
+        self.parts().map(ChunkStore::text_bytes).sum()
     }
 
     /// The tokenizer that the store was cut with.
     pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+        self.parts[0].store.tokenizer()
+    }
+
+    /// Whether document `d` was not deleted.
+    ///
+    /// # Panics
+    /// If there are not more than `d` documents.
+    pub fn document_is_live(&self, d: usize) -> bool {
+        let (part, d) = self.locate_document(d);
+        self.parts[part].dead.as_ref().is_none_or(|dead| !dead.get(d))
+    }
+
+    /// Whether chunk `c` is of a document that was not deleted.
+    ///
+    /// # Panics
+    /// If there are not more than `c` chunks.
+    pub fn is_live(&self, c: usize) -> bool {
+        let (part, c) = locate(&self.chunks, c);
+        let part = &self.parts[part];
+        part.dead.as_ref().is_none_or(|dead| !dead.get(part.store.document_of(c)))
     }
 
     /// Document number `d`.
@@ -172,16 +160,8 @@ impl Store {
     /// # Panics
     /// If there are not more than `d` documents.
     pub fn document(&self, d: usize) -> StoredDocument<'_> {
-        let (row, next) = (self.row(d), self.row(d + 1));
-        let field = |from: u64, to: u64| utf8(&self.fields, from, to);
-        let section = field(row[SECTION], row[SOURCE]);
-        StoredDocument {
-            id: field(row[ID], row[TITLE]),
-            title: field(row[TITLE], row[SECTION]),
-            section: (!section.is_empty()).then_some(section),
-            source: field(row[SOURCE], next[ID]),
-            text: utf8(&self.text, row[TEXT], next[TEXT]),
-        }
+        let (part, d) = self.locate_document(d);
+        self.parts[part].store.document(d)
     }
 
     /// The numbers of document `d`'s chunks.
@@ -189,8 +169,9 @@ impl Store {
     /// # Panics
     /// If there are not more than `d` documents.
     pub fn chunks_of(&self, d: usize) -> Range<usize> {
-        let limit = |row: &[u64]| (row[CHUNK] as usize).min(self.meta.chunks);
-        limit(self.row(d))..limit(self.row(d + 1))
+        let (part, d) = self.locate_document(d);
+        let (first, chunks) = (self.chunks[part], self.parts[part].store.chunks_of(d));
+        first + chunks.start..first + chunks.end
     }
 
     /// Hash of document `d`'s text: equal texts have equal hashes under whatever id.
@@ -198,7 +179,8 @@ impl Store {
     /// # Panics
     /// If there are not more than `d` documents.
     pub fn text_hash(&self, d: usize) -> &[u8] {
-        &self.hashes[d * HASH..(d + 1) * HASH]
+        let (part, d) = self.locate_document(d);
+        self.parts[part].store.text_hash(d)
     }
 
     /// Number of the document that chunk `c` is of.
@@ -206,8 +188,8 @@ impl Store {
     /// # Panics
     /// If there are not more than `c` chunks.
     pub fn document_of(&self, c: usize) -> usize {
-        // A damaged store may name a document that is not there.
-        (self.chunks[2 * c] as usize).min(self.meta.documents.saturating_sub(1))
+        let (part, c) = locate(&self.chunks, c);
+        self.documents[part] + self.parts[part].store.document_of(c)
     }
 
     /// Whether chunk `c` has any text, which a last chunk of only the end-of-text token has not.
@@ -215,14 +197,8 @@ impl Store {
     /// # Panics
     /// If there are not more than `c` chunks.
     pub fn has_text(&self, c: usize) -> bool {
-        let start = u64::from(self.chunks[2 * c + 1]);
-        match self.continuation(c) {
-            Some(after) => u64::from(self.chunks[2 * after + 1]) > start,
-            None => {
-                let d = self.document_of(c);
-                self.row(d + 1)[TEXT].saturating_sub(self.row(d)[TEXT]) > start
-            }
-        }
+        let (part, c) = locate(&self.chunks, c);
+        self.parts[part].store.has_text(c)
     }
 
     /// Chunk number `c`.
@@ -230,22 +206,9 @@ impl Store {
     /// # Panics
     /// If there are not more than `c` chunks.
     pub fn chunk(&self, c: usize) -> Chunk<'_> {
-        let document = self.document_of(c);
-        let (row, next) = (self.row(document), self.row(document + 1));
-        let start = u64::from(self.chunks[2 * c + 1]);
-        let end = match self.continuation(c) {
-            Some(after) => row[TEXT].saturating_add(u64::from(self.chunks[2 * after + 1])),
-            None => next[TEXT],
-        };
-        let first = (c as u64).saturating_sub(row[CHUNK]).saturating_mul(self.meta.chunk_tokens as u64);
-        let from = row[TOKEN].saturating_add(first);
-        let to = next[TOKEN].min(from.saturating_add(self.meta.chunk_tokens as u64));
-        Chunk {
-            document,
-            tokens: self.tokens.get(from as usize..to as usize).unwrap_or_default(),
-            text: utf8(&self.text, row[TEXT].saturating_add(start), end),
-            start: start as usize,
-        }
+        let (part, c) = locate(&self.chunks, c);
+        let chunk = self.parts[part].store.chunk(c);
+        Chunk { document: self.documents[part] + chunk.document, ..chunk }
     }
 
     /// The chunk that follows chunk `c` in the same document.
@@ -253,182 +216,101 @@ impl Store {
     /// # Panics
     /// If there are not more than `c` chunks.
     pub fn continuation(&self, c: usize) -> Option<usize> {
-        let after = c + 1;
-        (after < self.meta.chunks && self.chunks[2 * after] == self.chunks[2 * c]).then_some(after)
+        let (part, c) = locate(&self.chunks, c);
+        self.parts[part].store.continuation(c).map(|after| self.chunks[part] + after)
     }
 
-    /// What RETRO reads of a neighbour: the chunk's tokens, then those of its continuation
-    /// (`[N; F]`, at most twice the chunk size). A chunk that ends its document has no
-    /// continuation: other documents' tokens never follow.
+    /// What RETRO reads of a neighbour: see [`ChunkStore::neighbour_tokens`].
     ///
     /// # Panics
     /// If there are not more than `c` chunks.
     pub fn neighbour_tokens(&self, c: usize) -> Vec<u32> {
-        let mut tokens = self.chunk(c).tokens.to_vec();
-        if let Some(after) = self.continuation(c) {
-            tokens.extend_from_slice(self.chunk(after).tokens);
-        }
-        tokens
+        let (part, c) = locate(&self.chunks, c);
+        self.parts[part].store.neighbour_tokens(c)
     }
 
     /// Reads the whole store and says all that does not fit together; empty for a sound one.
     pub fn check(&self) -> Vec<String> {
-        check::check(self)
-    }
-
-    pub(super) fn row(&self, d: usize) -> &[u64] {
-        &self.documents[d * COLUMNS..(d + 1) * COLUMNS]
+        self.parts().flat_map(ChunkStore::check).collect()
     }
 }
 
-/// The text at `from..to`, or nothing where a damaged table points outside or into a character.
-fn utf8(bytes: &[u8], from: u64, to: u64) -> &str {
-    bytes.get(from as usize..to as usize).and_then(|b| std::str::from_utf8(b).ok()).unwrap_or_default()
-}
-
-impl std::fmt::Debug for Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("dir", &self.dir).field("meta", &self.meta).finish_non_exhaustive()
-    }
+/// The part that number `n` falls into and its number there, by the parts' first numbers.
+fn locate(firsts: &[usize], n: usize) -> (usize, usize) {
+    let part = match firsts {
+        [_, end] if n < *end => 0,
+        _ => firsts.partition_point(|&first| first <= n).saturating_sub(1),
+    };
+    assert!(part + 1 < firsts.len(), "number {n} of {}", firsts[firsts.len() - 1]);
+    (part, n - firsts[part])
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::PathBuf;
 
     use super::*;
-    use crate::corpus::{Documents, OnError, build_store};
+    use crate::corpus::{OnError, build_store};
     use crate::progress::Progress;
 
-    const M: usize = 5;
-
     fn tokenizer() -> Tokenizer {
-        Tokenizer::train((0..50).map(|i| Ok(format!("word{i} é東 the the"))), 300).unwrap()
+        Tokenizer::train((0..9).map(|i| Ok(format!("w{i} w{i}"))), 280).unwrap()
     }
 
-    /// 700 documents over two files, so that batches end inside and between them.
-    fn corpus(dir: &Path) -> Vec<PathBuf> {
-        fs::create_dir_all(dir).unwrap();
-        let lines = |range: Range<usize>| -> String {
-            range
-                .map(|d| {
-                    let text = "é東 the word1 🦀".chars().cycle().take(1 + d * 13 % 60).collect::<String>();
-                    let section = ["", "part"][d % 2];
-                    format!("{}\n", serde_json::json!({"id": d, "title": format!("T{d}"), "section": section, "text": text}))
-                })
-                .collect()
+    fn lines(documents: Range<usize>) -> String {
+        let line = |d: usize| {
+            let text = vec![format!("w{}", d % 9); 1 + d * 5 % 23].join(" ");
+            format!("{{\"id\": \"d{d}\", \"text\": \"{text}\"}}\n")
         };
-        fs::write(dir.join("a.jsonl"), lines(0..300)).unwrap();
-        fs::write(dir.join("b.jsonl"), lines(300..700)).unwrap();
-        vec![dir.join("a.jsonl"), dir.join("b.jsonl")]
+        documents.map(line).collect()
     }
 
-    fn build(dir: &Path, m: usize) -> Store {
-        let corpus = corpus(&dir.join("corpus"));
-        let out = dir.join(format!("store-{m}"));
-        let summary = build_store(&corpus, &tokenizer(), m, OnError::Fail, &out, Progress::Silent).unwrap();
-        let store = Store::open(&out).unwrap();
-        assert_eq!(summary.identity, store.identity());
-        assert_eq!(
-            (summary.documents, summary.chunks, summary.tokens, summary.text_bytes),
-            (store.documents(), store.chunks(), store.tokens(), store.text_bytes())
-        );
-        store
+    fn part(dir: &Path, documents: Range<usize>, m: usize) -> ChunkStore {
+        let out = dir.join(format!("{documents:?}-{m}"));
+        let corpus: PathBuf = dir.join("corpus.jsonl");
+        fs::write(&corpus, lines(documents)).unwrap();
+        build_store(&[corpus], &tokenizer(), m, OnError::Fail, &out, Progress::Silent).unwrap();
+        ChunkStore::open(&out).unwrap()
     }
 
     #[test]
-    fn the_store_gives_back_the_corpus_and_its_chunks() {
+    fn parts_read_as_the_store_of_all_their_documents() {
         let dir = tempfile::tempdir().unwrap();
-        let store = build(dir.path(), M);
-        let tokenizer = store.tokenizer();
-        let end = tokenizer.end_of_text().unwrap();
-        let documents = Documents::open(&corpus(&dir.path().join("corpus")), OnError::Fail).unwrap();
-        let mut next_chunk = 0;
-        for (d, expected) in documents.map(Result::unwrap).enumerate() {
-            let found = store.document(d);
+        let whole = Store::new(vec![(part(dir.path(), 0..40, 7), None)]).unwrap();
+        let mut dead = Bitmap::new(9);
+        dead.set(2);
+        let parts =
+            vec![(0..11, None), (11..12, None), (12..21, Some(dead)), (21..40, Some(Bitmap::new(19)))];
+        let parts = parts.into_iter().map(|(range, dead)| (part(dir.path(), range, 7), dead)).collect();
+        let joined = Store::new(parts).unwrap();
+        assert_ne!(joined.identity(), whole.identity());
+        assert_eq!((joined.documents(), joined.chunks()), (whole.documents(), whole.chunks()));
+        assert_eq!((joined.tokens(), joined.text_bytes()), (whole.tokens(), whole.text_bytes()));
+        for d in 0..40 {
+            assert_eq!((joined.document(d), joined.chunks_of(d)), (whole.document(d), whole.chunks_of(d)));
+            assert_eq!(joined.text_hash(d), whole.text_hash(d));
+            assert_eq!((joined.document_is_live(d), whole.document_is_live(d)), (d != 14, true));
+        }
+        for c in 0..whole.chunks() {
+            assert_eq!((joined.chunk(c), joined.continuation(c)), (whole.chunk(c), whole.continuation(c)));
             assert_eq!(
-                (found.id, found.title, found.text),
-                (&*expected.id, &*expected.title, &*expected.text)
+                (joined.document_of(c), joined.has_text(c)),
+                (whole.document_of(c), whole.has_text(c))
             );
-            assert_eq!((found.section, found.source), (expected.section.as_deref(), &*expected.source));
-            let chunks = store.chunks_of(d);
-            assert_eq!(chunks.start, next_chunk);
-            next_chunk = chunks.end;
-            let mut stream = vec![end];
-            stream.extend(tokenizer.encode(&expected.text).unwrap().ids);
-            stream.push(end);
-            let (mut tokens, mut text) = (Vec::new(), String::new());
-            for c in chunks.clone() {
-                let chunk = store.chunk(c);
-                assert_eq!((chunk.document, chunk.start), (d, text.len()));
-                assert!(chunk.tokens.len() == M || c + 1 == chunks.end && !chunk.tokens.is_empty());
-                assert_eq!(store.has_text(c), !chunk.text.is_empty());
-                let after = (c + 1 < chunks.end).then_some(c + 1);
-                assert_eq!(store.continuation(c), after, "a continuation stays in its document");
-                let with_next = [chunk.tokens, after.map_or(&[], |c| store.chunk(c).tokens)].concat();
-                assert_eq!(store.neighbour_tokens(c), with_next);
-                tokens.extend_from_slice(chunk.tokens);
-                text.push_str(chunk.text);
-            }
-            assert_eq!((tokens, text), (stream, expected.text));
+            assert_eq!(joined.neighbour_tokens(c), whole.neighbour_tokens(c));
+            assert_eq!(joined.is_live(c), whole.document_of(c) != 14);
         }
-        assert_eq!((next_chunk, store.documents()), (store.chunks(), 700));
-        assert_eq!(store.check(), [""; 0]);
+        assert_eq!(joined.check(), [""; 0]);
     }
 
     #[test]
-    fn the_identity_depends_on_the_content_and_not_on_the_place() {
-        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        assert_eq!(build(one.path(), M).identity(), build(two.path(), M).identity());
-        assert_ne!(build(one.path(), M).identity(), build(one.path(), M + 1).identity());
-    }
-
-    #[test]
-    fn a_failed_build_leaves_the_old_store() {
+    fn parts_that_do_not_belong_together_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let old = build(dir.path(), M).identity().to_string();
-        let bad = dir.path().join("bad.jsonl");
-        fs::write(&bad, "{\"text\": \"good\"}\nbad\n").unwrap();
-        let out = dir.path().join(format!("store-{M}"));
-        let error =
-            build_store(std::slice::from_ref(&bad), &tokenizer(), M, OnError::Fail, &out, Progress::Silent)
-                .unwrap_err();
-        assert!(error.to_string().contains("bad.jsonl:2"), "{error}");
-        assert_eq!(Store::open(&out).unwrap().identity(), old);
-        let summary = build_store(&[bad], &tokenizer(), M, OnError::Skip, &out, Progress::Silent).unwrap();
-        assert_eq!((summary.documents, summary.skipped.count), (1, 1));
-        assert_eq!(Store::open(&out).unwrap().documents(), 1);
-        assert!(
-            build_store(std::slice::from_ref(&out), &tokenizer(), 0, OnError::Skip, &out, Progress::Silent)
-                .is_err()
-        );
-    }
-
-    #[test]
-    fn check_finds_tables_that_do_not_fit() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = build(dir.path(), M);
-        let manifest = artefact::read_manifest(store.dir()).unwrap();
-        for (file, at, value) in [
-            (CHUNKS_FILE, 8, 9),                      // chunk 1 of another document
-            (CHUNKS_FILE, 12, 200),                   // chunk 1 begins outside the text
-            (DOCUMENTS_FILE, 8 * COLUMNS, 200),       // document 1's tokens begin elsewhere
-            (DOCUMENTS_FILE, 8 * (COLUMNS + 2), 99),  // document 1's text begins elsewhere
-            (DOCUMENTS_FILE, 8 * (COLUMNS + 4), 255), // document 1's title begins elsewhere
-            (TOKENS_FILE, 3, 255),                    // a token outside the vocabulary
-            (TEXT_FILE, 0, b'x'),                     // another text
-        ] {
-            let path = manifest.path(store.dir(), file).unwrap();
-            let bytes = fs::read(&path).unwrap();
-            let mut changed = bytes.clone();
-            changed[at] = value;
-            fs::write(&path, changed).unwrap();
-            let damaged = Store::open(store.dir()).unwrap();
-            assert!(!damaged.check().is_empty(), "{file} at {at}");
-            assert!((0..damaged.chunks()).all(|c| damaged.chunk(c).tokens.len() <= M));
-            assert!((0..damaged.documents()).all(|d| damaged.chunks_of(d).end <= damaged.chunks()));
-            fs::write(&path, bytes).unwrap();
-        }
-        assert_eq!(store.check(), [""; 0]);
+        let error = Store::new(vec![(part(dir.path(), 0..3, 7), None), (part(dir.path(), 3..6, 8), None)]);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("chunks of 7 tokens") && error.contains("chunks of 8 tokens"), "{error}");
+        assert!(Store::new(vec![(part(dir.path(), 0..3, 7), Some(Bitmap::new(4)))]).is_err());
+        assert!(Store::new(vec![]).is_err());
     }
 }

@@ -8,8 +8,8 @@ use super::block::{
     Block, CHUNK, CHUNKS_FILE, COLUMNS, DOCUMENTS_FILE, FIELDS_FILE, HASHES_FILE, ID, TEXT, TEXT_FILE, TOKEN,
     TOKENS_FILE,
 };
+use super::chunk_store::{KIND, StoreMeta, TOKENIZER_FILE, VERSION};
 use super::mapped::bytes_of;
-use super::store::{KIND, StoreMeta, TOKENIZER_FILE, VERSION};
 use super::{BuildSummary, Skipped, Tokenizer};
 use crate::artefact::Writer;
 use crate::{Error, Result};

@@ -10,10 +10,13 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use sidenote_index::Hit;
 
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use crate::retriever::bm25::Bm25;
+use crate::retriever::fuse;
 
 /// How deep the ranking goes.
 const DEPTH: usize = 100;
@@ -174,32 +177,70 @@ pub struct Report {
     pub scores: Scores,
     /// Passages encoded a second.
     pub passages_per_second: f64,
+    /// What ranks the passages.
+    pub ranking: Ranking,
     /// Queries encoded and answered by exact search a second, in batches.
     pub queries_per_second: f64,
 }
 
-/// Encodes the passages, ranks them for each query by inner product (ties in the corpus's order),
-/// and scores the rankings. As in BEIR, a passage with the query's own id is left out.
-pub fn evaluate(encoder: &dyn Encoder, dataset: &Dataset, progress: Progress) -> Result<Report> {
+/// What ranks the passages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Ranking {
+    /// The encoder's vectors, by inner product.
+    #[default]
+    Vectors,
+    /// Their words, by BM25.
+    Words,
+    /// Both, by reciprocal rank fusion of the first hundred.
+    Hybrid,
+}
+
+/// Encodes the passages, ranks them for each query (ties in the corpus's order), and scores the
+/// rankings. As in BEIR, a passage with the query's own id is left out.
+pub fn evaluate(
+    encoder: &dyn Encoder,
+    dataset: &Dataset,
+    ranking: Ranking,
+    progress: Progress,
+) -> Result<Report> {
     let started = Instant::now();
     let vectors = encode(encoder, &dataset.passages, "passages", progress)?;
     let passages_per_second = dataset.passages.len() as f64 / started.elapsed().as_secs_f64();
     let shape = (dataset.passages.len(), encoder.dim());
     let vectors = Tensor::from_vec(vectors, shape, &Device::Cpu)?.t()?;
+    let words = match ranking {
+        Ranking::Vectors => None,
+        _ => Some(Bm25::in_memory((0..).zip(dataset.passages.iter().map(|(_, text)| text)))?),
+    };
     let started = Instant::now();
     let mut scores = Vec::with_capacity(dataset.queries.len());
     for queries in dataset.queries.chunks(BATCH) {
         let encoded = encode(encoder, queries, "queries", Progress::Silent)?;
         let encoded = Tensor::from_vec(encoded, (queries.len(), encoder.dim()), &Device::Cpu)?;
         let similarities = encoded.matmul(&vectors)?.to_vec2::<f32>()?;
-        let score = |((id, _), row): (&(String, String), &Vec<f32>)| {
-            let mut ranking = rank(row, DEPTH + 1);
-            ranking.retain(|&i| dataset.passages[i].0 != *id);
-            let ids: Vec<&str> =
-                ranking.iter().take(DEPTH).map(|&i| dataset.passages[i].0.as_str()).collect();
-            Scores::of(&ids, &dataset.judgements[id])
+        let score = |((id, text), row): (&(String, String), &Vec<f32>)| -> Result<Scores> {
+            let others = |i: usize| dataset.passages[i].0 != *id;
+            let mut near = rank(row, DEPTH + 1);
+            near.retain(|&i| others(i));
+            near.truncate(DEPTH);
+            let ranking: Vec<usize> = match &words {
+                None => near,
+                Some(words) => {
+                    let found = words.search(text, DEPTH, &|i| others(i as usize))?;
+                    let near = near.iter().map(|&i| Hit { id: i as u32, score: row[i] }).collect();
+                    let hits = match ranking {
+                        Ranking::Hybrid => fuse(&[near, found], DEPTH),
+                        _ => found,
+                    };
+                    hits.into_iter().map(|hit| hit.id as usize).collect()
+                }
+            };
+            let ids: Vec<&str> = ranking.iter().map(|&i| dataset.passages[i].0.as_str()).collect();
+            Ok(Scores::of(&ids, &dataset.judgements[id]))
         };
-        scores.par_extend(queries.par_iter().zip(&similarities).map(score));
+        let of_batch: Result<Vec<_>> = queries.par_iter().zip(&similarities).map(score).collect();
+        scores.extend(of_batch?);
     }
     let queries_per_second = dataset.queries.len() as f64 / started.elapsed().as_secs_f64();
     Ok(Report {
@@ -210,6 +251,7 @@ pub fn evaluate(encoder: &dyn Encoder, dataset: &Dataset, progress: Progress) ->
         queries: dataset.queries.len(),
         scores: Scores::mean(&scores),
         passages_per_second,
+        ranking,
         queries_per_second,
     })
 }
@@ -330,10 +372,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         // Query "1" would find passage "1" first, but that has its own id; then 2 and 3 tie.
         write(dir.path(), CORPUS, QUERIES, "query-id\tcorpus-id\tscore\n1\t3\t1\nq\t2\t1\nq\t1\t0\n");
-        let report = evaluate(&Letters, &Dataset::open(dir.path()).unwrap(), Progress::Silent).unwrap();
+        let dataset = Dataset::open(dir.path()).unwrap();
+        let evaluate = |ranking| evaluate(&Letters, &dataset, ranking, Progress::Silent).unwrap();
+        let report = evaluate(Ranking::Vectors);
         assert_eq!((report.passages, report.queries, report.dim), (3, 2, 3));
         assert_eq!(report.scores.mrr_at_10, (0.5 + 1.0) / 2.0);
         assert_eq!(report.scores.recall_at_10, 1.0);
+        // No query has a word of a passage, so words find nothing and add nothing.
+        assert_eq!(evaluate(Ranking::Words).scores, Scores::default());
+        assert_eq!(evaluate(Ranking::Hybrid).scores, report.scores);
+    }
+
+    #[test]
+    fn words_find_what_vectors_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let corpus = "{\"_id\": \"1\", \"text\": \"xx\"}\n{\"_id\": \"2\", \"text\": \"bees make honey\"}\n";
+        let queries = "{\"_id\": \"q\", \"text\": \"honey x\"}\n";
+        write(dir.path(), corpus, queries, "q\t2\t1\n");
+        let dataset = Dataset::open(dir.path()).unwrap();
+        let mrr = |ranking| evaluate(&Letters, &dataset, ranking, Progress::Silent).unwrap().scores.mrr_at_10;
+        assert_eq!((mrr(Ranking::Vectors), mrr(Ranking::Words), mrr(Ranking::Hybrid)), (0.5, 1.0, 1.0));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::encoder;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::reader;
-use crate::retriever::{BuildOptions, Existing, Passage, Retriever, build};
+use crate::retriever::{BuildOptions, Existing, Passage, Retriever, SearchOptions, build};
 use crate::select::{self, Job, Method};
 
 mod assets;
@@ -76,7 +76,8 @@ pub fn run(options: &Options, progress: Progress) -> Result<Value> {
 
     progress.note("4. ask");
     let question = files.question.clone();
-    let response = reader::ask(&retriever, &question, 5, &reader::Extractive::new(retriever.encoder()))?;
+    let reader = reader::Extractive::new(retriever.encoder());
+    let response = reader::ask(&retriever, &question, 5, &SearchOptions::default(), &reader)?;
 
     progress.note("5. select");
     let chosen = out.join("select").join("chosen.jsonl");
@@ -99,10 +100,10 @@ pub fn run(options: &Options, progress: Progress) -> Result<Value> {
     let select_report = serde_json::to_value(&selected).unwrap_or_default();
     let report = json!({
         "index": {
-            "documents": meta.documents,
-            "chunks": meta.chunks,
-            "tokens": meta.tokens,
-            "kind": meta.index.to_string(),
+            "documents": meta.live().documents,
+            "chunks": meta.live().chunks,
+            "tokens": meta.live().tokens,
+            "kind": meta.kinds(),
             "seconds": index_seconds,
         },
         "search": found,

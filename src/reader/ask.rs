@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{Answer, Reader, Source, whole_sentences};
 use crate::error::Result;
-use crate::retriever::{Passage, Retriever};
+use crate::retriever::{Passage, Retriever, SearchOptions};
 
 /// An answer with everything that was read for it.
 #[derive(Debug, Clone, Serialize)]
@@ -14,7 +14,7 @@ pub struct Response {
     /// The answer.
     #[serde(flatten)]
     pub answer: Answer,
-    /// What was read, nearest first.
+    /// What was read, best first.
     pub sources: Vec<ReadSource>,
 }
 
@@ -33,9 +33,15 @@ pub struct ReadSource {
     pub cited: bool,
 }
 
-/// Answers `question` from the `k` nearest passages.
-pub fn ask(retriever: &Retriever, question: &str, k: usize, reader: &dyn Reader) -> Result<Response> {
-    let passages = retriever.search(question, k)?;
+/// Answers `question` from the `k` best passages.
+pub fn ask(
+    retriever: &Retriever,
+    question: &str,
+    k: usize,
+    options: &SearchOptions,
+    reader: &dyn Reader,
+) -> Result<Response> {
+    let passages = retriever.search_with(question, k, options)?;
     let texts: Vec<&str> = passages.iter().map(|passage| widen(retriever, passage)).collect();
     let sources: Vec<Source<'_>> = passages
         .iter()

@@ -1,21 +1,19 @@
 //! A corpus into an index directory.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use sidenote_index::{Builder, Metric, Spec};
+use sidenote_index::{Lock, Spec};
 
 use super::encode;
-use super::generation::{is_there, place, remove, sweep};
-use super::meta::{EncoderMeta, IndexMeta, KIND, Piece, Settings, VERSION};
-use super::parts::{CorpusHash, PartMeta, Unfinished};
-use crate::artefact::Writer;
-use crate::corpus::{Block, Documents, OnError, StoreWriter, Tokenizer, next_batch};
+use super::generation::is_there;
+use super::meta::{EncoderMeta, IndexMeta, IndexPart, KIND, Settings};
+use super::part_writer::{PartWriter, STORE, VECTORS, commit};
+use super::unfinished::{CorpusHash, PartMeta, Unfinished};
+use crate::corpus::{Block, Document, Documents, OnError, Tokenizer, next_batch};
 use crate::encoder::Encoder;
 use crate::progress::{Progress, Task};
 use crate::{Error, Result, interrupt};
-
-const STORE: &str = "store";
-const VECTORS: &str = "vectors";
 
 /// Far more than a vector can say something about.
 const MOST_CHUNK_TOKENS: usize = 1 << 16;
@@ -83,10 +81,15 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<IndexMeta> {
         return Err(Error::setting("--chunk-tokens", why));
     }
     let out = options.out;
-    let finished = is_there(out, KIND, &["store-", "vectors-"])?;
-    let unfinished = Unfinished::of(out)?;
-    let started = unfinished.settings()?;
+    // Nothing is written before it is known that what is there is ours.
+    is_there(out, KIND, &[STORE, VECTORS])?;
+    Unfinished::of(out, "build")?.settings::<Settings>()?;
     let mut documents = Documents::open(options.corpus, options.on_error)?;
+    fs::create_dir_all(out).map_err(Error::io(out))?;
+    let _lock = Lock::acquire(out)?;
+    let finished = is_there(out, KIND, &[STORE, VECTORS])?;
+    let unfinished = Unfinished::of(out, "build")?;
+    let started: Option<Settings> = unfinished.settings()?;
     match options.existing {
         Existing::Fail if finished => {
             return Err(Error::file(
@@ -112,94 +115,124 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<IndexMeta> {
     unfinished.begin(&settings)?;
 
     let mut hash = CorpusHash::default();
-    let parts = collect_parts(options, &unfinished, &mut documents, &mut hash, progress)?;
-
-    let chunks = parts.iter().map(|part| part.chunks).sum();
-    let dim = options.encoder.dim();
-    let index = options.index.unwrap_or_else(|| Spec::default_for(chunks, dim));
-    let (store_dir, vectors_dir) = (unfinished.dir().join(STORE), unfinished.dir().join(VECTORS));
-    remove(&store_dir)?;
-    remove(&vectors_dir)?;
-    let mut store = StoreWriter::create(&store_dir, options.tokenizer, options.chunk_tokens)?;
-    let mut vectors = Builder::create(&vectors_dir, dim, Metric::Cosine, &index, options.seed)?;
-    let task = progress.task("joining", chunks as u64, "chunks");
-    for (number, part) in parts.iter().enumerate() {
-        stop_if_asked()?;
-        let (block, rows) = unfinished.read(number)?;
-        store.append(&block)?;
-        vectors.add(&rows)?;
-        task.advance(part.chunks as u64);
-    }
-    drop(task);
-    let summary = store.finish(documents.skipped().clone())?;
-    progress.note(format!("building the {index} index of {chunks} vectors"));
-    let vectors = vectors.finish()?.identity();
-
-    let meta = IndexMeta {
-        store: Piece {
-            folder: place(&store_dir, out, STORE, &summary.identity)?,
-            identity: summary.identity,
-        },
-        vectors: Piece { folder: place(&vectors_dir, out, VECTORS, &vectors)?, identity: vectors },
-        settings,
-        index,
-        dim,
-        documents: summary.documents,
-        chunks: summary.chunks,
-        tokens: summary.tokens,
-        text_bytes: summary.text_bytes,
-        skipped: summary.skipped,
-        corpus: hash.value(),
+    let cutter = Cutter {
+        encoder: options.encoder,
+        tokenizer: options.tokenizer,
+        chunk_tokens: options.chunk_tokens,
+        wanted: &|_| true,
+        go_on: "run the command again with --resume",
+        begin_again: "remove that folder to begin again",
     };
-    Writer::create(out, KIND, VERSION)?.commit(serde_json::json!(meta))?;
-    sweep(out, &[STORE, VECTORS], &[&meta.store.folder, &meta.vectors.folder])?;
+    let parts = cutter.collect(&unfinished, &mut documents, &mut hash, progress)?;
+    let part = cutter.join(&unfinished, &parts, options.index, options.seed, out, progress)?;
+    let mut meta = IndexMeta {
+        settings,
+        dim: options.encoder.dim(),
+        parts: vec![part],
+        skipped: documents.skipped().clone(),
+        corpus: Some(hash.value()),
+    };
+    commit(out, &mut meta, &[None])?;
     unfinished.remove()?;
     Ok(meta)
 }
 
-/// Reads the whole corpus and leaves all its parts on disk, making those that are not there.
-fn collect_parts(
-    options: &BuildOptions,
-    unfinished: &Unfinished,
-    documents: &mut Documents,
-    hash: &mut CorpusHash,
-    progress: Progress,
-) -> Result<Vec<PartMeta>> {
-    let task = progress.task("cutting and encoding", documents.total_bytes() / 1000, "kB");
-    let mut shown = 0;
-    let mut parts = unfinished.parts()?;
-    if !parts.is_empty() {
-        progress.note(format!("resuming behind part {} of the unfinished build", parts.len()));
-    }
-    for (number, part) in parts.iter().enumerate() {
-        let batch = next_batch(documents)?;
-        batch.iter().for_each(|document| hash.add(document));
-        if batch.len() != part.documents || hash.value() != part.corpus {
-            let place =
-                batch.first().map_or("its end".into(), |d| format!("document {:?} of {}", d.id, d.source));
-            return Err(Error::Mismatch {
-                what: format!("the corpus and the unfinished build in {}", unfinished.dir().display()),
-                left: format!("another text within {} documents from {place}", part.documents),
-                right: format!("part {}", number + 1),
-                hint: "the corpus has changed since; remove that folder to begin again".into(),
-            });
+/// Cuts a corpus into chunks and encodes them.
+pub(super) struct Cutter<'a> {
+    pub encoder: &'a dyn Encoder,
+    pub tokenizer: &'a Tokenizer,
+    pub chunk_tokens: usize,
+    /// The documents to take, of all that are read.
+    pub wanted: &'a dyn Fn(&Document) -> bool,
+    /// What to do after an interruption.
+    pub go_on: &'a str,
+    /// What to do when the corpus has changed meanwhile.
+    pub begin_again: &'a str,
+}
+
+impl Cutter<'_> {
+    /// Reads the whole corpus and leaves all its parts on disk, making those that are not there.
+    pub fn collect(
+        &self,
+        unfinished: &Unfinished,
+        documents: &mut Documents,
+        hash: &mut CorpusHash,
+        progress: Progress,
+    ) -> Result<Vec<PartMeta>> {
+        let task = progress.task("cutting and encoding", documents.total_bytes() / 1000, "kB");
+        let mut shown = 0;
+        let mut parts = unfinished.parts()?;
+        if !parts.is_empty() {
+            progress.note(format!("going on behind part {} of the unfinished work", parts.len()));
         }
-        show(&task, documents, &mut shown);
-    }
-    loop {
-        stop_if_asked()?;
-        let batch = next_batch(documents)?;
-        if batch.is_empty() {
-            return Ok(parts);
+        for (number, part) in parts.iter().enumerate() {
+            let batch = next_batch(documents)?;
+            batch.iter().for_each(|document| hash.add(document));
+            if batch.len() != part.documents || hash.value() != part.corpus {
+                let place = batch
+                    .first()
+                    .map_or("its end".into(), |d| format!("document {:?} of {}", d.id, d.source));
+                return Err(Error::Mismatch {
+                    what: format!("the corpus and the unfinished build in {}", unfinished.dir().display()),
+                    left: format!("another text within {} documents from {place}", part.documents),
+                    right: format!("part {}", number + 1),
+                    hint: format!("the corpus has changed since; {}", self.begin_again),
+                });
+            }
+            show(&task, documents, &mut shown);
         }
-        batch.iter().for_each(|document| hash.add(document));
-        let block = Block::new(&batch, options.tokenizer, options.chunk_tokens)?;
-        let texts = block.chunk_texts();
-        let rows = encode(options.encoder, &texts)?;
-        let part = PartMeta { documents: batch.len(), chunks: texts.len(), corpus: hash.value() };
-        unfinished.keep(parts.len(), &block, &rows, &part)?;
-        parts.push(part);
-        show(&task, documents, &mut shown);
+        loop {
+            self.stop_if_asked()?;
+            let mut batch = next_batch(documents)?;
+            if batch.is_empty() {
+                return Ok(parts);
+            }
+            batch.iter().for_each(|document| hash.add(document));
+            let read = batch.len();
+            batch.retain(self.wanted);
+            let block = Block::new(&batch, self.tokenizer, self.chunk_tokens)?;
+            let texts = block.chunk_texts();
+            let rows = encode(self.encoder, &texts)?;
+            let part =
+                PartMeta { documents: read, kept: batch.len(), chunks: texts.len(), corpus: hash.value() };
+            unfinished.keep(parts.len(), &block, &rows, &part)?;
+            parts.push(part);
+            show(&task, documents, &mut shown);
+        }
+    }
+
+    /// Joins the parts of the work into one part of the index in `out`, under a manifest yet to be
+    /// written. The kind of index goes by the number of chunks where it is not given.
+    pub fn join(
+        &self,
+        unfinished: &Unfinished,
+        parts: &[PartMeta],
+        index: Option<Spec>,
+        seed: u64,
+        out: &Path,
+        progress: Progress,
+    ) -> Result<IndexPart> {
+        let chunks = parts.iter().map(|part| part.chunks).sum();
+        let dim = self.encoder.dim();
+        let index = index.unwrap_or_else(|| Spec::default_for(chunks, dim));
+        let mut writer =
+            PartWriter::create(unfinished.dir(), self.tokenizer, self.chunk_tokens, dim, index, seed)?;
+        let task = progress.task("joining", chunks as u64, "chunks");
+        for (number, part) in parts.iter().enumerate() {
+            self.stop_if_asked()?;
+            let (block, rows) = unfinished.read(number)?;
+            writer.append(&block, &rows)?;
+            task.advance(part.chunks as u64);
+        }
+        drop(task);
+        writer.finish(out, progress)
+    }
+
+    fn stop_if_asked(&self) -> Result<()> {
+        match interrupt::requested() {
+            true => Err(Error::Interrupted(format!("what was done is kept; {}", self.go_on))),
+            false => Ok(()),
+        }
     }
 }
 
@@ -209,26 +242,24 @@ fn show(task: &Task, documents: &Documents, shown: &mut u64) {
     *shown = read;
 }
 
-fn stop_if_asked() -> Result<()> {
-    match interrupt::requested() {
-        true => Err(Error::Interrupted("what was done is kept; run the command again with --resume".into())),
-        false => Ok(()),
-    }
-}
-
 /// A finished index is the end of a resumed build where corpus and settings are still the same.
 fn unchanged(out: &Path, settings: &Settings, documents: Documents, progress: Progress) -> Result<IndexMeta> {
     let meta = IndexMeta::read(out)?;
+    let Some(corpus) = &meta.corpus else {
+        let why = "there is an index here to which documents were added or deleted since it was built; \
+                   there is nothing to resume (--force builds it anew)";
+        return Err(Error::file(out, why));
+    };
     settings_agree("the index", out, &meta.settings, settings)?;
     let mut hash = CorpusHash::default();
     for document in documents {
         hash.add(&document?);
     }
-    if hash.value() != meta.corpus {
+    if hash.value() != *corpus {
         return Err(Error::Mismatch {
             what: format!("the corpus and the index in {}", out.display()),
             left: format!("documents with the hash {}", hash.value()),
-            right: format!("documents with the hash {}", meta.corpus),
+            right: format!("documents with the hash {corpus}"),
             hint: "the corpus has changed; build the index again with --force".into(),
         });
     }
@@ -248,13 +279,12 @@ fn settings_agree(what: &str, dir: &Path, there: &Settings, asked: &Settings) ->
     Err(Error::file(dir, why))
 }
 
-fn source_name(path: &Path) -> String {
+pub(super) fn source_name(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
@@ -276,7 +306,7 @@ mod tests {
         let whole = dir.path().join("whole");
         let meta = build_index(&corpus, &whole, &words(), Existing::Fail).unwrap();
         assert_eq!(
-            (meta.documents, meta.settings.sources.as_slice()),
+            (meta.live().documents, meta.settings.sources.as_slice()),
             (DOCUMENTS, &["corpus.jsonl".into()][..])
         );
         let whole = files(&whole);
@@ -355,7 +385,11 @@ mod tests {
         assert_eq!(Retriever::open(&out, Some(Box::new(words()))).unwrap().store().documents(), 300);
         build_index(&corpus, &out, &words(), Existing::Resume).unwrap();
         assert_eq!(verify(&out), [""; 0]);
-        assert_eq!(fs::read_dir(&out).unwrap().count(), 3, "manifest, store, vectors; the old ones are gone");
+        assert_eq!(
+            fs::read_dir(&out).unwrap().count(),
+            4,
+            "manifest, store, vectors, lock; the old ones are gone"
+        );
         let fresh = dir.path().join("fresh");
         build_index(&corpus, &fresh, &words(), Existing::Fail).unwrap();
         assert_eq!(files(&out), files(&fresh));
@@ -369,7 +403,7 @@ mod tests {
         let meta = build_index(&corpus, &out, &words(), Existing::Fail).unwrap();
         let before = files(&out);
         let text = before.keys().find(|name| name.to_str().unwrap().contains("text.")).unwrap();
-        fs::write(out.join(text), vec![b'x'; meta.text_bytes]).unwrap();
+        fs::write(out.join(text), vec![b'x'; meta.live().text_bytes]).unwrap();
         assert!(!verify(&out).is_empty());
         build_index(&corpus, &out, &words(), Existing::Replace).unwrap();
         assert_eq!(files(&out), before);

@@ -29,19 +29,27 @@ pub(super) fn place(new: &Path, dir: &Path, prefix: &str, identity: &str) -> Res
     Ok(name)
 }
 
-/// Removes the folders `<prefix>-<id>` in `dir` other than those in `keep`: older generations,
-/// and what a crash left.
-pub(super) fn sweep(dir: &Path, prefixes: &[&str], keep: &[&str]) -> Result<()> {
+/// Removes the folders `<prefix>-<id>` in `dir`, and the files `<a prefix of files>-...`, other than those in
+/// `keep`: older generations, and what a crash left. Readers of an older generation have what they
+/// read mapped or in memory, and go on.
+pub(super) fn sweep(dir: &Path, prefixes: &[&str], files: &[&str], keep: &[&str]) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let entry = entry.map_err(Error::io(dir))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let ours = prefixes.iter().any(|prefix| {
-            name.strip_prefix(prefix)
-                .and_then(|rest| rest.strip_prefix('-'))
-                .is_some_and(|id| id.len() == ID && id.bytes().all(|b| b.is_ascii_hexdigit()))
-        });
-        if ours && !keep.contains(&name.as_str()) {
-            fs::remove_dir_all(entry.path()).map_err(Error::io(entry.path()))?;
+        if keep.contains(&name.as_str()) {
+            continue;
+        }
+        let id_after = |prefix: &&str| name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('-'));
+        let ours = prefixes
+            .iter()
+            .filter_map(id_after)
+            .any(|id| id.len() == ID && id.bytes().all(|b| b.is_ascii_hexdigit()));
+        if ours {
+            remove(&entry.path())?;
+        } else if files.iter().find_map(id_after).is_some()
+            && entry.file_type().is_ok_and(|kind| kind.is_file())
+        {
+            fs::remove_file(entry.path()).map_err(Error::io(entry.path()))?;
         }
     }
     Ok(())
@@ -53,6 +61,18 @@ pub(super) fn remove(dir: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(dir)(e)),
         _ => Ok(()),
     }
+}
+
+/// Bytes of all files in `dir` and below.
+pub fn bytes_in(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => bytes_in(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
 }
 
 /// Whether there is an artefact of this kind in `dir`. Something else there under a manifest's

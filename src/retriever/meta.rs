@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sidenote_index::Spec;
+use sidenote_index::{Bitmap, Spec};
 
-use crate::artefact::{self, ArtefactError};
+use crate::artefact::{self, ArtefactError, Manifest};
 use crate::corpus::Skipped;
+use crate::encoder::Encoder;
 use crate::{Error, Result};
 
 pub(super) const KIND: &str = "corpus-index";
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// What was asked of a build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,19 +48,9 @@ pub struct Piece {
     pub identity: String,
 }
 
-/// What the manifest of an index directory says.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct IndexMeta {
-    /// What was asked for.
-    pub settings: Settings,
-    /// The chunk store.
-    pub store: Piece,
-    /// The vectors, row `c` being chunk `c`.
-    pub vectors: Piece,
-    /// The kind of index that was built.
-    pub index: Spec,
-    /// Width of the vectors.
-    pub dim: usize,
+/// How much there is of a corpus.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
     /// Number of documents.
     pub documents: usize,
     /// Number of chunks.
@@ -68,10 +59,104 @@ pub struct IndexMeta {
     pub tokens: usize,
     /// Bytes of text.
     pub text_bytes: usize,
+}
+
+/// The documents of a part that were deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dead {
+    /// What the manifest's files call the bitmap of them.
+    pub file: String,
+    /// BLAKE3 hash of the bitmap.
+    pub blake3: String,
+    /// How much of the part they are.
+    #[serde(flatten)]
+    pub counts: Counts,
+}
+
+/// A part of an index: the documents of one build, one `add` or one `compact`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct IndexPart {
+    /// The chunk store.
+    pub store: Piece,
+    /// The vectors, row `c` being chunk `c` of the store.
+    pub vectors: Piece,
+    /// The kind of index that was built over the vectors.
+    pub index: Spec,
+    /// What it holds, deleted documents included.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// What was deleted of it since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead: Option<Dead>,
+    /// The effort of a search, where `index tune` has set it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breadth: Option<usize>,
+}
+
+/// What the manifest of an index directory says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct IndexMeta {
+    /// What was asked for.
+    pub settings: Settings,
+    /// The parts, in the order of their documents' and chunks' numbers; at least one.
+    pub parts: Vec<IndexPart>,
+    /// Width of the vectors.
+    pub dim: usize,
     /// What was left out of the corpus.
     pub skipped: Skipped,
-    /// Hash over all documents, in order.
-    pub corpus: String,
+    /// Hash over all documents, in order; `None` once documents were added or deleted.
+    pub corpus: Option<String>,
+}
+
+/// The same in format version 1: one part, nothing deleted.
+#[derive(Deserialize)]
+struct Version1 {
+    settings: Settings,
+    store: Piece,
+    vectors: Piece,
+    index: Spec,
+    dim: usize,
+    #[serde(flatten)]
+    counts: Counts,
+    skipped: Skipped,
+    corpus: String,
+}
+
+impl From<Version1> for IndexMeta {
+    fn from(old: Version1) -> Self {
+        let Version1 { settings, store, vectors, index, dim, counts, skipped, corpus } = old;
+        let part = IndexPart { store, vectors, index, counts, dead: None, breadth: None };
+        Self { settings, parts: vec![part], dim, skipped, corpus: Some(corpus) }
+    }
+}
+
+impl Counts {
+    fn with(self, f: impl Fn(usize, usize) -> usize, other: Self) -> Self {
+        Self {
+            documents: f(self.documents, other.documents),
+            chunks: f(self.chunks, other.chunks),
+            tokens: f(self.tokens, other.tokens),
+            text_bytes: f(self.text_bytes, other.text_bytes),
+        }
+    }
+
+    /// What is in both together.
+    pub fn plus(self, other: Self) -> Self {
+        // A manifest may say anything.
+        self.with(usize::saturating_add, other)
+    }
+
+    /// What is left without `other`.
+    pub fn minus(self, other: Self) -> Self {
+        self.with(usize::saturating_sub, other)
+    }
+}
+
+impl IndexPart {
+    /// What was deleted of it.
+    pub fn dead(&self) -> Counts {
+        self.dead.as_ref().map(|dead| dead.counts).unwrap_or_default()
+    }
 }
 
 impl Settings {
@@ -101,6 +186,19 @@ impl Settings {
 }
 
 impl Piece {
+    /// The error for a piece in `dir` that is not the one the manifest means.
+    pub(super) fn check(&self, dir: &Path, what: &str, found: &str) -> Result<()> {
+        if self.identity == found {
+            return Ok(());
+        }
+        Err(Error::Mismatch {
+            what: format!("the manifest of {} and its {what}", dir.display()),
+            left: format!("identity {}", self.identity),
+            right: format!("identity {found} in {}", self.folder),
+            hint: "build the index again or restore it from a copy".into(),
+        })
+    }
+
     /// Its folder inside `dir`.
     pub(super) fn path(&self, dir: &Path) -> Result<PathBuf> {
         // A manifest may come from anywhere; its names must not lead out of the directory.
@@ -117,29 +215,87 @@ impl Piece {
 impl IndexMeta {
     /// Reads the manifest of the index in `dir`; touches nothing else.
     pub fn read(dir: &Path) -> Result<Self> {
-        Ok(artefact::open(dir, KIND, VERSION)?.meta_as(dir)?)
+        Ok(Self::read_manifest(dir)?.1)
     }
 
-    /// Hash over what searches depend on: the store, the vectors and the encoder.
+    /// [`read`](Self::read), with the manifest that it is in.
+    pub(super) fn read_manifest(dir: &Path) -> Result<(Manifest, Self)> {
+        let manifest = artefact::open(dir, KIND, 1..=VERSION)?;
+        let meta: Self = match manifest.format_version {
+            1 => manifest.meta_as::<Version1>(dir)?.into(),
+            _ => manifest.meta_as(dir)?,
+        };
+        if meta.parts.is_empty() {
+            let why = "meta: an index without parts".into();
+            return Err(ArtefactError::BadManifest { path: dir.join(artefact::MANIFEST), why }.into());
+        }
+        Ok((manifest, meta))
+    }
+
+    /// What can be found and read: all but what was deleted.
+    pub fn live(&self) -> Counts {
+        let all = self.parts.iter().fold(Counts::default(), |sum, part| sum.plus(part.counts));
+        all.minus(self.dead())
+    }
+
+    /// What was deleted and still takes up space.
+    pub fn dead(&self) -> Counts {
+        self.parts.iter().fold(Counts::default(), |sum, part| sum.plus(part.dead()))
+    }
+
+    /// The kinds of index over its parts' vectors, such as `"RaBitQ"` or `"RaBitQ, Flat"`.
+    pub fn kinds(&self) -> String {
+        let mut kinds: Vec<String> = self.parts.iter().map(|part| part.index.to_string()).collect();
+        kinds.dedup();
+        kinds.join(", ")
+    }
+
+    /// Hash over what searches depend on: stores, deletions, vectors and the encoder. How much
+    /// effort a search takes (`index tune`) is not in it: the numbers of chunks stay.
     pub fn identity(&self) -> String {
         let mut hasher = blake3::Hasher::new();
-        for part in [&self.store.identity, &self.vectors.identity, &self.settings.encoder.identity] {
+        let mut add = |part: &str| {
             hasher.update(part.as_bytes());
             hasher.update(b"\n");
+        };
+        for part in &self.parts {
+            add(&part.store.identity);
+            add(&part.vectors.identity);
+            part.dead.iter().for_each(|dead| add(&dead.blake3));
         }
+        add(&self.settings.encoder.identity);
         hasher.finalize().to_hex()[..32].to_string()
     }
 
-    /// The error for a piece that is not the one the manifest means.
-    pub(super) fn check_piece(&self, dir: &Path, what: &str, piece: &Piece, found: &str) -> Result<()> {
-        if piece.identity == found {
+    /// Refuses another encoder than the one that the index in `dir` was built with.
+    pub(super) fn check_encoder(&self, dir: &Path, encoder: &dyn Encoder) -> Result<()> {
+        let built_with = &self.settings.encoder;
+        if encoder.identity() == built_with.identity {
             return Ok(());
         }
         Err(Error::Mismatch {
-            what: format!("the manifest of {} and its {what}", dir.display()),
-            left: format!("identity {}", piece.identity),
-            right: format!("identity {found} in {}", piece.folder),
-            hint: "build the index again or restore it from a copy".into(),
+            what: format!("the encoder and the index in {}", dir.display()),
+            left: format!("encoder {:?} ({})", encoder.name(), encoder.identity()),
+            right: format!("an index built with encoder {:?} ({})", built_with.name, built_with.identity),
+            hint: "use that encoder, or build the index again".into(),
         })
+    }
+
+    /// The deleted documents of `part`.
+    pub(super) fn read_dead(dir: &Path, manifest: &Manifest, part: &IndexPart) -> Result<Option<Bitmap>> {
+        let Some(dead) = &part.dead else { return Ok(None) };
+        let path = manifest.path(dir, &dead.file)?;
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        let hash = blake3::hash(&bytes).to_hex().to_string();
+        if hash != dead.blake3 {
+            let why = format!("content hash {hash}, but the manifest says {}", dead.blake3);
+            return Err(ArtefactError::Damaged { path, why }.into());
+        }
+        Ok(Some(Bitmap::from_bytes(&bytes, part.counts.documents)?))
+    }
+
+    /// The names of the folders that the index is in.
+    pub(super) fn folders(&self) -> Vec<&str> {
+        self.parts.iter().flat_map(|part| [&part.store.folder, &part.vectors.folder]).map(|s| &**s).collect()
     }
 }

@@ -1,15 +1,23 @@
 //! Text in, passages out: an encoder, a nearest-neighbour index and the chunk store behind it.
 //!
-//! An index directory (artefact kind `"corpus-index"`) holds two artefacts of one generation,
-//! `store-<id>` and `vectors-<id>`, and a manifest that ties them to each other and to the encoder;
-//! row `c` of the vectors is chunk `c` of the store.
+//! An index directory (artefact kind `"corpus-index"`) holds parts, each of two artefacts,
+//! `store-<id>` and `vectors-<id>`, and a manifest that ties them to each other and to the encoder:
+//! row `c` of a part's vectors is chunk `c` of its store. What was deleted is marked in data files
+//! of the manifest's own. Every change makes a new generation by the swap of that one manifest.
 
+pub mod bm25;
 mod build;
+mod filter;
 mod generation;
+mod hybrid;
+mod living;
 mod meta;
 pub mod neighbours;
+mod part_writer;
 mod parts;
 mod same;
+mod tombstones;
+mod unfinished;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -17,16 +25,21 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 use serde::Serialize;
-use sidenote_index::{Hit, Index};
+use sidenote_index::{Hit, Segments};
 
 use crate::corpus::Store;
 use crate::encoder::{self, Encoder};
 use crate::{Error, Result};
 
 pub use build::{BuildOptions, Existing, build};
-pub use meta::{EncoderMeta, IndexMeta, Piece, Settings};
+pub use filter::{Condition, Filter};
+pub use generation::bytes_in;
+pub use hybrid::{SearchOptions, fuse};
+pub use living::{AddOptions, Added, Compacted, Deleted, add, compact, delete};
+pub use meta::{Counts, Dead, EncoderMeta, IndexMeta, IndexPart, Piece, Settings};
 pub use verify::verify;
 
+use bm25::Bm25;
 use same::SameDocument;
 
 /// Which chunks may be found: called with the query's place in the batch and the chunk.
@@ -43,7 +56,7 @@ pub struct Passage {
     pub chunk: usize,
     /// Number of its document.
     pub document: usize,
-    /// Nearness to the query: the cosine of their vectors.
+    /// Nearness to the query: the cosine of their vectors, or the fused ranks of a hybrid search.
     pub score: f32,
     /// The document's id.
     pub id: String,
@@ -60,10 +73,7 @@ pub struct Passage {
 /// Opens the chunk store of the index in `dir`, without its vectors and encoder: all that training
 /// on its text needs.
 pub fn open_store(dir: &Path) -> Result<Store> {
-    let meta = IndexMeta::read(dir)?;
-    let store = Store::open(&meta.store.path(dir)?)?;
-    meta.check_piece(dir, "store", &meta.store, store.identity())?;
-    Ok(store)
+    Ok(parts::open(dir, parts::store)?.1)
 }
 
 /// An index directory, opened together with its encoder.
@@ -71,13 +81,15 @@ pub struct Retriever {
     dir: PathBuf,
     meta: IndexMeta,
     store: Store,
-    index: Index,
+    index: Segments,
     encoder: Box<dyn Encoder>,
     same: OnceLock<SameDocument>,
+    words: OnceLock<Bm25>,
 }
 
 impl Retriever {
-    /// Opens the index in `dir` with `encoder`, or with the encoder that the index names.
+    /// Opens the index in `dir` with `encoder`, or with the encoder that the index names. It stays
+    /// what it is now, whatever is added or deleted meanwhile.
     ///
     /// # Errors
     /// Anything missing or damaged, pieces that do not belong together, and another encoder than
@@ -88,28 +100,25 @@ impl Retriever {
             Some(encoder) => encoder,
             None => encoder::load(&meta.settings.encoder.name)?,
         };
-        let built_with = &meta.settings.encoder;
-        if encoder.identity() != built_with.identity {
+        let (meta, (store, index)) = parts::open(dir, parts::both)?;
+        meta.check_encoder(dir, encoder.as_ref())?;
+        if index.dim() != encoder.dim() {
             return Err(Error::Mismatch {
-                what: format!("the encoder and the index in {}", dir.display()),
-                left: format!("encoder {:?} ({})", encoder.name(), encoder.identity()),
-                right: format!("an index built with encoder {:?} ({})", built_with.name, built_with.identity),
-                hint: "use that encoder, or build the index again".into(),
-            });
-        }
-        let store = Store::open(&meta.store.path(dir)?)?;
-        let index = Index::open(&meta.vectors.path(dir)?)?;
-        meta.check_piece(dir, "store", &meta.store, store.identity())?;
-        meta.check_piece(dir, "vectors", &meta.vectors, index.identity())?;
-        if index.len() != store.chunks() || index.dim() != encoder.dim() {
-            return Err(Error::Mismatch {
-                what: format!("the store and the vectors in {}", dir.display()),
-                left: format!("{} chunks, encoder width {}", store.chunks(), encoder.dim()),
-                right: format!("{} vectors of width {}", index.len(), index.dim()),
+                what: format!("the encoder and the vectors in {}", dir.display()),
+                left: format!("encoder width {}", encoder.dim()),
+                right: format!("vectors of width {}", index.dim()),
                 hint: "build the index again".into(),
             });
         }
-        Ok(Self { dir: dir.into(), meta, store, index, encoder, same: OnceLock::new() })
+        Ok(Self {
+            dir: dir.into(),
+            meta,
+            store,
+            index,
+            encoder,
+            same: OnceLock::new(),
+            words: OnceLock::new(),
+        })
     }
 
     /// The folder it was opened from.
@@ -133,7 +142,7 @@ impl Retriever {
     }
 
     /// The chunks' vectors.
-    pub fn index(&self) -> &Index {
+    pub fn index(&self) -> &Segments {
         &self.index
     }
 
@@ -150,8 +159,7 @@ impl Retriever {
     /// The `k` passages nearest to `query`, nearest first. None where the query holds no token
     /// that the encoder knows.
     pub fn search(&self, query: &str, k: usize) -> Result<Vec<Passage>> {
-        let mut hits = self.search_vectors(&self.encode(&[query])?, k, None)?;
-        Ok(hits.pop().unwrap_or_default().into_iter().map(|hit| self.passage(hit)).collect())
+        self.search_with(query, k, &SearchOptions::default())
     }
 
     /// The `k` nearest chunks to each of `queries` `[queries, dim]`, nearest first; equal scores
@@ -241,6 +249,8 @@ fn encode(encoder: &dyn Encoder, texts: &[&str]) -> Result<Vec<f32>> {
     Ok(rows)
 }
 
+#[cfg(test)]
+mod living_tests;
 #[cfg(test)]
 mod testing;
 

@@ -143,7 +143,7 @@ pub fn compute(
         };
         let found = retriever.search_vectors(&vectors, k, Some(&may))?;
         for (c, hits) in (first..last).zip(found) {
-            if queries.has_text(c) {
+            if queries.has_text(c) && queries.is_live(c) {
                 for (rank, hit) in hits.iter().enumerate() {
                     table.ids[c * k + rank] = hit.id;
                     table.scores[c * k + rank] = hit.score;
@@ -208,7 +208,7 @@ pub fn precompute(
     writer.write(SCORES, bytes_of(&table.scores))?;
     writer.commit(serde_json::json!(meta))?;
     let keep = meta.queries_folder.as_deref().unwrap_or_default();
-    sweep(out, &[QUERIES], &[keep])?;
+    sweep(out, &[QUERIES], &[], &[keep])?;
     Neighbours::open(out)
 }
 

@@ -25,6 +25,7 @@ impl Order {
     /// tokens a batch.
     pub fn new(store: &Store, chunks: usize, batch_tokens: usize, seed: u64) -> Self {
         let windows: Vec<Range<usize>> = (0..store.documents())
+            .filter(|document| store.document_is_live(*document))
             .flat_map(|document| {
                 let all = store.chunks_of(document);
                 all.clone().step_by(chunks).map(move |start| start..(start + chunks).min(all.end))

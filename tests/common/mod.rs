@@ -1,8 +1,12 @@
 //! The program, run by a test in a folder of the test's own.
 
+#![allow(dead_code)] // Each test uses what it needs.
+
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -54,6 +58,47 @@ pub fn succeed(dir: &Path, arguments: &str) -> Value {
 /// Runs a command that must fail with exit code 1; what it said.
 pub fn fail(dir: &Path, arguments: &str) -> String {
     failure_of(sidenote(dir, arguments), 1)
+}
+
+/// Starts `command` and kills it `delay` after `sign` is seen. Whether it was still at work then.
+pub fn kill_at(mut command: Command, sign: impl Fn() -> bool, delay: Duration) -> bool {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !sign() {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    std::thread::sleep(delay);
+    let at_work = child.try_wait().unwrap().is_none();
+    // On Unix this is SIGKILL: nothing of the program runs after it.
+    child.kill().unwrap();
+    child.wait().unwrap();
+    at_work
+}
+
+/// Every file below `dir`, by its path there.
+pub fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = PathBuf::from(path.file_name().unwrap());
+        if path.is_dir() {
+            all.extend(files(&path).into_iter().map(|(below, bytes)| (name.join(below), bytes)));
+        } else {
+            all.insert(name, fs::read(&path).unwrap());
+        }
+    }
+    all
+}
+
+/// Whether something below `dir` has a path that contains `part`.
+pub fn has(dir: &Path, part: &str) -> bool {
+    let Ok(entries) = fs::read_dir(dir) else { return false };
+    entries.flatten().any(|entry| {
+        let path = entry.path();
+        path.to_string_lossy().contains(part) || path.is_dir() && has(&path, part)
+    })
 }
 
 /// Writes `lines` as JSON lines.

@@ -44,7 +44,8 @@ fn samples() -> &'static [Files] {
             all_files(dir.path())
         };
         let dir = tempdir().unwrap();
-        let mut writer = Collection::create(dir.path(), DIM, Metric::Cosine, Some(Spec::RaBitQ { bits: 1 }), 1).unwrap();
+        let mut writer =
+            Collection::create(dir.path(), DIM, Metric::Cosine, Some(Spec::RaBitQ { bits: 1 }), 1).unwrap();
         let ids: Vec<u64> = (0..ROWS as u64).collect();
         writer.add(&ids[..100], &rows[..100 * DIM]).unwrap();
         writer.commit().unwrap();
@@ -53,7 +54,11 @@ fn samples() -> &'static [Files] {
         writer.commit().unwrap();
         drop(writer);
         let collection = all_files(dir.path());
-        [Spec::Flat, Spec::RaBitQ { bits: 1 }, Spec::RaBitQ { bits: 4 }, Spec::Graph { degree: 32 }, Spec::Hnsw { m: 4 }].map(index).into_iter().chain([collection]).collect()
+        ["Flat", "RaBitQ", "RaBitQ4", "QG32", "HNSW4"]
+            .map(|spec| index(spec.parse::<Spec>().unwrap()))
+            .into_iter()
+            .chain([collection])
+            .collect()
     })
 }
 

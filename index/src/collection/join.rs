@@ -89,9 +89,8 @@ mod tests {
     #[test]
     fn sources_are_joined_by_ascending_id() {
         let rows: Vec<[f32; 1]> = (0..10u8).map(|i| [f32::from(i)]).collect();
-        let source = |ids: &[u64]| -> Source {
-            Box::new(ids.to_vec().into_iter().map(|id| (id, &rows[id as usize][..])))
-        };
+        let source =
+            |ids: &'static [u64]| -> Source { Box::new(ids.iter().map(|&id| (id, &rows[id as usize][..]))) };
         let joined = Joined::new(vec![source(&[1, 4, 9]), source(&[]), source(&[0, 2, 3, 8]), source(&[5])]);
         let found: Vec<(u64, f32)> = joined.map(|(id, row)| (id, row[0])).collect();
         let wanted = [0, 1, 2, 3, 4, 5, 8, 9].map(|id| (id, id as f32));

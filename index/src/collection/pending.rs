@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use super::meta::UNFINISHED;
 use crate::artefact::ArtefactError;
 use crate::disk;
-use crate::mapped::Mapped;
-use crate::mapped::write_numbers;
+use crate::mapped::{Mapped, as_bytes};
 
 /// Rows waiting on disk, with their ids in memory (some 30 bytes each).
 pub(super) struct Pending {
@@ -44,8 +43,6 @@ impl Pending {
         if ids.is_empty() {
             return Ok(());
         }
-        let mut bytes = Vec::with_capacity(size_of_val(rows));
-        write_numbers(&mut bytes, rows).expect("a vector takes all bytes");
         if self.file.is_none() {
             disk::create_dir_all(&self.folder)?;
             disk::create(&self.path)?;
@@ -55,7 +52,7 @@ impl Pending {
         let Some(mut file) = self.file.as_ref() else { return Ok(()) };
         // What a full disk left of an earlier attempt is written over.
         file.seek(SeekFrom::Start(self.bytes())).map_err(ArtefactError::io(&self.path))?;
-        disk::write_all(file, &self.path, &bytes)?;
+        disk::write_all(file, &self.path, as_bytes(rows))?;
         for (place, &id) in (self.written..).zip(ids) {
             self.places.insert(id, place);
         }

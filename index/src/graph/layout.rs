@@ -130,3 +130,69 @@ impl RecordWriter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blocks::Tables;
+    use crate::rotation::Rotation;
+
+    fn vector(dim: usize, seed: usize, spread: f32) -> Vec<f32> {
+        (0..dim)
+            .map(|i| (i as f32 * 0.3).cos() + spread * ((i * 31 + seed * 977) as f32 * 0.618).sin())
+            .collect()
+    }
+
+    /// A node's neighbours are estimated relative to the node: fails when the node's own part of
+    /// the sum of signs, or its exact score, is left out.
+    #[test]
+    fn links_are_estimated_without_bias_under_every_metric() {
+        let (dim, degree) = (200, 64);
+        let layout = Layout::new(dim, degree);
+        let rotation = Rotation::new(dim, 1);
+        let rotated = |vector: &[f32]| {
+            let mut vector = vector.to_vec();
+            rotation.apply(&mut vector);
+            vector
+        };
+        let links: Vec<Vec<f32>> = (0..50).map(|i| vector(dim, i + 1, 0.5)).collect();
+        let turned: Vec<Vec<f32>> = links.iter().map(|link| rotated(link)).collect();
+        let node = vector(dim, 0, 0.3);
+        for metric in [Metric::InnerProduct, Metric::Cosine, Metric::L2] {
+            let mut record = vec![f32::NAN; layout.stride()];
+            let ids = (100..).zip(turned.iter().map(Vec::as_slice));
+            RecordWriter::new(layout, metric).write(&mut record, &node, &rotated(&node), ids);
+            assert_eq!(record[..dim], node);
+            let (mut bias, mut spread, mut count) = (0.0, 0.0, 0.0);
+            for seed in 0..30 {
+                let query = vector(dim, seed + 1000, 0.8);
+                let tables = Tables::new(&rotated(&query));
+                let base = metric.score(&node, &query);
+                let scale = Scale { unit: tables.unit, shift: tables.shift, base };
+                let mut place = 0;
+                for piece in layout.links_of(&record) {
+                    let mut out = [0.0; BLOCK];
+                    let all = piece.estimates(&tables.bytes, scale, f32::MIN, &mut out);
+                    for slot in 0..BLOCK {
+                        if place >= links.len() {
+                            assert!(piece.ids[slot] == NONE && all >> slot & 1 == 0, "{metric}: {place}");
+                        } else {
+                            assert_eq!(piece.ids[slot], 100 + place as u32);
+                            let exact = metric.score(&links[place], &query);
+                            let difference = out[slot] - exact;
+                            bias += difference;
+                            spread += difference * difference;
+                            count += 1.0;
+                        }
+                        place += 1;
+                    }
+                }
+            }
+            let (bias, spread) = (bias / count, (spread / count).sqrt());
+            // |q - c| is about 8.5, |r| about 6, and the error about 0.75 / sqrt(dim) of their product.
+            let expected = crate::blocks::weight(metric) * 8.5 * 6.0 * 0.75 / (dim as f32).sqrt();
+            assert!(bias.abs() < 0.3 * expected, "{metric}: bias {bias} of {expected}");
+            assert!(spread < 1.5 * expected, "{metric}: spread {spread} of {expected}");
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! Build an index over a file of vectors, search it, and measure both.
+//!
+//! ```text
+//! cargo run --release -p sidenote-index --example vectors -- build rows.npy index --index RaBitQ
+//! cargo run --release -p sidenote-index --example vectors -- truth rows.npy queries.npy truth.ivecs
+//! cargo run --release -p sidenote-index --example vectors -- search index queries.npy --truth truth.ivecs
+//! ```
+//!
+//! `benches/peers/ann.py` runs it beside the peers.
+
+mod process;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Parser, Subcommand};
+use process::{Memory, cpu_seconds};
+use rayon::ThreadPoolBuilder;
+use serde::Serialize;
+use sidenote_index::{Builder, Hit, Index, IndexError, Metric, Spec, VectorFile};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// Nearest neighbours of vectors in files: .npy, .fvecs, .bvecs or .safetensors
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Build(Build),
+    Search(Search),
+    Truth(Truth),
+}
+
+/// Build an index over the vectors of a file
+#[derive(Args)]
+struct Build {
+    file: PathBuf,
+    dir: PathBuf,
+    /// What to build, such as Flat, RaBitQ, QG32 or HNSW16 [default: by the number of vectors]
+    #[arg(long)]
+    index: Option<Spec>,
+    /// ip, cosine or l2
+    #[arg(long, default_value = "cosine")]
+    metric: Metric,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Take only the first so many vectors
+    #[arg(long)]
+    rows: Option<usize>,
+    /// Threads [default: one a processor]
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Search an index with the vectors of a file, and say how fast, how well and in how much memory
+#[derive(Args)]
+struct Search {
+    dir: PathBuf,
+    queries: PathBuf,
+    /// Neighbours a query
+    #[arg(short, long, default_value_t = 10)]
+    k: usize,
+    /// Efforts to try, one after the other [default: the index's own]
+    #[arg(long, value_delimiter = ',')]
+    breadth: Vec<usize>,
+    /// Threads of a batch; with one, queries are also searched one call at a time
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// True neighbours, as `truth` writes them
+    #[arg(long)]
+    truth: Option<PathBuf>,
+    /// Repeat each measurement for at least this long
+    #[arg(long, default_value_t = 0.5)]
+    seconds: f64,
+    /// Stop at the first answer: for measuring how long that takes from the process's start
+    #[arg(long)]
+    first: bool,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Find the true neighbours by comparing every query with every vector
+#[derive(Args)]
+struct Truth {
+    file: PathBuf,
+    queries: PathBuf,
+    /// An .ivecs file: a row of int32 a query, the number of neighbours and then their ids
+    out: PathBuf,
+    /// Neighbours a query
+    #[arg(short, long, default_value_t = 10)]
+    k: usize,
+    /// ip, cosine or l2
+    #[arg(long, default_value = "cosine")]
+    metric: Metric,
+    /// Take only the first so many vectors
+    #[arg(long)]
+    rows: Option<usize>,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Build(args) => build(&args),
+        Command::Search(args) => search(&args),
+        Command::Truth(args) => truth(&args),
+    };
+    if let Err(error) = outcome {
+        eprintln!("error: {error}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+/// Rows of a file are taken so many at a time.
+const BLOCK: usize = 1 << 12;
+
+#[derive(Serialize)]
+struct Built {
+    index: Spec,
+    metric: Metric,
+    n: usize,
+    dim: usize,
+    threads: usize,
+    build_seconds: f64,
+    build_cpu_seconds: Option<f64>,
+    disk_bytes: u64,
+    #[serde(flatten)]
+    memory: Memory,
+}
+
+fn build(args: &Build) -> Outcome<()> {
+    ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
+    let mut file = VectorFile::open(&args.file)?;
+    let n = args.rows.unwrap_or(usize::MAX).min(file.len());
+    let dim = file.dim();
+    let spec = args.index.unwrap_or_else(|| Spec::default_for(n, dim));
+
+    let start = Instant::now();
+    let mut builder = Builder::create(&args.dir, dim, args.metric, &spec, args.seed)?;
+    for first in (0..n).step_by(BLOCK) {
+        builder.add(&file.read(first, BLOCK.min(n - first))?)?;
+    }
+    let manifest = builder.finish()?;
+    let built = Built {
+        index: spec,
+        metric: args.metric,
+        n,
+        dim,
+        threads: rayon::current_num_threads(),
+        build_seconds: start.elapsed().as_secs_f64(),
+        build_cpu_seconds: cpu_seconds(),
+        disk_bytes: manifest.files.values().map(|file| file.bytes).sum(),
+        memory: Memory::now(),
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&built)?);
+    } else {
+        println!(
+            "{spec} of {n} x {dim}: {:.1} s on {} threads, {} on disk, {} of memory at most",
+            built.build_seconds,
+            built.threads,
+            megabytes(Some(built.disk_bytes)),
+            megabytes(built.memory.peak_bytes)
+        );
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Searched {
+    index: Spec,
+    metric: Metric,
+    n: usize,
+    dim: usize,
+    k: usize,
+    queries: usize,
+    /// Opening the index, and that with the first query's answer.
+    open_ms: f64,
+    first_answer_ms: f64,
+    /// The vector instructions that were used.
+    instructions: &'static str,
+    /// Before the index was opened, and after the first thousand queries.
+    memory_before: Memory,
+    memory: Memory,
+    rows: Vec<Measured>,
+}
+
+#[derive(Serialize)]
+struct Measured {
+    breadth: Option<usize>,
+    threads: usize,
+    /// "single": a call a query; "batch": all queries in one call.
+    mode: &'static str,
+    qps: f64,
+    /// Microseconds a query in the middle and at the 99th percentile, for single calls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    p50_us: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    p99_us: Option<f64>,
+    recall: Option<f64>,
+}
+
+fn search(args: &Search) -> Outcome<()> {
+    // Made before anything is measured; every search below runs on it.
+    let pool = ThreadPoolBuilder::new().num_threads(args.threads).build()?;
+    let mut file = VectorFile::open(&args.queries)?;
+    let (queries, dim) = (file.read(0, usize::MAX)?, file.dim());
+    if queries.is_empty() {
+        return Err(format!("{}: no queries", args.queries.display()).into());
+    }
+    let truth = args.truth.as_deref().map(|path| read_ivecs(path, file.len(), args.k)).transpose()?;
+    let breadths: Vec<_> = match args.breadth.as_slice() {
+        [] => vec![None],
+        some => some.iter().map(|&breadth| Some(breadth)).collect(),
+    };
+
+    let memory_before = Memory::now();
+    let start = Instant::now();
+    let mut index = Index::open(&args.dir)?;
+    let open_ms = milliseconds(start);
+    index.set_breadth(breadths[0]);
+    pool.install(|| index.search(&queries[..dim], args.k, None))?;
+    let first_answer_ms = milliseconds(start);
+    if !args.first {
+        pool.install(|| {
+            queries.chunks(dim).take(1000).try_for_each(|query| index.search(query, args.k, None).map(drop))
+        })?;
+    }
+    let mut searched = Searched {
+        index: index.spec(),
+        metric: index.metric(),
+        n: index.len(),
+        dim,
+        k: args.k,
+        queries: file.len(),
+        open_ms,
+        first_answer_ms,
+        instructions: sidenote_index::instructions(),
+        memory_before,
+        memory: Memory::now(),
+        rows: Vec::new(),
+    };
+    if !args.first {
+        let truth = truth.map(|ids| Worst::of(&index, &queries, &ids)).transpose()?;
+        for breadth in breadths {
+            index.set_breadth(breadth);
+            searched.rows.extend(pool.install(|| measure(&index, &queries, breadth, truth.as_ref(), args))?);
+        }
+    }
+    report(&searched, args.json)
+}
+
+fn report(searched: &Searched, json: bool) -> Outcome<()> {
+    if json {
+        println!("{}", serde_json::to_string(searched)?);
+        return Ok(());
+    }
+    let Searched { index, n, dim, k, .. } = searched;
+    println!("{index} of {n} x {dim}: opened in {:.2} ms, ", searched.open_ms);
+    println!("first answer after {:.2} ms", searched.first_answer_ms);
+    println!(
+        "memory after {} queries: {} of its own, {} of mapped files",
+        searched.queries.min(1000),
+        megabytes(searched.memory.anon_bytes),
+        megabytes(searched.memory.file_bytes)
+    );
+    for row in &searched.rows {
+        let effort = row.breadth.map_or("default".into(), |breadth| breadth.to_string());
+        let recall = row.recall.map_or(String::new(), |recall| format!(", recall@{k} {recall:.4}"));
+        let call = if row.mode == "single" { "one a call" } else { "all in one call" };
+        println!("breadth {effort}, {} threads, {call}: {:.0} queries/s{recall}", row.threads, row.qps);
+    }
+    Ok(())
+}
+
+/// Speed and recall at one effort: single calls with one thread, a batch with any number.
+fn measure(
+    index: &Index,
+    queries: &[f32],
+    breadth: Option<usize>,
+    truth: Option<&Worst>,
+    args: &Search,
+) -> Result<Vec<Measured>, IndexError> {
+    let (dim, k) = (index.dim(), args.k);
+    let least = Duration::from_secs_f64(args.seconds.clamp(0.0, 3600.0));
+    let mut rows = Vec::new();
+
+    // The first pass is for warming up and for recall.
+    let found = index.search_batch(queries, k, None)?;
+    let recall = truth.map(|truth| truth.recall(index, queries, &found));
+    let (start, mut passes) = (Instant::now(), 0);
+    while passes == 0 || start.elapsed() < least {
+        index.search_batch(queries, k, None)?;
+        passes += 1;
+    }
+    let qps = (passes * found.len()) as f64 / start.elapsed().as_secs_f64();
+    let threads = args.threads;
+    rows.push(Measured { breadth, threads, mode: "batch", qps, p50_us: None, p99_us: None, recall });
+
+    if threads == 1 {
+        let mut times = Vec::new();
+        let start = Instant::now();
+        while times.is_empty() || start.elapsed() < least {
+            for query in queries.chunks(dim) {
+                let start = Instant::now();
+                index.search(query, k, None)?;
+                times.push(start.elapsed());
+            }
+        }
+        let qps = times.len() as f64 / start.elapsed().as_secs_f64();
+        times.sort_unstable();
+        let at = |part: f64| Some(times[(times.len() as f64 * part) as usize].as_secs_f64() * 1e6);
+        rows.push(Measured {
+            breadth,
+            threads,
+            mode: "single",
+            qps,
+            p50_us: at(0.5),
+            p99_us: at(0.99),
+            recall,
+        });
+    }
+    Ok(rows)
+}
+
+/// The score of each query's k-th true neighbour. What scores as high counts as found, so that
+/// of two equal rows either is right.
+struct Worst {
+    scores: Vec<f64>,
+    k: usize,
+}
+
+impl Worst {
+    fn of(index: &Index, queries: &[f32], truth: &[Vec<u32>]) -> Outcome<Self> {
+        let k = truth.first().map_or(0, Vec::len);
+        let score = |(query, ids): (&[f32], &Vec<u32>)| {
+            ids.iter().try_fold(f64::INFINITY, |worst, &id| {
+                let row = index.vector(id).ok_or("--truth: names a row that the index does not have")?;
+                Ok::<_, &str>(worst.min(exact(index.metric(), query, row)))
+            })
+        };
+        let scores = queries.chunks(index.dim()).zip(truth).map(score).collect::<Result<_, _>>()?;
+        Ok(Self { scores, k })
+    }
+
+    /// The mean part of the true neighbours that were found.
+    fn recall(&self, index: &Index, queries: &[f32], found: &[Vec<Hit>]) -> f64 {
+        let mut sum = 0;
+        for ((query, hits), &worst) in queries.chunks(index.dim()).zip(found).zip(&self.scores) {
+            let ids: HashSet<u32> = hits.iter().take(self.k).map(|hit| hit.id).collect();
+            let near = |&&id: &&u32| {
+                index.vector(id).is_some_and(|row| exact(index.metric(), query, row) >= worst - 1e-6)
+            };
+            sum += ids.iter().filter(near).count();
+        }
+        sum as f64 / (self.k * found.len()).max(1) as f64
+    }
+}
+
+/// The score as [`Metric`] defines it, but for the length of the query, which is the same for all rows.
+fn exact(metric: Metric, query: &[f32], row: &[f32]) -> f64 {
+    let pairs = query.iter().zip(row).map(|(&x, &y)| (f64::from(x), f64::from(y)));
+    match metric {
+        Metric::L2 => -pairs.map(|(x, y)| (x - y) * (x - y)).sum::<f64>(),
+        Metric::InnerProduct | Metric::Cosine => pairs.map(|(x, y)| x * y).sum(),
+    }
+}
+
+fn truth(args: &Truth) -> Outcome<()> {
+    /// Rows that are an index at a time: 100 MB of 384 numbers.
+    const PART: usize = 1 << 16;
+    let queries = VectorFile::open(&args.queries)?.read(0, usize::MAX)?;
+    let mut file = VectorFile::open(&args.file)?;
+    let n = args.rows.unwrap_or(usize::MAX).min(file.len());
+    if n < args.k {
+        return Err(
+            format!("{}: {n} vectors, which have no {} neighbours", args.file.display(), args.k).into()
+        );
+    }
+    let mut best: Vec<Vec<Hit>> = vec![Vec::new(); queries.len() / file.dim()];
+    for first in (0..n).step_by(PART) {
+        let dir = tempfile::tempdir()?;
+        let mut builder = Builder::create(dir.path(), file.dim(), args.metric, &Spec::Flat, 0)?;
+        builder.add(&file.read(first, PART.min(n - first))?)?;
+        builder.finish()?;
+        let found = Index::open(dir.path())?.search_batch(&queries, args.k, None)?;
+        for (best, hits) in best.iter_mut().zip(found) {
+            best.extend(hits.iter().map(|hit| Hit { id: hit.id + first as u32, ..*hit }));
+            best.sort_unstable_by(|a, b| b.cmp(a));
+            best.truncate(args.k);
+        }
+    }
+    let row = |hits: &Vec<Hit>| {
+        let numbers = std::iter::once(args.k as u32).chain(hits.iter().map(|hit| hit.id));
+        numbers.flat_map(u32::to_le_bytes).collect::<Vec<u8>>()
+    };
+    std::fs::write(&args.out, best.iter().flat_map(row).collect::<Vec<u8>>())?;
+    Ok(())
+}
+
+/// The first `k` ids of each of `rows` rows.
+fn read_ivecs(path: &Path, rows: usize, k: usize) -> Outcome<Vec<Vec<u32>>> {
+    let bytes = std::fs::read(path).map_err(|cause| format!("{}: {cause}", path.display()))?;
+    let numbers: Vec<u32> = bytes.as_chunks().0.iter().map(|&b| u32::from_le_bytes(b)).collect();
+    let width = numbers.first().map_or(0, |&width| width as usize);
+    if width < k || numbers.len() != rows.saturating_mul(width + 1) || bytes.len() % 4 != 0 {
+        return Err(format!(
+            "{}: not the ids of {rows} queries with at least {k} neighbours each: make it with `truth`",
+            path.display()
+        )
+        .into());
+    }
+    Ok(numbers.chunks(width + 1).map(|row| row[1..][..k].to_vec()).collect())
+}
+
+fn milliseconds(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e3
+}
+
+fn megabytes(bytes: Option<u64>) -> String {
+    bytes.map_or("unknown".into(), |bytes| format!("{:.1} MB", bytes as f64 / 1e6))
+}
