@@ -8,7 +8,7 @@ use crate::mapped::write_numbers;
 use crate::meta::{FORMAT_VERSION, KIND, Meta, VECTORS};
 use crate::pages::PageWriter;
 use crate::rows::Rows;
-use crate::{IndexError, Metric, Spec, graph, hnsw, rabitq};
+use crate::{IndexError, Metric, Spec, graph, hnsw, ivf, rabitq};
 
 /// Writes an index: rows go straight to disk as they are added, and the directory holds the new
 /// index once [`finish`](Builder::finish) returns, the old one or none until then.
@@ -107,6 +107,10 @@ impl Builder {
             }
             Spec::Graph { degree } => {
                 graph::build(&rows, degree, self.seed, &mut self.writer)?;
+                None
+            }
+            Spec::Ivf { lists } => {
+                ivf::build(&rows, lists, self.seed, &mut self.writer)?;
                 None
             }
         };

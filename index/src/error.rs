@@ -51,7 +51,7 @@ pub enum IndexError {
     },
     /// Not the name of an index.
     #[error(
-        "unknown index {text:?}: use Flat, RaBitQ, RaBitQb with b from 2 to 8 bits, QG32, QG64, QG96 or QG128, or HNSWm with m from 4 to 128"
+        "unknown index {text:?}: use Flat, RaBitQ, RaBitQb with b from 2 to 8 bits, QG32, QG64, QG96 or QG128, IVFn,RaBitQ with n from 1 to 65536 lists, or HNSWm with m from 4 to 128"
     )]
     UnknownSpec {
         /// What was given.

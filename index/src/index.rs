@@ -1,15 +1,20 @@
 //! An index on disk, opened for search.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use crate::artefact::{self, ArtefactError, MANIFEST};
 use crate::graph::{self, Graph};
 use crate::hnsw::Hnsw;
+use crate::ivf::Ivf;
 use crate::meta::{KIND, Meta, VECTORS, VERSIONS};
 use crate::rabitq::Codes;
 use crate::rows::Rows;
 use crate::topk::{Allow, Hit};
 use crate::{Builder, IndexError, Metric, Spec, flat};
+
+/// More breadth than this makes reading every row the better way.
+const MOST: usize = 1 << 14;
 
 /// An index, memory-mapped: opening reads the manifest only, and searches read what they need.
 /// It can be searched from many threads at once.
@@ -26,6 +31,7 @@ enum Engine {
     Hnsw(Hnsw),
     RaBitQ(Codes),
     Graph(Graph),
+    Ivf(Ivf),
 }
 
 impl Index {
@@ -67,6 +73,9 @@ impl Index {
             Spec::Graph { degree } => {
                 Engine::Graph(Graph::open(dir, &manifest, meta.rows, meta.dim, degree, meta.seed)?)
             }
+            Spec::Ivf { lists } => {
+                Engine::Ivf(Ivf::open(dir, &manifest, meta.dim, meta.metric, lists, meta.seed)?)
+            }
         };
         Ok(Self { rows, spec: meta.spec, engine, identity: manifest.identity(), breadth: None })
     }
@@ -102,14 +111,15 @@ impl Index {
     }
 
     /// The effort of searches through this handle, where it has been set: the nodes that a walk on
-    /// a graph keeps, or the most rows that a scan of codes scores. More breadth finds more of the
-    /// true neighbours, and takes longer. `Flat` needs none.
+    /// a graph keeps, the most rows that a scan of codes scores, or the lists that an inverted file
+    /// probes. More breadth finds more of the true neighbours, and takes longer. `Flat` needs none.
     pub fn breadth(&self) -> Option<usize> {
         self.breadth
     }
 
     /// Sets the [`breadth`](Index::breadth); `None` is the kind's own: for graphs one that finds
-    /// about 99 in 100 of the ten nearest, for codes as many rows as their error bound asks for.
+    /// about 99 in 100 of the ten nearest, for codes as many rows as their error bound asks for, for
+    /// an inverted file one in sixteen of its lists, and eight at least.
     pub fn set_breadth(&mut self, breadth: Option<usize>) {
         self.breadth = breadth;
     }
@@ -163,9 +173,14 @@ impl Index {
         &self.rows
     }
 
-    /// Whether more [`breadth`](Index::breadth) finds more.
-    pub(crate) fn has_breadth(&self) -> bool {
-        !matches!(self.engine, Engine::Flat)
+    /// The least and the most [`breadth`](Index::breadth) that makes sense for `k`; none where
+    /// more does not find more.
+    pub(crate) fn breadths(&self, k: usize) -> Option<RangeInclusive<usize>> {
+        match (&self.engine, self.spec) {
+            (Engine::Flat, _) => None,
+            (_, Spec::Ivf { lists }) => Some(1..=lists),
+            _ => Some(k.max(1)..=MOST.min(self.len()).max(k).max(1)),
+        }
     }
 
     /// Checks queries and makes them ready.
@@ -208,6 +223,10 @@ impl Index {
             Engine::Graph(graph) => {
                 let breadth = breadth.unwrap_or(graph.default_breadth(k));
                 graph.search(&self.rows, queries, k, breadth, allow)
+            }
+            Engine::Ivf(lists) => {
+                let breadth = breadth.unwrap_or(lists.default_breadth());
+                lists.search(&self.rows, queries, k, breadth, allow)
             }
         }
     }

@@ -11,6 +11,7 @@ mod flat;
 mod graph;
 mod hnsw;
 mod index;
+mod ivf;
 mod lock;
 mod mapped;
 mod meta;

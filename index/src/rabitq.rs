@@ -240,6 +240,9 @@ impl Codes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blocks::CONFIDENCE;
+    use crate::mapped::as_bytes;
+    use crate::simd::{Scale, estimates};
     use crate::{Builder, Index, Spec};
 
     /// Rows with a common direction and larger numbers on some axes.
@@ -270,6 +273,7 @@ mod tests {
                     let mut query = query.to_vec();
                     metric.prepare(&mut query);
                     let prepared = codes.prepare(metric, &query);
+                    let probe = prepared.probe();
                     let Tables { bytes, unit, shift } = &prepared.tables;
                     let scale = Scale { unit: *unit, shift: *shift, base: prepared.base };
                     for (number, block) in codes.codes.as_slice().chunks(codes.shape.block).enumerate() {
@@ -279,8 +283,8 @@ mod tests {
                         for (slot, estimate) in out.into_iter().enumerate() {
                             let Some(row) = index.vector((number * BLOCK + slot) as u32) else { continue };
                             let exact = metric.score(row, &query);
-                            let error = prepared.error * factors[2 * BLOCK + slot]
-                                + prepared.rounding * factors[BLOCK + slot];
+                            let error = probe.error * factors[2 * BLOCK + slot]
+                                + probe.rounding * factors[BLOCK + slot];
                             let deviations = (estimate - exact) / error * CONFIDENCE;
                             bias += deviations;
                             spread += deviations * deviations;

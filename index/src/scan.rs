@@ -22,7 +22,7 @@ const BOUNDS: usize = 16;
 /// `error` `[32]`, bounds `[16]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
-    codes: usize,
+    pub codes: usize,
     pub block: usize,
 }
 
@@ -105,7 +105,7 @@ pub(crate) struct Probe<'a> {
     pub base: f32,
     /// What a row's `error` and `scale` are multiplied with to bound the error of its score.
     pub error: f32,
-    rounding: f32,
+    pub rounding: f32,
 }
 
 impl<'a> Probe<'a> {
@@ -240,5 +240,78 @@ impl Found {
             }
         }
         best.into_sorted()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::mapped::write_numbers;
+    use crate::metric::Metric;
+
+    /// Over many rotations estimates are right on average, and within the bound but for one in so
+    /// many, relative to a centre that the query was rotated for and relative to one that it was
+    /// not. Fails when the centre's part is left out of `add`, or added instead.
+    #[test]
+    fn estimates_are_unbiased_and_bounded_for_any_centre() {
+        let dim = 100;
+        let vector = |seed: usize, scale: f32| -> Vec<f32> {
+            (0..dim).map(|i| scale * ((i * 31 + seed * 17) as f32 * 0.61).sin()).collect()
+        };
+        let mean = vector(1000, 2.0);
+        let plus = |a: &[f32], b: &[f32]| -> Vec<f32> { a.iter().zip(b).map(|(a, b)| a + b).collect() };
+        let minus = |a: &[f32], b: &[f32]| -> Vec<f32> { a.iter().zip(b).map(|(a, b)| a - b).collect() };
+        let other = plus(&mean, &vector(2000, 1.0));
+        let points: Vec<f32> = (0..BLOCK).flat_map(|row| plus(&other, &vector(row, 0.5))).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        write_numbers(&mut file, &points).unwrap();
+        file.flush().unwrap();
+        let query = plus(&other, &vector(3000, 0.7));
+        for metric in [Metric::InnerProduct, Metric::L2] {
+            let rows = Rows::of(&file, "test".as_ref(), BLOCK, dim, metric).unwrap();
+            for centre in [&mean, &other] {
+                let (mut sum, mut squares, mut outside, mut bounds) = (0.0, 0.0, 0, 0.0);
+                let seeds = 200;
+                for seed in 0..seeds {
+                    let rotation = Rotation::new(dim, seed);
+                    let mut turned = minus(centre, &mean);
+                    rotation.apply(&mut turned);
+                    let encoder = Encoder { rows: &rows, rotation: &rotation, bits: 1 };
+                    let centre = Centre { vector: centre, turned: Some(&turned) };
+                    let (block, _) = encoder.encode(0..BLOCK, centre, 0.0);
+                    let residual = minus(&query, centre.vector);
+                    let mut asked = minus(&query, &mean);
+                    rotation.apply(&mut asked);
+                    let tables = Tables::new(&asked);
+                    let base = blocks::query_base(metric, &query, centre.vector, &residual);
+                    let probe = Probe::new(&tables, base, dot(&residual, &residual).sqrt());
+                    let mut found = Found::new(BLOCK);
+                    found.look(Shape::new(dim), &block, probe, BLOCK, |slot| slot as u32, |_| true);
+                    assert_eq!(found.len(), BLOCK);
+                    let promised: Vec<Hit> = found.promised.into_unsorted().collect();
+                    for candidate in &found.candidates {
+                        let exact = rows.hit(candidate.id as usize, &query).score;
+                        let lowest = promised.iter().find(|hit| hit.id == candidate.id).unwrap().score;
+                        let (estimate, bound) =
+                            ((candidate.highest + lowest) / 2.0, (candidate.highest - lowest) / 2.0);
+                        sum += f64::from(estimate - exact);
+                        squares += f64::from((estimate - exact) * (estimate - exact));
+                        outside += usize::from((estimate - exact).abs() > bound);
+                        bounds += f64::from(bound);
+                    }
+                }
+                let count = f64::from(seeds as u32) * BLOCK as f64;
+                let deviation = (squares / count).sqrt();
+                // Rows share rotations: their errors are not independent.
+                let unsure = deviation / f64::from(seeds as u32).sqrt();
+                assert!((sum / count).abs() < 4.0 * unsure, "{metric}: {} of {unsure}", sum / count);
+                let outside = outside as f64 / count;
+                assert!(outside < 0.08, "{metric}: {outside} outside of the bound");
+                let bound = bounds / count;
+                assert!(bound < 3.0 * deviation, "{metric}: bound {bound}, deviation {deviation}");
+            }
+        }
     }
 }

@@ -39,6 +39,13 @@ pub enum Spec {
         /// Links of a node: a multiple of 32, up to 128.
         degree: usize,
     },
+    /// `"IVF1024,RaBitQ"`: rows in lists around centroids, and a scan of the 1-bit codes of the
+    /// lists nearest to the query only (Jégou, Douze and Schmid, 2011). For more rows than a
+    /// graph can be built over; about as many lists as 4 to 16 times the root of their number.
+    Ivf {
+        /// Lists, from 1 to 65,536.
+        lists: usize,
+    },
 }
 
 impl Spec {
@@ -60,6 +67,7 @@ impl Spec {
             Spec::Hnsw { m } => (4..=128).contains(&m),
             Spec::RaBitQ { bits } => (1..=8).contains(&bits),
             Spec::Graph { degree } => (32..=128).contains(&degree) && degree.is_multiple_of(32),
+            Spec::Ivf { lists } => (1..=65_536).contains(&lists),
         };
         if good { Ok(self) } else { Err(IndexError::UnknownSpec { text: self.to_string() }) }
     }
@@ -73,6 +81,7 @@ impl fmt::Display for Spec {
             Spec::RaBitQ { bits: 1 } => f.write_str("RaBitQ"),
             Spec::RaBitQ { bits } => write!(f, "RaBitQ{bits}"),
             Spec::Graph { degree } => write!(f, "QG{degree}"),
+            Spec::Ivf { lists } => write!(f, "IVF{lists},RaBitQ"),
         }
     }
 }
@@ -83,6 +92,12 @@ impl FromStr for Spec {
     fn from_str(text: &str) -> Result<Self, IndexError> {
         let unknown = || IndexError::UnknownSpec { text: text.into() };
         let lower = text.to_ascii_lowercase();
+        if let Some(lists) = lower.strip_prefix("ivf").and_then(|rest| rest.strip_suffix(",rabitq")) {
+            // `parse` would take a sign too.
+            let digits = lists.bytes().all(|b| b.is_ascii_digit());
+            let lists = lists.parse().ok().filter(|_| digits).ok_or_else(unknown)?;
+            return Spec::Ivf { lists }.check().map_err(|_| unknown());
+        }
         let (name, number) = lower.split_at(lower.trim_end_matches(|c: char| c.is_ascii_digit()).len());
         let number = if number.is_empty() { None } else { Some(number.parse().map_err(|_| unknown())?) };
         match (name, number) {
@@ -124,6 +139,8 @@ mod tests {
             Spec::RaBitQ { bits: 1 },
             Spec::RaBitQ { bits: 8 },
             Spec::Graph { degree: 64 },
+            Spec::Ivf { lists: 1 },
+            Spec::Ivf { lists: 65_536 },
         ] {
             assert_eq!(spec.to_string().parse::<Spec>().unwrap(), spec);
         }
@@ -141,6 +158,12 @@ mod tests {
             "QG33",
             "QG160",
             "IVF1024,PQ32",
+            "IVF1024",
+            "IVF,RaBitQ",
+            "IVF0,RaBitQ",
+            "IVF+8,RaBitQ",
+            "IVF65537,RaBitQ",
+            "IVF16,RaBitQ4",
         ] {
             let error = bad.parse::<Spec>().unwrap_err();
             assert!(matches!(&error, IndexError::UnknownSpec { text } if text == bad), "{bad:?}: {error}");

@@ -6,6 +6,16 @@ use std::collections::BinaryHeap;
 /// Which rows may be found: called with the query's place in the batch and the row's id.
 pub(crate) type Allow<'a> = Option<&'a (dyn Fn(usize, u32) -> bool + Sync)>;
 
+/// Rows asked to find out how many a filter allows.
+const SAMPLE: usize = 1000;
+
+/// How many rows of a sample a filter allows, and how many are in it. Rows that follow each other
+/// may be of one document: they are taken from all over.
+pub(crate) fn share(rows: usize, may: impl Fn(u32) -> bool) -> (usize, usize) {
+    let sample = SAMPLE.min(rows);
+    ((0..sample).filter(|i| may((i * rows / sample) as u32)).count(), sample)
+}
+
 /// One neighbour.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Hit {

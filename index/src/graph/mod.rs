@@ -24,7 +24,7 @@ use crate::graph::search::{Nodes, Walk};
 use crate::mapped::Mapped;
 use crate::rotation::Rotation;
 use crate::rows::Rows;
-use crate::topk::{Allow, Hit, TopK};
+use crate::topk::{Allow, Hit, TopK, share};
 use crate::{flat, parallel};
 
 /// Records of all nodes.
@@ -38,8 +38,6 @@ const ROOT_DEGREE: usize = 1024;
 const CHUNK: usize = 8;
 /// Of so few allowed rows in a thousand it is faster to score every one.
 const FEW_ALLOWED: usize = 20;
-/// Rows asked to find out how many a filter allows.
-const SAMPLE: usize = 1000;
 
 fn root_degree(rows: usize) -> usize {
     ROOT_DEGREE.min(rows.next_multiple_of(32))
@@ -155,9 +153,7 @@ impl Graph {
             return None;
         }
         let Some(allow) = allow else { return Some(breadth) };
-        let sample = SAMPLE.min(rows);
-        // Rows that follow each other may be of one document: take them from all over.
-        let allowed = (0..sample).filter(|i| allow((i * rows / sample) as u32)).count();
+        let (allowed, sample) = share(rows, allow);
         if allowed * 1000 < FEW_ALLOWED * sample {
             return None;
         }

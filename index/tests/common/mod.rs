@@ -8,12 +8,13 @@ use rand_chacha::ChaCha8Rng;
 use sidenote_index::{Builder, Hit, Index, Metric, Spec};
 
 pub const METRICS: [Metric; 3] = [Metric::InnerProduct, Metric::Cosine, Metric::L2];
-pub const SPECS: [Spec; 5] = [
+pub const SPECS: [Spec; 6] = [
     Spec::Flat,
     Spec::Hnsw { m: 8 },
     Spec::RaBitQ { bits: 1 },
     Spec::RaBitQ { bits: 4 },
     Spec::Graph { degree: 32 },
+    Spec::Ivf { lists: 16 },
 ];
 
 /// `n` vectors around `clusters` random centres.
