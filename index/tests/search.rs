@@ -28,7 +28,13 @@ fn finds_the_nearest_in_order_for_every_kind_metric_and_odd_dimension() {
                         assert!((f64::from(hit.score) - wanted).abs() < tolerance, "{spec} {metric} {dim}");
                     }
                 }
-                let floor = if spec == Spec::Flat { 1.0 } else { 0.98 };
+                let floor = match spec {
+                    Spec::Flat => 1.0,
+                    // Half of the lists are probed, with queries from elsewhere than the rows; and by
+                    // inner product the nearest rows may be in any list.
+                    Spec::Ivf { .. } => 0.9,
+                    _ => 0.98,
+                };
                 assert!(mean >= floor - 1e-9, "{spec} {metric} dim {dim}: recall {mean}");
             }
         }

@@ -311,8 +311,7 @@ mod tests {
         each.sum::<f64>() / rows.len() as f64
     }
 
-    /// Fails without rounds, without new starts for empty lists, and where rows go to another list
-    /// than the nearest.
+    /// Fails without rounds, and where rows go to another list than the nearest.
     #[test]
     fn training_brings_rows_nearer_to_their_centroids() {
         let points = clusters(6000);
@@ -329,12 +328,23 @@ mod tests {
         let (after, before) = (distortion(&rows, &trained), distortion(&rows, &untrained));
         // Uniform noise of 0.2 each way has a variance of 0.04 / 3.
         let least = DIM as f64 * 0.04 / 3.0;
-        assert!(after < 0.8 * before && after < 2.0 * least, "{after} after {before}, least {least}");
+        assert!(after < 0.5 * before && after < 2.5 * least, "{after} after {before}, least {least}");
         let centroids = trained.centroids();
         for (id, list) in trained.assign(&rows).into_iter().enumerate() {
             let distance =
                 |list: usize| crate::metric::squared_distance(rows.row(id), &centroids[list * DIM..][..DIM]);
             assert!((0..40).all(|other| distance(other) > distance(list as usize) - 1e-4));
+        }
+    }
+
+    /// Two means that begin at the same place: half of these do.
+    #[test]
+    fn a_mean_that_nothing_is_near_starts_anew() {
+        let points: Vec<f32> = (0..100 * DIM).map(|i| if i / DIM % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        for seed in 0..20 {
+            let means = Means::train(&points, DIM, 2, &mut ChaCha8Rng::seed_from_u64(seed));
+            let sum = means.vectors[0] + means.vectors[DIM];
+            assert!(sum.abs() < 1e-5 && means.vectors[0].abs() > 0.99, "{seed}: {:?}", means.vectors);
         }
     }
 
