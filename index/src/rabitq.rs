@@ -137,7 +137,7 @@ impl Encoder<'_> {
                 .for_each(|(r, (x, c))| *r = x - c);
             let (square, with_centre) = (dot(&residual, &residual), dot(&residual, self.centre));
             self.rotation.apply(&mut residual);
-            let absolute = residual.iter().map(|x| x.abs()).sum();
+            let (absolute, _) = blocks::sums_of_signs(&residual, &residual);
             blocks::write_signs(&residual, slot, &mut self.codes);
             let Factors { add, scale, error } =
                 blocks::factors(self.rows.metric(), dim, square, with_centre, absolute);

@@ -41,13 +41,16 @@ pub(crate) struct Scale {
     pub base: f32,
 }
 
+/// What [`estimates`] takes and gives.
+type Estimates = fn(&[u8], &[u8], &[f32], Scale, f32, &mut [f32; BLOCK]) -> u32;
+
 /// One set of implementations.
 #[derive(Clone, Copy)]
 struct Set {
     name: &'static str,
     dot: fn(&[f32], &[f32]) -> f32,
     squared_distance: fn(&[f32], &[f32]) -> f32,
-    estimates: fn(&[u8], &[u8], &[f32], Scale, f32, &mut [f32; BLOCK]) -> u32,
+    estimates: Estimates,
     masked_sum: fn(&[u64], &[f32]) -> f32,
 }
 
@@ -134,7 +137,7 @@ mod tests {
     }
 
     fn bytes(n: usize, seed: usize) -> Vec<u8> {
-        (0..n).map(|i| ((i * 37 + seed) * 2654435761 >> 7) as u8).collect()
+        (0..n).map(|i| (((i * 37 + seed) * 2654435761) >> 7) as u8).collect()
     }
 
     #[test]
