@@ -1,4 +1,4 @@
-//! NEON: 16 bytes at a time. Compiled, not yet run.
+//! NEON: 16 bytes at a time.
 
 use std::arch::aarch64::*;
 
