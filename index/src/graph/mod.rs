@@ -39,7 +39,7 @@ const CHUNK: usize = 8;
 /// Of so few allowed rows in a thousand it is faster to score every one.
 const FEW_ALLOWED: usize = 20;
 /// Rows asked to find out how many a filter allows.
-const SAMPLE: usize = 1000;
+const SAMPLE: usize = 256;
 
 fn root_degree(rows: usize) -> usize {
     ROOT_DEGREE.min(rows.next_multiple_of(32))
@@ -125,7 +125,8 @@ impl Graph {
     ) -> Vec<Hit> {
         let may = |id: u32| allow.is_none_or(|allow| allow(number, id));
         let filter: Option<&dyn Fn(u32) -> bool> = if allow.is_some() { Some(&may) } else { None };
-        if let Some(breadth) = self.widen(rows.len(), breadth.max(k), filter) {
+        let mut wanted = breadth.max(k);
+        while let Some(breadth) = self.widen(rows.len(), wanted, filter) {
             let nodes = Nodes {
                 records: rows,
                 root: self.root.as_slice(),
@@ -143,6 +144,8 @@ impl Graph {
             if found.len() == k {
                 return found;
             }
+            // A node can be on the beam more than once, and a filter may allow fewer than it seemed.
+            wanted *= 2;
         }
         // The walk costs as much as reading all rows, or cannot reach enough of those allowed.
         flat::search(rows, query, k, Some(&|_, id| may(id))).pop().unwrap_or_default()
