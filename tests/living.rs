@@ -294,6 +294,12 @@ fn write_corpus(path: &Path, documents: std::ops::Range<usize>, version: usize) 
     write_lines(path, &lines);
 }
 
+/// How many entries of `dir` have a name that begins with `prefix`.
+fn count(dir: &Path, prefix: &str) -> usize {
+    let entries = fs::read_dir(dir).unwrap().flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)).count()
+}
+
 #[test]
 fn a_kill_at_any_moment_leaves_the_old_generation_or_the_new_one() {
     let dir = tempfile::tempdir().unwrap();
@@ -324,12 +330,16 @@ fn a_kill_at_any_moment_leaves_the_old_generation_or_the_new_one() {
         let signs: &[&str] = match round % 3 {
             0 => &["add/part-000001", "add/store", "add/vectors", "manifest.json.tmp", "add-finished"],
             1 => &["", "dead-0", "manifest.json.tmp"],
-            _ => &["", "compact/store", "compact/vectors", "manifest.json.tmp"],
+            // Between the new part's arrival and the swap, where a wrong order would do most harm.
+            _ => &["compact/vectors", "arrival", "arrival", "manifest.json.tmp"],
         };
         let sign = signs[round / 3 % signs.len()];
         let most = if sign.is_empty() { 40_000 } else { 4_000 };
         let delay = Duration::from_micros(random.random_range(0..most));
-        at_work += usize::from(kill_at(sidenote(dir, command), || has(&index, sign), delay));
+        let vectors = || count(&index, "vectors-");
+        let there = vectors();
+        let seen = || if sign == "arrival" { vectors() > there } else { has(&index, sign) };
+        at_work += usize::from(kill_at(sidenote(dir, command), seen, delay));
         let verdict = json_of(sidenote(dir, "index verify index"));
         assert_eq!(verdict["sound"], true, "{command}, {sign}: {verdict}");
         let after = succeed(dir, "index info index");
