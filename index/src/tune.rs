@@ -1,7 +1,7 @@
 //! The least effort that finds enough.
 
 use crate::topk::{Allow, Hit};
-use crate::{Index, IndexError, flat};
+use crate::{Index, IndexError};
 
 /// More breadth than this makes reading every row the better way.
 const MOST: usize = 1 << 14;
@@ -29,9 +29,9 @@ impl Index {
         if !(0.0..=1.0).contains(&recall) || queries.is_empty() {
             return Err(IndexError::Tuning { recall, queries: queries.len() / self.dim() });
         }
+        let truth = self.search_exactly(queries, k, allow)?;
         let queries = self.prepare(queries)?;
         let k = k.min(self.len());
-        let truth = flat::search(self.rows(), &queries, k, allow);
         let found_with = |breadth| mean_recall(&self.run(&queries, k, breadth, allow), &truth);
         if !self.has_breadth() {
             return Ok(Tuned { breadth: None, recall: found_with(None) });
@@ -103,7 +103,7 @@ mod tests {
                 before = breadth;
                 index.set_breadth(Some(breadth));
                 let found = index.search_batch(&queries, 10, None).unwrap();
-                let truth = flat::search(index.rows(), &index.prepare(&queries).unwrap(), 10, None);
+                let truth = index.search_exactly(&queries, 10, None).unwrap();
                 assert_eq!(mean_recall(&found, &truth), tuned.recall);
             }
             assert!(before > 10, "{spec}: every recall with the least breadth");

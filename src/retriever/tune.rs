@@ -5,7 +5,6 @@ use std::path::Path;
 use rand::SeedableRng;
 use rand::seq::index::sample;
 use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 use sidenote_index::{Hit, Index, Lock, Spec};
 
 use super::part_writer::recommit;
@@ -50,7 +49,6 @@ struct Trial {
     vectors: Vec<f32>,
     /// The chunk that a query was taken from, which it must not find.
     own: Vec<Option<u32>>,
-    dim: usize,
     k: usize,
 }
 
@@ -88,28 +86,23 @@ pub fn tune(options: TuneOptions, progress: Progress) -> Result<Tuned> {
     let mut parts = open_parts(dir, &meta, &store)?;
     let trial = queries(&options, &meta, &store, &parts)?;
     let task = progress.task("finding the truth", trial.own.len() as u64, "queries");
-    let truths: Vec<Vec<Vec<Hit>>> = parts.iter().map(|part| part.exact(&trial)).collect();
+    let truths = parts.iter().map(|part| part.exact(&trial)).collect::<Result<Vec<_>>>()?;
     task.advance(trial.own.len() as u64);
     drop(task);
     let whole = merge(&truths, k);
     let before = recall_of(&search(&parts, &trial)?, &whole);
-    for ((part, truth), stated) in parts.iter_mut().zip(&truths).zip(&mut meta.parts) {
+    for (part, stated) in parts.iter_mut().zip(&mut meta.parts) {
         if stated.index == Spec::Flat {
             continue;
         }
         progress.note(format!("tuning the {} index of {} vectors", stated.index, part.index.len()));
-        let mut breadth = k;
-        loop {
-            if interrupt::requested() {
-                return Err(Error::Interrupted("the index is as it was; run the command again".into()));
-            }
-            part.index.set_breadth(Some(breadth));
-            if breadth >= part.index.len() || recall_of(&part.search(&trial)?, truth) >= recall {
-                break;
-            }
-            breadth = (breadth + breadth.div_ceil(4)).min(part.index.len().max(1));
+        if interrupt::requested() {
+            return Err(Error::Interrupted("the index is as it was; run the command again".into()));
         }
-        stated.breadth = Some(breadth);
+        let allow = |query: usize, row: u32| allows(part.store, part.first, &trial, query, row);
+        let tuned = part.index.tune(&trial.vectors, k, recall, Some(&allow))?;
+        stated.breadth = tuned.breadth;
+        part.index.set_breadth(tuned.breadth);
     }
     let after = recall_of(&search(&parts, &trial)?, &whole);
     recommit(dir, &manifest, &meta)?;
@@ -165,43 +158,32 @@ fn queries(options: &TuneOptions, meta: &IndexMeta, store: &Store, parts: &[Part
         let why = "nothing to search for: no chunks, or no queries with a word that the encoder knows";
         return Err(Error::file(options.dir, why));
     }
-    Ok(Trial { vectors, own, dim: meta.dim, k: options.k })
+    Ok(Trial { vectors, own, k: options.k })
 }
 
 impl Part<'_> {
-    fn allows(&self, trial: &Trial, query: usize, row: u32) -> bool {
-        let chunk = self.first + row as usize;
-        self.store.is_live(chunk) && self.store.has_text(chunk) && trial.own[query] != Some(chunk as u32)
-    }
-
     /// The true nearest chunks of this part to each query, under their numbers in the store.
-    fn exact(&self, trial: &Trial) -> Vec<Vec<Hit>> {
-        let near = |(number, query): (usize, &[f32])| {
-            let rows = (0..self.index.len() as u32).filter(|&row| self.allows(trial, number, row));
-            let mut hits: Vec<Hit> = rows
-                .filter_map(|row| {
-                    let vector = self.index.vector(row)?;
-                    let score = query.iter().zip(vector).map(|(a, b)| a * b).sum();
-                    Some(Hit { id: (self.first + row as usize) as u32, score })
-                })
-                .collect();
-            if hits.len() > trial.k {
-                hits.select_nth_unstable_by(trial.k, |a, b| b.cmp(a));
-                hits.truncate(trial.k);
-            }
-            hits.sort_unstable_by(|a, b| b.cmp(a));
-            hits
-        };
-        trial.vectors.par_chunks_exact(trial.dim).enumerate().map(near).collect()
+    fn exact(&self, trial: &Trial) -> Result<Vec<Vec<Hit>>> {
+        let allow = |query: usize, row: u32| allows(self.store, self.first, trial, query, row);
+        Ok(self.numbered(self.index.search_exactly(&trial.vectors, trial.k, Some(&allow))?))
     }
 
     /// The same as the index finds it.
     fn search(&self, trial: &Trial) -> Result<Vec<Vec<Hit>>> {
-        let allow = |query: usize, row: u32| self.allows(trial, query, row);
-        let mut found = self.index.search_batch(&trial.vectors, trial.k, Some(&allow))?;
-        found.iter_mut().flatten().for_each(|hit| hit.id += self.first as u32);
-        Ok(found)
+        let allow = |query: usize, row: u32| allows(self.store, self.first, trial, query, row);
+        Ok(self.numbered(self.index.search_batch(&trial.vectors, trial.k, Some(&allow))?))
     }
+
+    fn numbered(&self, mut found: Vec<Vec<Hit>>) -> Vec<Vec<Hit>> {
+        found.iter_mut().flatten().for_each(|hit| hit.id += self.first as u32);
+        found
+    }
+}
+
+/// Whether a query may find a row of the part that begins at chunk `first`.
+fn allows(store: &Store, first: usize, trial: &Trial, query: usize, row: u32) -> bool {
+    let chunk = first + row as usize;
+    store.is_live(chunk) && store.has_text(chunk) && trial.own[query] != Some(chunk as u32)
 }
 
 fn search(parts: &[Part], trial: &Trial) -> Result<Vec<Vec<Hit>>> {
@@ -223,13 +205,11 @@ fn merge(of_parts: &[Vec<Vec<Hit>>], k: usize) -> Vec<Vec<Hit>> {
 
 /// The share of the true neighbours that were found. Of equally near ones any will do.
 fn recall_of(found: &[Vec<Hit>], truth: &[Vec<Hit>]) -> f64 {
-    // The two sums may round differently.
-    const ROUNDING: f32 = 1e-5;
     let (mut right, mut all) = (0, 0);
     for (found, truth) in found.iter().zip(truth) {
         let Some(least) = truth.last() else { continue };
         all += truth.len();
-        right += found.iter().filter(|hit| hit.score >= least.score - ROUNDING).count().min(truth.len());
+        right += found.iter().filter(|hit| hit.score >= least.score).count().min(truth.len());
     }
     if all == 0 { 1.0 } else { right as f64 / all as f64 }
 }
