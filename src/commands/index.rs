@@ -53,7 +53,7 @@ pub struct BuildArgs {
     /// What makes the vectors: "default" or a folder.
     #[arg(long, default_value = "default")]
     encoder: String,
-    /// Kind of index: Flat, RaBitQ or HNSW32; by the number of chunks where not given.
+    /// Kind of index: Flat, RaBitQ, QG32, IVF1024,RaBitQ or HNSW32; by the number of chunks where not given.
     #[arg(long, value_name = "SPEC")]
     index: Option<Spec>,
     /// A tokenizer.json to cut chunks with, instead of the one inside the program.
@@ -71,7 +71,7 @@ pub struct BuildArgs {
     /// Replace an index, or an unfinished build, that is there.
     #[arg(long)]
     force: bool,
-    /// Fixes what an index does by chance (the rotation of RaBitQ).
+    /// Fixes what an index does by chance (the rotation of its codes).
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
