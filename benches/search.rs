@@ -13,7 +13,7 @@ const BATCH: usize = 64;
 fn search(criterion: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let retriever = index("train", &dir.path().join("index"));
-    println!("{} index of {} chunks", retriever.meta().index, retriever.store().chunks());
+    println!("{} index of {} chunks", retriever.meta().kinds(), retriever.store().chunks());
     let (block, articles) = (chunks("heldout"), articles("heldout"));
     let texts = block.chunk_texts();
     let queries: Vec<&str> = articles.iter().map(|article| article.title.as_str()).collect();

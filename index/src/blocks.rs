@@ -87,6 +87,21 @@ pub(crate) fn factors(metric: Metric, dim: usize, square: f32, with_centre: f32,
     }
 }
 
+/// Of a rotated residual, the sum of its absolute numbers, and the sum of `other`'s numbers with its
+/// signs.
+pub(crate) fn sums_of_signs(residual: &[f32], other: &[f32]) -> (f32, f32) {
+    // Side by side, so that the compiler can use vector registers.
+    const LANES: usize = 16;
+    let (mut absolute, mut along) = ([0.0f32; LANES], [0.0f32; LANES]);
+    for (residual, other) in residual.chunks(LANES).zip(other.chunks(LANES)) {
+        for (lane, (&r, &x)) in residual.iter().zip(other).enumerate() {
+            absolute[lane] += r.abs();
+            along[lane] += if r >= 0.0 { x } else { -x };
+        }
+    }
+    (absolute.iter().sum(), along.iter().sum())
+}
+
 /// Writes the signs of a rotated residual as vector `slot` of a block whose codes are zero there.
 pub(crate) fn write_signs(rotated: &[f32], slot: usize, codes: &mut [u8]) {
     let (byte, shift) = (slot % 16, slot / 16 * 4);

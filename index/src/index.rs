@@ -169,8 +169,22 @@ impl Index {
         Ok(self.run(&self.prepare(queries)?, k.min(self.len()), self.breadth, allow))
     }
 
-    pub(crate) fn rows(&self) -> &Rows {
-        &self.rows
+    /// [`search_batch`](Index::search_batch) by comparing with every row, whatever the kind of the
+    /// index: the truth that recall is measured by.
+    ///
+    /// # Errors
+    /// As [`search_batch`](Index::search_batch).
+    pub fn search_exactly(
+        &self,
+        queries: &[f32],
+        k: usize,
+        allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
+    ) -> Result<Vec<Vec<Hit>>, IndexError> {
+        let queries = self.prepare(queries)?;
+        Ok(match k.min(self.len()) {
+            0 => vec![Vec::new(); queries.len() / self.dim()],
+            k => flat::search(&self.rows, &queries, k, allow),
+        })
     }
 
     /// The least and the most [`breadth`](Index::breadth) that makes sense for `k`; none where

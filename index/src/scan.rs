@@ -73,13 +73,11 @@ impl Encoder<'_> {
             residual.iter_mut().zip(row.iter().zip(centre.vector)).for_each(|(r, (x, c))| *r = x - c);
             let (square, with_centre) = (dot(&residual, &residual), dot(&residual, centre.vector));
             self.rotation.apply(&mut residual);
-            let absolute = residual.iter().map(|x| x.abs()).sum();
+            let (absolute, signs) = blocks::sums_of_signs(&residual, centre.turned.unwrap_or(&residual));
             blocks::write_signs(&residual, slot, &mut codes);
             let Factors { mut add, scale, error } =
                 blocks::factors(metric, dim, square, with_centre, absolute);
-            if let Some(turned) = centre.turned {
-                let signs: f32 =
-                    residual.iter().zip(turned).map(|(r, c)| if *r >= 0.0 { *c } else { -*c }).sum();
+            if centre.turned.is_some() {
                 add -= scale * signs;
             }
             factors[slot] = add;

@@ -7,7 +7,7 @@ use std::collections::BinaryHeap;
 pub(crate) type Allow<'a> = Option<&'a (dyn Fn(usize, u32) -> bool + Sync)>;
 
 /// Rows asked to find out how many a filter allows.
-const SAMPLE: usize = 1000;
+const SAMPLE: usize = 256;
 
 /// How many rows of a sample a filter allows, and how many are in it. Rows that follow each other
 /// may be of one document: they are taken from all over.

@@ -1,7 +1,7 @@
 //! The least effort that finds enough.
 
 use crate::topk::{Allow, Hit};
-use crate::{Index, IndexError, flat};
+use crate::{Index, IndexError};
 
 /// What [`Index::tune`] found.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,9 +26,9 @@ impl Index {
         if !(0.0..=1.0).contains(&recall) || queries.is_empty() {
             return Err(IndexError::Tuning { recall, queries: queries.len() / self.dim() });
         }
+        let truth = self.search_exactly(queries, k, allow)?;
         let queries = self.prepare(queries)?;
         let k = k.min(self.len());
-        let truth = flat::search(self.rows(), &queries, k, allow);
         let found_with = |breadth| mean_recall(&self.run(&queries, k, breadth, allow), &truth);
         let Some(breadths) = self.breadths(k) else {
             return Ok(Tuned { breadth: None, recall: found_with(None) });
@@ -102,7 +102,7 @@ mod tests {
                 before = breadth;
                 index.set_breadth(Some(breadth));
                 let found = index.search_batch(&queries, 10, None).unwrap();
-                let truth = flat::search(index.rows(), &index.prepare(&queries).unwrap(), 10, None);
+                let truth = index.search_exactly(&queries, 10, None).unwrap();
                 assert_eq!(mean_recall(&found, &truth), tuned.recall);
             }
             assert!(before > least, "{spec}: every recall with the least breadth");

@@ -14,7 +14,7 @@ use crate::encoder::{self, Encoder};
 use crate::reader::one_line;
 use crate::retriever::{
     AddOptions, BuildOptions, Compacted, Condition, Existing, Filter, IndexMeta, Passage, Retriever,
-    SearchOptions, add, build, bytes_in, compact, delete, verify,
+    SearchOptions, TuneOptions, add, build, bytes_in, compact, delete, tune, verify,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -27,6 +27,8 @@ pub enum Command {
     Delete(DeleteArgs),
     /// Rewrite what is left after adding and deleting into one piece.
     Compact(CompactArgs),
+    /// Find out how widely to search for a wanted recall, and keep it.
+    Tune(TuneArgs),
     /// Show the passages nearest to a query.
     Search(SearchArgs),
     /// Say what an index is made of.
@@ -51,7 +53,7 @@ pub struct BuildArgs {
     /// What makes the vectors: "default" or a folder.
     #[arg(long, default_value = "default")]
     encoder: String,
-    /// Kind of index: Flat, RaBitQ or HNSW32; by the number of chunks where not given.
+    /// Kind of index: Flat, RaBitQ, QG32, IVF1024,RaBitQ or HNSW32; by the number of chunks where not given.
     #[arg(long, value_name = "SPEC")]
     index: Option<Spec>,
     /// A tokenizer.json to cut chunks with, instead of the one inside the program.
@@ -69,7 +71,7 @@ pub struct BuildArgs {
     /// Replace an index, or an unfinished build, that is there.
     #[arg(long)]
     force: bool,
-    /// Fixes what an index does by chance (the rotation of RaBitQ).
+    /// Fixes what an index does by chance (the rotation of its codes).
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
@@ -126,6 +128,31 @@ pub struct CompactArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
+    sidenote index tune my-index --recall 0.95\n  \
+    sidenote index tune my-index --recall 0.99 --queries questions.txt\n\n\
+    Questions that are unlike the text are harder to search for than chunks of it: give some of yours.")]
+pub struct TuneArgs {
+    /// Folder of the index.
+    dir: PathBuf,
+    /// Share of the true nearest chunks that searches are to find.
+    #[arg(long)]
+    recall: f64,
+    /// Of how many nearest chunks.
+    #[arg(short, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    k: u32,
+    /// A file of queries, one a line, instead of chunks of the index.
+    #[arg(long, value_name = "FILE")]
+    queries: Option<PathBuf>,
+    /// How many chunks to use as queries.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    sample: u32,
+    /// The encoder, where it is no longer where the index says.
+    #[arg(long)]
+    encoder: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
     sidenote index search my-index \"how do bees make honey\" -k 3\n  \
     sidenote index search my-index \"mountains\" --filter 'source~wiki' --filter 'title!=Canada' --hybrid\n\n\
     A filter is FIELD=TEXT (is), FIELD!=TEXT (is not), FIELD~TEXT (contains, in whatever case) or \
@@ -171,6 +198,7 @@ pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
         Command::Add(args) => run_add(args, console),
         Command::Delete(args) => run_delete(args, console),
         Command::Compact(args) => run_compact(args, console),
+        Command::Tune(args) => run_tune(args, console),
         Command::Search(args) => run_search(args, console),
         Command::Info(args) => run_info(&args.dir, console),
         Command::Verify(args) => run_verify(&args.dir, console),
@@ -282,6 +310,55 @@ fn run_compact(args: CompactArgs, console: Console) -> anyhow::Result<()> {
     console.report(&report, || table(&report))
 }
 
+fn run_tune(args: TuneArgs, console: Console) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut queries = Vec::new();
+    if let Some(path) = &args.queries {
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        queries.extend(text.lines().filter(|line| !line.trim().is_empty()).map(String::from));
+        anyhow::ensure!(!queries.is_empty(), "{}: no queries in it; give one a line", path.display());
+    }
+    let options = TuneOptions {
+        dir: &args.dir,
+        recall: args.recall,
+        k: args.k as usize,
+        queries: &queries,
+        sample: args.sample as usize,
+        encoder: args.encoder.as_deref().map(load_encoder).transpose()?,
+    };
+    let tuned = tune(options, console.progress)?;
+    let parts: Vec<Value> = tuned
+        .meta
+        .parts
+        .iter()
+        .map(|part| json!({"index": part.index, "chunks": part.counts.chunks, "breadth": part.breadth}))
+        .collect();
+    let report = json!({
+        "index_dir": args.dir.display().to_string(),
+        "queries": tuned.queries,
+        "k": args.k,
+        "recall_wanted": args.recall,
+        "recall_before": tuned.before,
+        "recall": tuned.after,
+        "parts": parts,
+        "seconds": seconds_since(started),
+    });
+    console.report(&report, || {
+        let mut text = format!(
+            "recall@{} {:.4}, before {:.4}, of {} queries\n",
+            args.k, tuned.after, tuned.before, tuned.queries
+        );
+        for part in &tuned.meta.parts {
+            let breadth = part.breadth.map_or("searched exactly".into(), |b| format!("breadth {b}"));
+            text += &format!("  {} of {} chunks: {breadth}\n", part.index, part.counts.chunks);
+        }
+        if tuned.after < args.recall {
+            text += "the widest search finds no more; another kind of index may (compact --index)\n";
+        }
+        text
+    })
+}
+
 /// To the millisecond.
 fn seconds_since(started: Instant) -> f64 {
     (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0
@@ -332,6 +409,7 @@ fn describe(dir: &Path, meta: &IndexMeta) -> Value {
         "dead_chunks": dead.chunks,
         "chunk_tokens": meta.settings.chunk_tokens,
         "index": meta.kinds(),
+        "breadth": meta.parts.iter().map(|part| part.breadth).collect::<Vec<_>>(),
         "dim": meta.dim,
         "encoder": meta.settings.encoder.name,
         "encoder_identity": meta.settings.encoder.identity,

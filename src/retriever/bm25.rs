@@ -363,7 +363,7 @@ mod tests {
                 }
             };
             let bytes = fs::read(place.join(&file)).unwrap();
-            for damage in [bytes[..bytes.len() / 2].to_vec(), [&bytes[1..], &[7]].concat()] {
+            for damage in [[&bytes[1..], &[7]].concat(), bytes[..bytes.len() / 2].to_vec()] {
                 fs::write(place.join(&file), damage).unwrap();
                 assert!(!verify(dir.path(), "one").is_empty(), "{file}");
                 assert_eq!(search("one", true), found, "{file}");

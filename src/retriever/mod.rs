@@ -17,6 +17,7 @@ mod part_writer;
 mod parts;
 mod same;
 mod tombstones;
+mod tune;
 mod unfinished;
 mod verify;
 
@@ -37,6 +38,7 @@ pub use generation::bytes_in;
 pub use hybrid::{SearchOptions, fuse};
 pub use living::{AddOptions, Added, Compacted, Deleted, add, compact, delete};
 pub use meta::{Counts, Dead, EncoderMeta, IndexMeta, IndexPart, Piece, Settings};
+pub use tune::{TuneOptions, Tuned, tune};
 pub use verify::verify;
 
 use bm25::Bm25;

@@ -10,7 +10,7 @@ use super::generation::{place, remove, sweep};
 use super::hybrid::words_key;
 use super::meta::{Counts, IndexMeta, IndexPart, KIND, Piece, VERSION};
 use crate::Result;
-use crate::artefact::Writer;
+use crate::artefact::{Manifest, Writer};
 use crate::corpus::{Block, Skipped, StoreWriter, Tokenizer};
 use crate::progress::Progress;
 
@@ -81,6 +81,17 @@ impl PartWriter {
             breadth: None,
         })
     }
+}
+
+/// Makes `meta` the index in `out`, which differs from the one of `manifest` in nothing but settings
+/// of its searches: the marks of deleted documents stay where they are.
+pub(super) fn recommit(out: &Path, manifest: &Manifest, meta: &IndexMeta) -> Result<()> {
+    let mut writer = Writer::create(out, KIND, VERSION)?;
+    for (name, entry) in &manifest.files {
+        writer.keep(name, entry.clone());
+    }
+    writer.commit(json!(meta))?;
+    Ok(())
 }
 
 /// Makes `meta` the index in `out` at one stroke, with the deleted documents of each part, and

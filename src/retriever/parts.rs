@@ -45,19 +45,26 @@ pub(super) fn both(dir: &Path, manifest: &Manifest, meta: &IndexMeta) -> Result<
     let store = store(dir, manifest, meta)?;
     let mut parts = Vec::with_capacity(meta.parts.len());
     for (number, (part, chunks)) in meta.parts.iter().zip(store.parts()).enumerate() {
-        let index = Index::open(&part.vectors.path(dir)?)?;
-        part.vectors.check(dir, "vectors", index.identity())?;
-        if index.len() != chunks.chunks() || index.dim() != meta.dim {
-            return Err(Error::Mismatch {
-                what: format!("the store and the vectors in {}", dir.display()),
-                left: format!("{} chunks, vectors of width {}", chunks.chunks(), meta.dim),
-                right: format!("{} vectors of width {}", index.len(), index.dim()),
-                hint: "build the index again".into(),
-            });
-        }
+        let index = index(dir, meta, part, chunks.chunks())?;
         parts.push((index, store.dead(number).map(|dead| dead_chunks(chunks, dead))));
     }
     Ok((store, Segments::new(parts)?))
+}
+
+/// The vectors of `part`, whose store has `chunks` chunks.
+pub(super) fn index(dir: &Path, meta: &IndexMeta, part: &IndexPart, chunks: usize) -> Result<Index> {
+    let mut index = Index::open(&part.vectors.path(dir)?)?;
+    part.vectors.check(dir, "vectors", index.identity())?;
+    if index.len() != chunks || index.dim() != meta.dim {
+        return Err(Error::Mismatch {
+            what: format!("the store and the vectors in {}", dir.display()),
+            left: format!("{chunks} chunks, vectors of width {}", meta.dim),
+            right: format!("{} vectors of width {}", index.len(), index.dim()),
+            hint: "build the index again".into(),
+        });
+    }
+    index.set_breadth(part.breadth);
+    Ok(index)
 }
 
 /// The chunks of the documents in `dead`.

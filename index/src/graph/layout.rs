@@ -113,11 +113,7 @@ impl RecordWriter {
                 self.residual.iter_mut().zip(other.iter().zip(rotated)).for_each(|(r, (x, c))| *r = x - c);
                 let square = dot(&self.residual, &self.residual);
                 let with_centre = dot(&self.residual, rotated);
-                let (mut absolute, mut signs) = (0.0, 0.0);
-                for (r, c) in self.residual.iter().zip(rotated) {
-                    absolute += r.abs();
-                    signs += if *r >= 0.0 { *c } else { -*c };
-                }
+                let (absolute, signs) = blocks::sums_of_signs(&self.residual, rotated);
                 let kept = blocks::factors(self.metric, self.layout.dim, square, with_centre, absolute);
                 blocks::write_signs(&self.residual, slot, &mut self.codes);
                 factors[slot] = kept.add - kept.scale * signs;

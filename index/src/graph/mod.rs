@@ -123,7 +123,8 @@ impl Graph {
     ) -> Vec<Hit> {
         let may = |id: u32| allow.is_none_or(|allow| allow(number, id));
         let filter: Option<&dyn Fn(u32) -> bool> = if allow.is_some() { Some(&may) } else { None };
-        if let Some(breadth) = self.widen(rows.len(), breadth.max(k), filter) {
+        let mut wanted = breadth.max(k);
+        while let Some(breadth) = self.widen(rows.len(), wanted, filter) {
             let nodes = Nodes {
                 records: rows,
                 root: self.root.as_slice(),
@@ -141,6 +142,8 @@ impl Graph {
             if found.len() == k {
                 return found;
             }
+            // A node can be on the beam more than once, and a filter may allow fewer than it seemed.
+            wanted *= 2;
         }
         // The walk costs as much as reading all rows, or cannot reach enough of those allowed.
         flat::search(rows, query, k, Some(&|_, id| may(id))).pop().unwrap_or_default()

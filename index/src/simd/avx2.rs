@@ -6,14 +6,17 @@ use super::{BLOCK, GROUP_BYTES, GROUP_MULTIPLE, GROUPS_IN_U16, LANES, Scale, Set
 
 /// This set, where the machine has it.
 pub(super) fn set() -> Option<Set> {
-    // SAFETY (of the calls below): the feature that each function enables was just found.
     is_x86_feature_detected!("avx2").then_some(Set {
         name: "avx2",
+        // SAFETY: the machine has what it enables: see above.
         dot: |a, b| unsafe { dot(a, b) },
+        // SAFETY: the machine has what it enables: see above.
         squared_distance: |a, b| unsafe { squared_distance(a, b) },
-        estimates: |codes, tables, factors, scale, least, out| unsafe {
-            estimates(codes, tables, factors, scale, least, out)
+        estimates: |codes, tables, factors, scale, least, out| {
+            // SAFETY: the machine has what it enables: see above.
+            unsafe { estimates(codes, tables, factors, scale, least, out) }
         },
+        // SAFETY: the machine has what it enables: see above.
         masked_sum: |bits, numbers| unsafe { masked_sum(bits, numbers) },
     })
 }

@@ -1,4 +1,4 @@
-//! NEON: 16 bytes at a time. Compiled, not yet run.
+//! NEON: 16 bytes at a time.
 
 use std::arch::aarch64::*;
 
@@ -6,13 +6,15 @@ use super::{BLOCK, GROUP_BYTES, GROUPS_IN_U16, LANES, Scale, Set, scalar};
 
 /// This set, where the machine has it.
 pub(super) fn set() -> Option<Set> {
-    // SAFETY (of the calls below): the feature that each function enables was just found.
     std::arch::is_aarch64_feature_detected!("neon").then_some(Set {
         name: "neon",
+        // SAFETY: the machine has what it enables: see above.
         dot: |a, b| unsafe { dot(a, b) },
+        // SAFETY: the machine has what it enables: see above.
         squared_distance: |a, b| unsafe { squared_distance(a, b) },
-        estimates: |codes, tables, factors, scale, least, out| unsafe {
-            estimates(codes, tables, factors, scale, least, out)
+        estimates: |codes, tables, factors, scale, least, out| {
+            // SAFETY: the machine has what it enables: see above.
+            unsafe { estimates(codes, tables, factors, scale, least, out) }
         },
         // The compiler makes of it what there is to make.
         masked_sum: scalar::masked_sum,
