@@ -340,7 +340,8 @@ mod tests {
     /// Two means that begin at the same place: half of these do.
     #[test]
     fn a_mean_that_nothing_is_near_starts_anew() {
-        let points: Vec<f32> = (0..100 * DIM).map(|i| if i / DIM % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        let points: Vec<f32> =
+            (0..100 * DIM).map(|i| if (i / DIM).is_multiple_of(2) { 1.0 } else { -1.0 }).collect();
         for seed in 0..20 {
             let means = Means::train(&points, DIM, 2, &mut ChaCha8Rng::seed_from_u64(seed));
             let sum = means.vectors[0] + means.vectors[DIM];
