@@ -283,3 +283,22 @@ fn huge_and_tiny_numbers_sort() {
         }
     }
 }
+
+/// Fails when a breadth is multiplied before it is bounded by the number of rows.
+#[test]
+fn any_breadth_at_all_is_taken() {
+    let (n, dim) = (3000, 16);
+    let rows = clustered(n, dim, 10, 51);
+    for spec in SPECS {
+        let dir = tempdir().unwrap();
+        let mut index = build(dir.path(), &rows, dim, Metric::L2, spec);
+        // Thirty-two times the last but one is nothing at all.
+        for breadth in [0, 1, n - 1, n, 1 << (usize::BITS - 5), usize::MAX] {
+            index.set_breadth(Some(breadth));
+            let hits = index.search(&rows[..dim], 10, None).unwrap();
+            assert_eq!(hits.len(), 10, "{spec} at {breadth}");
+            let hits = index.search(&rows[..dim], 10, Some(&|id| id % 2 == 0)).unwrap();
+            assert_eq!((hits.len(), hits[0].id), (10, 0), "{spec} at {breadth}");
+        }
+    }
+}

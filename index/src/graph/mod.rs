@@ -123,7 +123,8 @@ impl Graph {
     ) -> Vec<Hit> {
         let may = |id: u32| allow.is_none_or(|allow| allow(number, id));
         let filter: Option<&dyn Fn(u32) -> bool> = if allow.is_some() { Some(&may) } else { None };
-        let mut wanted = breadth.max(k);
+        // More than all rows there are not.
+        let mut wanted = breadth.max(k).min(rows.len());
         while let Some(breadth) = self.widen(rows.len(), wanted, filter) {
             let nodes = Nodes {
                 records: rows,
