@@ -46,6 +46,7 @@ fn workplace() -> tempfile::TempDir {
         chunk_tokens: 8,
         index: None,
         seed: 0,
+        memory: None,
         on_error: OnError::Fail,
         existing: Existing::Fail,
     };

@@ -45,6 +45,7 @@ pub fn chunks(name: &str) -> Block {
 pub fn index(name: &str, out: &Path) -> Retriever {
     let encoder = encoder::load("default").expect("an encoder");
     let options = BuildOptions {
+        memory: None,
         corpus: &[corpus(name)],
         out,
         encoder: encoder.as_ref(),

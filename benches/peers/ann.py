@@ -36,9 +36,12 @@ K = ann_peers.K
 QUERIES = ["passages", "questions"]
 # Sidenote's kinds, with the efforts to try; None for a kind that has none.
 SIDENOTE = {
-    "QG32": [16, 20, 30, 50, 80, 120, 200, 320, 500],
+    "QG32": [16, 20, 30, 50, 80, 120, 200, 320, 500, 800],
     "RaBitQ": [20, 30, 50, 75, 100, 150, 200, 400],
     "Flat": [None],
+    "IVF1024,RaBitQ": [1, 2, 4, 8, 16, 32, 64, 128, 256],
+    "IVF4096,RaBitQ": [4, 8, 16, 32, 64, 128, 256, 512],
+    "IVF16384,RaBitQ": [8, 16, 32, 64, 128, 256, 512, 1024],
     "HNSW16": [10, 20, 40, 80, 120, 200, 320, 500],
 }
 DEFAULT = "sidenote QG32,sidenote RaBitQ,sidenote Flat," + ",".join(ann_peers.SYSTEMS)
@@ -91,7 +94,7 @@ class System:
         self.kind = name.removeprefix("sidenote ") if name.startswith("sidenote ") else None
         self.base = os.path.join(args.data, "base.npy")
         # The mapped way to open it searches the index that the other way built.
-        self.dir = os.path.join(args.work, f"{n}", name.removesuffix(" mapped").replace(" ", "-"))
+        self.dir = os.path.join(args.work, f"{n}", name.removesuffix(" mapped").replace(" ", "-").replace(",", "-"))
         peer = None if self.kind else ann_peers.SYSTEMS[name]
         self.efforts = SIDENOTE[self.kind] if self.kind else peer.efforts
         self.label = name if self.kind else f"{name} {importlib.metadata.version(peer.package)}"
@@ -99,7 +102,10 @@ class System:
     def build(self):
         threads = self.args.build_threads
         if self.kind:
-            command = [self.args.sidenote, "build", self.base, self.dir, "--index", self.kind, "--json"]
+            # Goes on where an interrupted run was cut off.
+            command = [self.args.sidenote, "build", self.base, self.dir, "--index", self.kind, "--json", "--resume"]
+            if getattr(self.args, "memory", None):
+                command += ["--memory", self.args.memory]
         else:
             command = [sys.executable, os.path.join(HERE, "ann_peers.py"), "build", self.name, self.base, self.dir]
         return run(command + ["--rows", str(self.n), "--threads", str(threads)], threads)[0]

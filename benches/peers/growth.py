@@ -1,12 +1,15 @@
 """How Sidenote's index grows: speed, memory, disk and building from ten thousand vectors to ten million.
 
-    python growth.py DATA SYNTHETIC WORK --sidenote VECTORS [--plan PLAN]
+    python growth.py DATA SYNTHETIC WORK --sidenote VECTORS [--plan PLAN] [--memory 4GiB]
 
 DATA has the files of ann_data.py; SYNTHETIC has those of `synthetic.py write` (their first n rows are
 taken), with which sizes above the corpus are measured, and one size within it, so that both kinds can be
-compared. PLAN is `real:10000:QG32+RaBitQ,synthetic:1000000:QG32`, and so on. Each index is removed once it
-is measured, unless --keep is given. Writes benches/results/growth.json and growth.md, which ends with what
-a thousand million vectors would take, computed from the measured figures.
+compared. PLAN is `real:10000:QG32+RaBitQ real:all:QG32 synthetic:1000000:IVF4096,RaBitQ`, and so on; parts
+for which DATA or SYNTHETIC have too few rows are left out and named, so that what there is can be measured.
+An interrupted run goes on where it stopped: WORK/growth.jsonl has an index once it is built and again once
+it is measured, and a build itself resumes. Each index is removed once it is measured, unless --keep is
+given. After every index, benches/results/growth.json and growth.md are written anew. The latter ends with
+what a thousand million vectors would take, computed from the measured figures by the formulas stated there.
 """
 
 import argparse
@@ -25,24 +28,32 @@ import ann_report
 from ann_report import mega, number
 
 PLAN = (
-    "real:10000:QG32+RaBitQ,real:100000:QG32+RaBitQ,synthetic:100000:QG32+RaBitQ,real:all:QG32+RaBitQ,"
-    "synthetic:1000000:QG32+RaBitQ,synthetic:10000000:RaBitQ"
+    "real:10000:QG32+RaBitQ real:100000:QG32+RaBitQ+IVF1024,RaBitQ synthetic:100000:QG32+RaBitQ+IVF1024,RaBitQ "
+    "real:376389:QG32+RaBitQ+IVF4096,RaBitQ synthetic:1000000:QG32+RaBitQ+IVF4096,RaBitQ "
+    "synthetic:10000000:RaBitQ+IVF16384,RaBitQ"
 )
 TARGETS = [0.95, 0.99]
 BILLION = 10**9
 
 
-def measure(source, n, kind, args):
+def measure(source, n, kind, raw, args):
     """The record of one index over the first n rows."""
     data = args.data if source == "real" else args.synthetic
     work = os.path.join(args.work, source)
     os.makedirs(os.path.join(work, str(n)), exist_ok=True)
     here = argparse.Namespace(
-        data=data, work=work, sidenote=args.sidenote, build_threads=args.threads, seconds=args.seconds
+        data=data,
+        work=work,
+        sidenote=args.sidenote,
+        build_threads=args.threads,
+        seconds=args.seconds,
+        memory=args.memory,
     )
     system = ann.System(f"sidenote {kind}", n, here)
     print(f"{source} {n:,} {kind}: building", file=sys.stderr, flush=True)
-    built = system.build()
+    built = raw.get(("built", source, n, kind), system.build)
+    if not os.path.exists(os.path.join(system.dir, "manifest.json")):
+        sys.exit(f"{system.dir}: was built, but is gone; take its line out of {raw.path}")
     rounds = {threads: [] for threads in (1, args.threads)}
     for _ in range(args.rounds):
         for threads in rounds:
@@ -57,7 +68,7 @@ def measure(source, n, kind, args):
         "build_seconds": built["build_seconds"],
         "build_cpu_seconds": built["build_cpu_seconds"],
         "build_threads": args.threads,
-        "build_peak_bytes": built["peak_bytes"],
+        "build_peak_anon_bytes": built["peak_anon_bytes"],
         "disk_bytes": built["disk_bytes"],
         "qps": {},
         "curve": [],
@@ -103,10 +114,10 @@ def measure(source, n, kind, args):
 
 def exponent(rows, value):
     """The power of n with which a value grows, from the two largest sizes; None where it is not known."""
-    known = [(row["n"], value(row)) for row in rows if value(row)]
+    known = sorted({row["n"]: value(row) for row in rows if value(row)}.items())
     if len(known) < 2:
         return None
-    (n0, v0), (n1, v1) = sorted(known)[-2:]
+    (n0, v0), (n1, v1) = known[-2:]
     return math.log(v1 / v0) / math.log(n1 / n0)
 
 
@@ -121,6 +132,11 @@ def billion(rows):
     speed = "single, 1 threads, recall 0.95"
     decay = exponent(rows, lambda row: row["qps"].get(speed))
     qps = None if decay is None or not largest["qps"].get(speed) else largest["qps"][speed] * times**decay
+    # What does not depend on the rows comes out as well: the slope between the two largest sizes.
+    sizes = sorted(rows, key=lambda row: row["n"])[-2:]
+    slope = None
+    if len(sizes) == 2 and sizes[0]["n"] < sizes[1]["n"]:
+        slope = max(0.0, (sizes[1]["build_peak_anon_bytes"] - sizes[0]["build_peak_anon_bytes"]) / (sizes[1]["n"] - sizes[0]["n"]))
     anon = exponent(rows, lambda row: max(row["anon_bytes"], 1))
     return {
         "system": largest["system"],
@@ -128,7 +144,7 @@ def billion(rows):
         "computed_from": largest["n"],
         "disk_bytes": largest["disk_bytes"] * times,
         "anon_bytes": largest["anon_bytes"] * times ** min(1.0, max(0.0, anon or 0.0)),
-        "build_peak_bytes_in_proportion": largest["build_peak_bytes"] * times,
+        "build_anon_bytes": None if slope is None else largest["build_peak_anon_bytes"] + slope * (BILLION - largest["n"]),
         "build_cpu_hours": cpu_hours,
         "build_hours": cpu_hours / largest["build_threads"],
         "build_exponent": build,
@@ -140,7 +156,7 @@ def billion(rows):
 def table(result):
     lines = ["# Growth", "", f"{result['machine']}; {result['date']}. `{result['command']}`", ""]
     lines += [
-        "| index | vectors | kind | build s | build CPU s | build peak MB | bytes a row on disk | own memory MB "
+        "| index | vectors | kind | build s | build CPU s | build own memory MB | bytes a row on disk | own memory MB "
         "| mapped MB | open to first answer ms, warm | cold | q/s, one a call, .95 | .99 | q/s, batch, all threads, .95 | .99 |",
         "|---|--:|---|" + "--:|" * 12,
     ]
@@ -148,26 +164,30 @@ def table(result):
         speeds = [row["qps"].get(f"single, 1 threads, recall {target}") for target in TARGETS]
         speeds += [row["qps"].get(f"batch, {row['build_threads']} threads, recall {target}") for target in TARGETS]
         cells = [row["system"].removeprefix("sidenote "), f"{row['n']:,}", row["dataset"].split(",")[0]]
-        cells += [number(row["build_seconds"], 1), number(row["build_cpu_seconds"], 1), mega(row["build_peak_bytes"])]
+        cells += [number(row["build_seconds"], 1), number(row["build_cpu_seconds"], 1), mega(row["build_peak_anon_bytes"])]
         cells += [number(row["disk_bytes"] / row["n"]), mega(row["anon_bytes"]), mega(row["file_bytes"])]
         cells += [number(row["open_ms"], 1), number(row["open_cold_ms"], 1), *map(number, speeds)]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "## A thousand million vectors, computed", ""]
     lines += [
-        "| index | from n = | disk TB | own memory GB | build hours on the same processors | build grows as | q/s at .95, one thread | q/s goes as |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| index | from n = | disk TB | memory to search GB | memory to build GB | build hours on the same processors "
+        "| build grows as | q/s at .95, one thread | q/s goes as |",
+        "|---|" + "--:|" * 8,
     ]
     for row in result["billion"]:
         grows = [f"n^{row[name]:.2f}" if row[name] is not None else "-" for name in ("build_exponent", "qps_exponent")]
         cells = [row["system"].removeprefix("sidenote "), f"{row['computed_from']:,}"]
-        cells += [number(row["disk_bytes"] / 1e12, 2), number(row["anon_bytes"] / 1e9, 2)]
+        cells += [number(row["disk_bytes"] / 1e12, 2), number(row["anon_bytes"] / 1e9, 2), number(row["build_anon_bytes"] and row["build_anon_bytes"] / 1e9, 1)]
         cells += [number(row["build_hours"], 0), grows[0], number(row["qps_recall_95"], 1), grows[1]]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "Disk in proportion to n; build time with the power of n between the two largest sizes (at least 1); speed "
-        "with its own, which holds only while what a search touches is in memory. Ids are 32 bits wide, so such an "
-        "index would be several directories.",
+        "With N = 10^9, n the largest measured size of the same kind of vectors, m the one before it, and v(n) the measured "
+        "value: disk is v(n) N / n. Build hours are CPU hours v(n) (N / n)^p over the number of threads, with "
+        "p = log(v(n) / v(m)) / log(n / m), or 1 where that is less or there is one size only. Memory to build is "
+        "v(n) + (N - n) (v(n) - v(m)) / (n - m). Memory to search is v(n) (N / n)^p with p between 0 and 1. Speed is "
+        "v(n) (N / n)^p, which holds only while what a search touches is in memory. None of these has been run at N; "
+        "the number of lists of an IVF was kept as it was at n.",
         "",
     ]
     return "\n".join(lines)
@@ -185,24 +205,34 @@ def main():
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--keep", action="store_true", help="keep the indexes")
     parser.add_argument("--out", default=ann.RESULTS)
+    parser.add_argument("--memory", help="bound on the memory that building may take, such as 4GiB")
     args = parser.parse_args()
     os.makedirs(args.work, exist_ok=True)
     raw = ann.Raw(os.path.join(args.work, "growth.jsonl"))
     rows = []
-    for part in args.plan.split(","):
+    for part in args.plan.split():
         source, size, kinds = part.split(":")
         data = args.data if source == "real" else args.synthetic
-        there = len(np.load(os.path.join(data, "base.npy"), mmap_mode="r"))
+        path = os.path.join(data, "base.npy")
+        there = len(np.load(path, mmap_mode="r")) if os.path.exists(path) else 0
         n = there if size == "all" else int(size)
-        if n > there:
-            sys.exit(f"{part}: {data} has only {there:,} rows")
+        if not 0 < n <= there:
+            print(f"{part}: left out, for {path} has {there:,} rows", file=sys.stderr, flush=True)
+            continue
         for kind in kinds.split("+"):
-            rows.append(raw.get((source, n, kind), lambda: measure(source, n, kind, args)))
+            rows.append(raw.get((source, n, kind), lambda: measure(source, n, kind, raw, args)))
+            write(rows, args)
+    if rows:
+        print(write(rows, args))
+
+
+def write(rows, args):
+    """Writes both files from what has been measured so far; the text of growth.md."""
     kinds = ann_report.unique(row["system"] for row in rows)
     result = {
         "machine": ann.machine(),
         "date": datetime.date.today().isoformat(),
-        "command": f"benches/peers/growth.py DATA SYNTHETIC WORK --plan {args.plan}",
+        "command": f"benches/peers/growth.py DATA SYNTHETIC WORK --plan '{args.plan}'",
         "rows": rows,
         "billion": [billion([row for row in rows if row["system"] == kind]) for kind in kinds],
     }
@@ -213,7 +243,7 @@ def main():
     text = table(result)
     with open(os.path.join(args.out, "growth.md"), "w", encoding="utf-8") as out:
         out.write(text)
-    print(text)
+    return text
 
 
 if __name__ == "__main__":

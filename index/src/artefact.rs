@@ -232,6 +232,7 @@ impl Writer {
     /// removes what no manifest names any more.
     pub fn commit(self, meta: serde_json::Value) -> Result<Manifest, ArtefactError> {
         let mut files = self.kept;
+        let mut renames = Vec::new();
         for name in &self.names {
             let temporary = self.dir.join(format!("{name}.{TEMPORARY}"));
             let (bytes, hash) = hash_file(&temporary)?;
@@ -239,9 +240,11 @@ impl Writer {
             disk::sync(&written, &temporary)?;
             let (stem, extension) = parts_of(name);
             let file = format!("{stem}.{}.{extension}", &hash[..HASH]);
-            disk::rename(&temporary, &self.dir.join(&file))?;
+            renames.push((temporary, self.dir.join(&file)));
             files.insert(name.clone(), FileEntry { file, bytes, blake3: hash });
         }
+        // After all that takes long: until here, a build that is resumed finds its files.
+        renames.iter().try_for_each(|(from, to)| disk::rename(from, to))?;
         sync_dir(&self.dir)?;
         let manifest = Manifest {
             kind: self.kind,

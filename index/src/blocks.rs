@@ -105,12 +105,12 @@ pub(crate) fn sums_of_signs(residual: &[f32], other: &[f32]) -> (f32, f32) {
 /// Writes the signs of a rotated residual as vector `slot` of a block whose codes are zero there.
 pub(crate) fn write_signs(rotated: &[f32], slot: usize, codes: &mut [u8]) {
     let (byte, shift) = (slot % 16, slot / 16 * 4);
-    for (group, four) in codes.chunks_exact_mut(GROUP_BYTES).zip(rotated.chunks(4)) {
-        let mut pattern = 0u8;
-        for (bit, &x) in four.iter().enumerate() {
-            pattern |= u8::from(x >= 0.0) << bit;
-        }
-        group[byte] |= pattern << shift;
+    let (whole, rest) = rotated.as_chunks::<4>();
+    let mut last = [-1.0; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    for (group, four) in codes.chunks_exact_mut(GROUP_BYTES).zip(whole.iter().chain([&last])) {
+        let [a, b, c, d] = four.map(|x| u8::from(x >= 0.0));
+        group[byte] |= (a | b << 1 | c << 2 | d << 3) << shift;
     }
 }
 

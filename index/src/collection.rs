@@ -16,6 +16,7 @@ mod writer;
 #[cfg(test)]
 pub(crate) mod faults;
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ use crate::artefact::{self, ArtefactError, MANIFEST, Manifest};
 use crate::mapped::Mapped;
 use crate::segments::{FoundInPart, merge};
 use crate::topk::Hit;
-use crate::{Bitmap, Builder, Index, IndexError, Metric, Segments, Spec};
+use crate::{Bitmap, Builder, Index, IndexError, Metric, Segments, Spec, single};
 
 /// A vector that was found, by its own id.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -233,8 +234,8 @@ impl Collection {
         self.locate(id).is_some()
     }
 
-    /// The vector under `id` as it is stored: scaled to length 1 under cosine.
-    pub fn vector(&self, id: u64) -> Option<&[f32]> {
+    /// The vector under `id` as it is stored: see [`Index::vector`].
+    pub fn vector(&self, id: u64) -> Option<Cow<'_, [f32]>> {
         let (part, row) = self.locate(id)?;
         self.segments.part(part).vector(row)
     }
@@ -256,15 +257,7 @@ impl Collection {
         k: usize,
         allow: Option<&(dyn Fn(u64) -> bool + Sync)>,
     ) -> Result<Vec<Neighbour>, IndexError> {
-        let dim = self.dim();
-        if query.len() != dim {
-            return Err(IndexError::Length { what: "query", found: query.len(), dim, many: false });
-        }
-        let mut found = match allow {
-            None => self.search_batch(query, k, None)?,
-            Some(allow) => self.search_batch(query, k, Some(&|_, id| allow(id)))?,
-        };
-        Ok(found.pop().unwrap_or_default())
+        single::search(query, self.dim(), allow, |allow| self.search_batch(query, k, allow))
     }
 
     /// [`search`](Collection::search) for many queries `[queries, dim]`, row-major, on all threads
@@ -283,7 +276,12 @@ impl Collection {
         let by_row = |part: usize, query: usize, row: u32| {
             allow.is_some_and(|allow| allow(query, self.ids[part].as_slice()[row as usize]))
         };
-        let found = self.segments.search_parts(queries, k, allow.is_some().then_some(&by_row))?;
+        let found = self.segments.search_parts(
+            Index::search_batch,
+            queries,
+            k,
+            allow.is_some().then_some(&by_row),
+        )?;
         let named = |(part, hits): FoundInPart| -> Vec<Vec<Neighbour>> {
             let ids = self.ids[part].as_slice();
             let name = |hit: Hit| Neighbour { id: ids[hit.id as usize], score: hit.score };

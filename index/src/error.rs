@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::VectorFileError;
 use crate::artefact::ArtefactError;
+use crate::{Bytes, VectorFileError};
 
 /// What the index can refuse.
 #[derive(Debug, thiserror::Error)]
@@ -51,11 +51,56 @@ pub enum IndexError {
     },
     /// Not the name of an index.
     #[error(
-        "unknown index {text:?}: use Flat, RaBitQ, RaBitQb with b from 2 to 8 bits, QG32, QG64, QG96 or QG128, IVFn,RaBitQ with n from 1 to 65536 lists, or HNSWm with m from 4 to 128"
+        "unknown index {text:?}: use Flat, SQbf16, SQ8, RaBitQ, RaBitQb with b from 2 to 8 bits, QG32, QG64, QG96 or QG128, IVFn,RaBitQ or IVFn,RaBitQb with n from 1 to 65536 lists, HNSWm with m from 4 to 128, or faiss: and a string for faiss's index_factory"
     )]
     UnknownSpec {
         /// What was given.
         text: String,
+    },
+    /// Not a number of bytes.
+    #[error("unknown size {text:?}: use a number with B, KiB, MiB, GiB, TiB, kB, MB or GB, such as 4GiB")]
+    UnknownSize {
+        /// What was given.
+        text: String,
+    },
+    /// A build that would not keep within its bound.
+    #[error(
+        "{spec} over {rows} rows of {dim} numbers takes up to {needs} of memory to build, and the bound is \
+         {bound}: allow {needs}, use fewer threads{}",
+        instead.as_ref().map_or(String::new(), |(spec, needs)| format!(", or build {spec}, for which {needs} are enough"))
+    )]
+    Memory {
+        /// What was to be built.
+        spec: String,
+        /// Rows so far.
+        rows: usize,
+        /// Numbers in a row.
+        dim: usize,
+        /// What that takes.
+        needs: Bytes,
+        /// What it may take.
+        bound: Bytes,
+        /// What could be built instead, and what that takes; none where nothing takes less.
+        instead: Option<(String, Bytes)>,
+    },
+    /// What an unfinished build has left is not what is to be built.
+    #[error("{}: the unfinished build here {why}; resume it with the same, or begin again without resuming", dir.display())]
+    Unfinished {
+        /// The folder.
+        dir: PathBuf,
+        /// How the two differ.
+        why: String,
+    },
+    /// An index of a kind `faiss:…`, in a program without faiss.
+    #[error("an index by faiss needs a program with faiss in it: build with the cargo feature `faiss`")]
+    WithoutFaiss,
+    /// faiss has refused.
+    #[error("faiss: {what}: {why}")]
+    Faiss {
+        /// The file, or the kind of index.
+        what: String,
+        /// What is wrong with it.
+        why: String,
     },
     /// Bytes that are not the bits of so many rows.
     #[error("a set of rows: {why}")]

@@ -2,8 +2,10 @@
 //!
 //! A batch goes through blocked matrix products. Their rounding depends on the machine and on the
 //! blocks, so they only sieve: whatever comes within rounding error of the worst kept hit is
-//! scored again by [`Rows::hit`], and only that score is kept. The result is therefore the same
+//! scored again by [`Table::hit`], and only that score is kept. The result is therefore the same
 //! for one query or many, on any number of threads.
+
+use std::borrow::Cow;
 
 use rayon::prelude::*;
 
@@ -21,8 +23,43 @@ const GROUP: usize = 64;
 /// Below so many queries the product is not worth its preparation.
 const FEW: usize = 4;
 
+/// Rows of `f32`, or that stand for such, all of which a search reads.
+pub(crate) trait Table: Sync {
+    /// Number of rows.
+    fn len(&self) -> usize;
+    /// Numbers in a row; not 0.
+    fn dim(&self) -> usize;
+    fn metric(&self) -> Metric;
+    /// The exact score of row `id` with a prepared query.
+    fn hit(&self, id: usize, query: &[f32]) -> Hit;
+    /// Rows `first..first + count`, end to end.
+    fn block(&self, first: usize, count: usize) -> Cow<'_, [f32]>;
+}
+
+impl Table for Rows {
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn dim(&self) -> usize {
+        self.dim()
+    }
+
+    fn metric(&self) -> Metric {
+        self.metric()
+    }
+
+    fn hit(&self, id: usize, query: &[f32]) -> Hit {
+        self.hit(id, query)
+    }
+
+    fn block(&self, first: usize, count: usize) -> Cow<'_, [f32]> {
+        self.block(first, count)
+    }
+}
+
 /// The `k` nearest rows of each prepared query; `k` is at most the number of rows.
-pub(crate) fn search(rows: &Rows, queries: &[f32], k: usize, allow: Allow) -> Vec<Vec<Hit>> {
+pub(crate) fn search<T: Table>(rows: &T, queries: &[f32], k: usize, allow: Allow) -> Vec<Vec<Hit>> {
     let dim = rows.dim();
     let groups = queries.par_chunks(GROUP * dim).enumerate();
     let found: Vec<Vec<Vec<Hit>>> = groups
@@ -58,8 +95,8 @@ fn merge(segments: Vec<Vec<TopK>>, queries: usize, k: usize) -> Vec<Vec<Hit>> {
     merged.into_iter().map(TopK::into_sorted).collect()
 }
 
-fn scan_few(
-    rows: &Rows,
+fn scan_few<T: Table>(
+    rows: &T,
     first: usize,
     count: usize,
     queries: &[f32],
@@ -77,8 +114,8 @@ fn scan_few(
     }
 }
 
-fn scan_many(
-    rows: &Rows,
+fn scan_many<T: Table>(
+    rows: &T,
     first: usize,
     count: usize,
     queries: &[f32],

@@ -15,15 +15,14 @@ use std::path::Path;
 
 use hnsw_rs::anndists::dist::Distance;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::artefact::{ArtefactError, MANIFEST, Manifest, Writer};
-use crate::flat;
 use crate::mapped::Mapped;
-use crate::metric::{Metric, dot, squared_distance};
+use crate::metric::{Metric, dot, lifts, squared_distance};
 use crate::rows::Rows;
 use crate::topk::{Allow, Hit, TopK};
+use crate::{flat, parallel};
 
 /// Links of the lowest layer `[rows, 2 m]`, the free places filled with [`NONE`].
 const LINKS: &str = "links.u32";
@@ -47,23 +46,21 @@ pub(crate) struct GraphMeta {
 }
 
 /// The distance between rows that the graph is built with: squared Euclidean, with one dimension
-/// more for the inner product, in which all rows get the same length. There the nearest to a query
-/// is the one with the largest inner product (Bachrach et al., RecSys 2014).
+/// more for the inner product.
 struct RowDistance<'a> {
     rows: &'a Rows,
-    /// The additional number of each row; empty but for the inner product.
-    lift: Vec<f32>,
+    /// The additional number of each row (see [`lifts`]); empty but for the inner product.
+    lifts: Vec<f32>,
 }
 
 impl<'a> RowDistance<'a> {
     fn new(rows: &'a Rows) -> Self {
-        let mut lift = Vec::new();
-        if rows.metric() == Metric::InnerProduct {
-            let squares: Vec<f32> = (0..rows.len()).map(|id| dot(rows.row(id), rows.row(id))).collect();
-            let largest = squares.iter().copied().fold(0.0, f32::max);
-            lift = squares.iter().map(|square| (largest - square).sqrt()).collect();
-        }
-        Self { rows, lift }
+        let square = |id| dot(rows.row(id), rows.row(id));
+        let lifts = match rows.metric() {
+            Metric::InnerProduct => lifts(&mut (0..rows.len()).map(square).collect::<Vec<_>>()),
+            Metric::Cosine | Metric::L2 => Vec::new(),
+        };
+        Self { rows, lifts }
     }
 }
 
@@ -71,9 +68,9 @@ impl Distance<u32> for RowDistance<'_> {
     fn eval(&self, a: &[u32], b: &[u32]) -> f32 {
         let (a, b) = (a[0] as usize, b[0] as usize);
         let distance = squared_distance(self.rows.row(a), self.rows.row(b));
-        match self.lift.is_empty() {
+        match self.lifts.is_empty() {
             true => distance,
-            false => distance + (self.lift[a] - self.lift[b]).powi(2),
+            false => distance + (self.lifts[a] - self.lifts[b]).powi(2),
         }
     }
 }
@@ -186,8 +183,8 @@ impl Hnsw {
         breadth: usize,
         allow: Allow,
     ) -> Vec<Vec<Hit>> {
-        let queries = queries.par_chunks(rows.dim()).enumerate();
-        queries.map(|(number, query)| self.search_one(rows, query, number, k, breadth, allow)).collect()
+        let one = |number, query: &[f32]| self.search_one(rows, query, number, k, breadth, allow);
+        parallel::each_query(queries, rows.dim(), || (), |(), number, query| one(number, query))
     }
 
     /// Candidates that a search looks at (`ef`): enough for a recall@10 of 0.98 on most data.

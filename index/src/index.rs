@@ -1,17 +1,20 @@
 //! An index on disk, opened for search.
 
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
 use crate::artefact::{self, ArtefactError, MANIFEST};
+use crate::faiss::Native;
 use crate::graph::{self, Graph};
 use crate::hnsw::Hnsw;
 use crate::ivf::Ivf;
 use crate::meta::{KIND, Meta, VECTORS, VERSIONS};
+use crate::quantized::QuantizedRows;
 use crate::rabitq::Codes;
 use crate::rows::Rows;
 use crate::topk::{Allow, Hit};
-use crate::{Builder, IndexError, Metric, Spec, flat};
+use crate::{Builder, IndexError, Metric, Spec, flat, single};
 
 /// More breadth than this makes reading every row the better way.
 const MOST: usize = 1 << 14;
@@ -19,19 +22,44 @@ const MOST: usize = 1 << 14;
 /// An index, memory-mapped: opening reads the manifest only, and searches read what they need.
 /// It can be searched from many threads at once.
 pub struct Index {
-    rows: Rows,
+    len: usize,
+    dim: usize,
+    metric: Metric,
     spec: Spec,
     engine: Engine,
     identity: String,
     breadth: Option<usize>,
 }
 
+/// The rows, and what chooses among them.
 enum Engine {
-    Flat,
-    Hnsw(Hnsw),
-    RaBitQ(Codes),
-    Graph(Graph),
-    Ivf(Ivf),
+    Flat(Rows),
+    Sq(QuantizedRows),
+    Hnsw(Rows, Hnsw),
+    RaBitQ(Rows, Codes),
+    Graph(Rows, Graph),
+    Ivf(Rows, Ivf),
+    Faiss(Rows, Native),
+}
+
+/// The rows of an index of any kind.
+enum Stored<'a> {
+    Whole(&'a Rows),
+    Quantized(&'a QuantizedRows),
+}
+
+impl Engine {
+    fn stored(&self) -> Stored<'_> {
+        match self {
+            Engine::Flat(rows)
+            | Engine::Hnsw(rows, _)
+            | Engine::RaBitQ(rows, _)
+            | Engine::Graph(rows, _)
+            | Engine::Ivf(rows, _)
+            | Engine::Faiss(rows, _) => Stored::Whole(rows),
+            Engine::Sq(rows) => Stored::Quantized(rows),
+        }
+    }
 }
 
 impl Index {
@@ -52,37 +80,51 @@ impl Index {
         if meta.rows > u32::MAX as usize {
             return Err(contradiction("meta: more rows than ids").into());
         }
-        let rows = match meta.spec {
-            Spec::Graph { degree } => {
-                let path = manifest.path(dir, graph::NODES)?;
-                graph::open_rows(&path, meta.rows, meta.dim, degree, meta.metric)?
-            }
-            _ => Rows::open(&manifest.path(dir, VECTORS)?, meta.rows, meta.dim, meta.metric)?,
-        };
+        let rows = || Rows::open(&manifest.path(dir, VECTORS)?, meta.rows, meta.dim, meta.metric);
         let engine = match meta.spec {
-            Spec::Flat => Engine::Flat,
+            Spec::Flat => Engine::Flat(rows()?),
+            Spec::Sq(quantizer) => {
+                let path = manifest.path(dir, quantizer.file())?;
+                Engine::Sq(QuantizedRows::open(&path, quantizer, meta.rows, meta.dim, meta.metric)?)
+            }
             Spec::Hnsw { m } => {
                 let graph = meta.graph.ok_or_else(|| contradiction("meta: an HNSW index without graph"))?;
-                Engine::Hnsw(Hnsw::open(dir, &manifest, graph, m, meta.rows)?)
+                Engine::Hnsw(rows()?, Hnsw::open(dir, &manifest, graph, m, meta.rows)?)
             }
             // Its codes can no longer be read; the rows can. Compacting makes it fast again.
-            Spec::RaBitQ { .. } if manifest.format_version == 1 => Engine::Flat,
+            Spec::RaBitQ { .. } if manifest.format_version == 1 => Engine::Flat(rows()?),
             Spec::RaBitQ { bits } => {
-                Engine::RaBitQ(Codes::open(dir, &manifest, meta.rows, meta.dim, bits, meta.seed)?)
+                let codes = Codes::open(dir, &manifest, meta.rows, meta.dim, bits, meta.seed)?;
+                Engine::RaBitQ(rows()?, codes)
             }
             Spec::Graph { degree } => {
-                Engine::Graph(Graph::open(dir, &manifest, meta.rows, meta.dim, degree, meta.seed)?)
+                let path = manifest.path(dir, graph::NODES)?;
+                let rows = graph::open_rows(&path, meta.rows, meta.dim, degree, meta.metric)?;
+                Engine::Graph(rows, Graph::open(dir, &manifest, meta.rows, meta.dim, degree, meta.seed)?)
             }
-            Spec::Ivf { lists } => {
-                Engine::Ivf(Ivf::open(dir, &manifest, meta.dim, meta.metric, lists, meta.seed)?)
+            Spec::Ivf { lists, bits } => {
+                let lists = (lists, bits);
+                Engine::Ivf(rows()?, Ivf::open(dir, &manifest, meta.dim, meta.metric, lists, meta.seed)?)
+            }
+            Spec::Faiss(_) => {
+                let native = Native::open(dir, &manifest, meta.rows, meta.dim, meta.metric)?;
+                Engine::Faiss(rows()?, native)
             }
         };
-        Ok(Self { rows, spec: meta.spec, engine, identity: manifest.identity(), breadth: None })
+        Ok(Self {
+            len: meta.rows,
+            dim: meta.dim,
+            metric: meta.metric,
+            spec: meta.spec,
+            engine,
+            identity: manifest.identity(),
+            breadth: None,
+        })
     }
 
     /// Number of rows.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.len
     }
 
     /// Whether there are no rows.
@@ -92,12 +134,12 @@ impl Index {
 
     /// Numbers in a vector.
     pub fn dim(&self) -> usize {
-        self.rows.dim()
+        self.dim
     }
 
     /// How nearness is measured.
     pub fn metric(&self) -> Metric {
-        self.rows.metric()
+        self.metric
     }
 
     /// What kind of index it is.
@@ -112,22 +154,28 @@ impl Index {
 
     /// The effort of searches through this handle, where it has been set: the nodes that a walk on
     /// a graph keeps, the most rows that a scan of codes scores, or the lists that an inverted file
-    /// probes. More breadth finds more of the true neighbours, and takes longer. `Flat` needs none.
+    /// probes. More breadth finds more of the true neighbours, and takes longer. `Flat` and its like
+    /// need none.
     pub fn breadth(&self) -> Option<usize> {
         self.breadth
     }
 
     /// Sets the [`breadth`](Index::breadth); `None` is the kind's own: for graphs one that finds
-    /// about 99 in 100 of the ten nearest, for codes as many rows as their error bound asks for, for
-    /// an inverted file one in sixteen of its lists, and eight at least.
+    /// about 97 in 100 of the ten nearest on text, for codes as many rows as their error bound asks for, for
+    /// an inverted file one in sixteen of its lists, and eight at least, for faiss an `efSearch` of 64 or an
+    /// `nprobe` of 16.
     pub fn set_breadth(&mut self, breadth: Option<usize>) {
         self.breadth = breadth;
     }
 
-    /// Row `id` as it is stored: scaled to length 1 under cosine.
-    pub fn vector(&self, id: u32) -> Option<&[f32]> {
+    /// Row `id` as it is stored: scaled to length 1 under cosine, and rounded where the kind rounds.
+    /// Rows that are kept as `f32` are borrowed from the mapped file.
+    pub fn vector(&self, id: u32) -> Option<Cow<'_, [f32]>> {
         let id = id as usize;
-        (id < self.len()).then(|| self.rows.row(id))
+        (id < self.len).then(|| match self.engine.stored() {
+            Stored::Whole(rows) => Cow::Borrowed(rows.row(id)),
+            Stored::Quantized(rows) => Cow::Owned(rows.row(id)),
+        })
     }
 
     /// The `k` nearest rows to `query`, nearest first, equal scores by id. With `allow`, only rows
@@ -142,15 +190,7 @@ impl Index {
         k: usize,
         allow: Option<&(dyn Fn(u32) -> bool + Sync)>,
     ) -> Result<Vec<Hit>, IndexError> {
-        let dim = self.dim();
-        if query.len() != dim {
-            return Err(IndexError::Length { what: "query", found: query.len(), dim, many: false });
-        }
-        let mut found = match allow {
-            None => self.search_batch(query, k, None)?,
-            Some(allow) => self.search_batch(query, k, Some(&|_, id| allow(id)))?,
-        };
-        Ok(found.pop().unwrap_or_default())
+        single::search(query, self.dim(), allow, |allow| self.search_batch(query, k, allow))
     }
 
     /// [`search`](Index::search) for many queries `[queries, dim]`, row-major, on all threads of
@@ -166,11 +206,11 @@ impl Index {
         k: usize,
         allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
     ) -> Result<Vec<Vec<Hit>>, IndexError> {
-        Ok(self.run(&self.prepare(queries)?, k.min(self.len()), self.breadth, allow))
+        self.run(&self.prepare(queries)?, k.min(self.len()), self.breadth, allow)
     }
 
-    /// [`search_batch`](Index::search_batch) by comparing with every row, whatever the kind of the
-    /// index: the truth that recall is measured by.
+    /// [`search_batch`](Index::search_batch) by comparing with every row as it is stored, whatever
+    /// the kind of the index: the truth that recall is measured by.
     ///
     /// # Errors
     /// As [`search_batch`](Index::search_batch).
@@ -181,9 +221,10 @@ impl Index {
         allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
     ) -> Result<Vec<Vec<Hit>>, IndexError> {
         let queries = self.prepare(queries)?;
-        Ok(match k.min(self.len()) {
-            0 => vec![Vec::new(); queries.len() / self.dim()],
-            k => flat::search(&self.rows, &queries, k, allow),
+        Ok(match (k.min(self.len), self.engine.stored()) {
+            (0, _) => vec![Vec::new(); queries.len() / self.dim],
+            (k, Stored::Whole(rows)) => flat::search(rows, &queries, k, allow),
+            (k, Stored::Quantized(rows)) => flat::search(rows, &queries, k, allow),
         })
     }
 
@@ -191,8 +232,9 @@ impl Index {
     /// more does not find more.
     pub(crate) fn breadths(&self, k: usize) -> Option<RangeInclusive<usize>> {
         match (&self.engine, self.spec) {
-            (Engine::Flat, _) => None,
-            (_, Spec::Ivf { lists }) => Some(1..=lists),
+            (Engine::Flat(_) | Engine::Sq(_), _) => None,
+            (_, Spec::Ivf { lists, .. }) => Some(1..=lists),
+            (Engine::Faiss(_, native), _) => native.has_breadth().then(|| 1..=MOST.min(self.len).max(1)),
             _ => Some(k.max(1)..=MOST.min(self.len()).max(k).max(1)),
         }
     }
@@ -212,36 +254,38 @@ impl Index {
         Ok(queries)
     }
 
-    /// Searches with prepared queries; `k` is at most the number of rows.
+    /// Searches with prepared queries; `k` is at most the number of rows. Only faiss has errors.
     pub(crate) fn run(
         &self,
         queries: &[f32],
         k: usize,
         breadth: Option<usize>,
         allow: Allow,
-    ) -> Vec<Vec<Hit>> {
+    ) -> Result<Vec<Vec<Hit>>, IndexError> {
         if k == 0 {
-            return vec![Vec::new(); queries.len() / self.dim()];
+            return Ok(vec![Vec::new(); queries.len() / self.dim()]);
         }
-        match &self.engine {
-            Engine::Flat => flat::search(&self.rows, queries, k, allow),
-            Engine::Hnsw(graph) => {
+        Ok(match &self.engine {
+            Engine::Flat(rows) => flat::search(rows, queries, k, allow),
+            Engine::Sq(rows) => flat::search(rows, queries, k, allow),
+            Engine::Hnsw(rows, graph) => {
                 let breadth = breadth.unwrap_or(Hnsw::default_breadth(k));
-                graph.search(&self.rows, queries, k, breadth, allow)
+                graph.search(rows, queries, k, breadth, allow)
             }
-            Engine::RaBitQ(codes) => {
+            Engine::RaBitQ(rows, codes) => {
                 // A row that is not scored is not found.
                 let breadth = breadth.map_or(usize::MAX, |breadth| breadth.max(k));
-                codes.search(&self.rows, queries, k, breadth, allow)
+                codes.search(rows, queries, k, breadth, allow)
             }
-            Engine::Graph(graph) => {
+            Engine::Graph(rows, graph) => {
                 let breadth = breadth.unwrap_or(graph.default_breadth(k));
-                graph.search(&self.rows, queries, k, breadth, allow)
+                graph.search(rows, queries, k, breadth, allow)
             }
-            Engine::Ivf(lists) => {
+            Engine::Ivf(rows, lists) => {
                 let breadth = breadth.unwrap_or(lists.default_breadth());
-                lists.search(&self.rows, queries, k, breadth, allow)
+                lists.search(rows, queries, k, breadth, allow)
             }
-        }
+            Engine::Faiss(rows, native) => native.search(rows, queries, k, breadth, allow)?,
+        })
     }
 }

@@ -1,27 +1,35 @@
 //! Data files as slices of numbers, without reading them first.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapRaw};
 
 use crate::artefact::ArtefactError;
+use crate::pages::PageWriter;
 
 #[cfg(target_endian = "big")]
 compile_error!("data files are little-endian and mapped as they are");
 
 /// Numbers for which every pattern of bytes is a value.
 pub(crate) trait Number: Copy + sealed::Plain {}
+impl Number for i8 {}
 impl Number for f32 {}
+impl Number for u8 {}
+impl Number for u16 {}
 impl Number for u32 {}
 impl Number for u64 {}
 
 mod sealed {
     pub trait Plain {}
+    impl Plain for i8 {}
     impl Plain for f32 {}
+    impl Plain for u8 {}
+    impl Plain for u16 {}
     impl Plain for u32 {}
     impl Plain for u64 {}
 }
@@ -84,6 +92,81 @@ impl<T: Number> Mapped<T> {
         // returned borrow ensures; it is the start of a page, so it is aligned for `T`; and `T` is
         // one of the types above, for which every bit pattern is a value.
         unsafe { std::slice::from_raw_parts(map.as_ptr().cast::<T>(), map.len() / size_of::<T>()) }
+    }
+}
+
+/// Locks that the rows of a [`SharedRows`] share.
+const LOCKS: usize = 1 << 12;
+
+/// A file `[rows, width]` of numbers that many threads change, one row at a time: memory that the
+/// system can put out to disk.
+pub(crate) struct SharedRows {
+    /// None where there is nothing to map.
+    map: Option<MmapRaw>,
+    rows: usize,
+    width: usize,
+    locks: Vec<Mutex<()>>,
+}
+
+impl SharedRows {
+    /// Makes the file at `path` with the content of the file `like`, or with all bits set.
+    pub fn create(
+        path: &Path,
+        rows: usize,
+        width: usize,
+        like: Option<&Path>,
+    ) -> Result<Self, ArtefactError> {
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
+        // Written in full: a place that the disk has no room for would be found out by a signal.
+        let mut out = PageWriter::new(file.map_err(ArtefactError::io(path))?);
+        match like {
+            None => {
+                let row = vec![u64::MAX; width];
+                (0..rows).try_for_each(|_| write_numbers(&mut out, &row)).map_err(ArtefactError::io(path))?;
+            }
+            Some(like) => {
+                let mut from = File::open(like).map_err(ArtefactError::io(like))?;
+                let mut piece = vec![0; 1 << 20];
+                loop {
+                    match from.read(&mut piece).map_err(ArtefactError::io(like))? {
+                        0 => break,
+                        n => out.write_all(&piece[..n]).map_err(ArtefactError::io(path))?,
+                    }
+                }
+            }
+        }
+        let file = out.into_file().map_err(ArtefactError::io(path))?;
+        let (found, wanted) = (
+            file.metadata().map_err(ArtefactError::io(path))?.len(),
+            rows as u64 * width as u64 * size_of::<u64>() as u64,
+        );
+        if found != wanted {
+            let why = format!("{found} bytes, but it must hold {wanted}");
+            return Err(ArtefactError::Damaged { path: like.unwrap_or(path).into(), why });
+        }
+        let map = match found {
+            0 => None,
+            _ => Some(MmapRaw::map_raw(&file).map_err(ArtefactError::io(path))?),
+        };
+        Ok(Self { map, rows, width, locks: (0..LOCKS).map(|_| Mutex::new(())).collect() })
+    }
+
+    /// What `work` makes of row `row` while nobody else has it.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn with<T>(&self, row: usize, work: impl FnOnce(&mut [u64]) -> T) -> T {
+        assert!(row < self.rows);
+        let _lock = self.locks[row % LOCKS].lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(map) = &self.map else { return work(&mut []) };
+        // SAFETY: the map holds `rows * width` numbers, which was checked, so those of `row` lie
+        // inside of it; it begins at a page, so they are aligned, and every pattern of bits is a
+        // value. Rows do not overlap, and the map is touched nowhere else, so under the lock of
+        // this row nobody else has a reference to it; `work` cannot keep the one that it gets.
+        let numbers = unsafe {
+            std::slice::from_raw_parts_mut(map.as_mut_ptr().cast::<u64>().add(row * self.width), self.width)
+        };
+        work(numbers)
     }
 }
 

@@ -59,6 +59,14 @@ impl fmt::Display for Metric {
     }
 }
 
+/// What one dimension more gives to rows of these squared lengths so that all become as long as the
+/// longest, which the squares then say. In that space the nearest to a query is the row with the
+/// largest inner product (Bachrach et al., RecSys 2014).
+pub(crate) fn lifts(squares: &mut [f32]) -> Vec<f32> {
+    let largest = squares.iter().copied().fold(0.0, f32::max);
+    squares.iter_mut().map(|square| (largest - std::mem::replace(square, largest)).sqrt()).collect()
+}
+
 impl FromStr for Metric {
     type Err = IndexError;
 

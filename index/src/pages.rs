@@ -19,6 +19,11 @@ impl PageWriter {
         Self { file, piece: Vec::new() }
     }
 
+    /// Makes what was written survive a power cut, after a flush.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
     /// The file, with everything written.
     pub fn into_file(mut self) -> io::Result<File> {
         self.flush()?;

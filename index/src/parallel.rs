@@ -2,6 +2,28 @@
 
 use rayon::prelude::*;
 
+use crate::topk::Hit;
+
+/// Queries that one task answers.
+const QUERIES: usize = 8;
+
+/// `work` for each query of `[queries, dim]` and its place among them, with room made by `init` for one
+/// query after the other.
+pub(crate) fn each_query<R>(
+    queries: &[f32],
+    dim: usize,
+    init: impl Fn() -> R + Send + Sync,
+    work: impl Fn(&mut R, usize, &[f32]) -> Vec<Hit> + Send + Sync,
+) -> Vec<Vec<Hit>> {
+    let chunk = |chunk: usize| {
+        let mut room = init();
+        let first = chunk * QUERIES;
+        let queries = queries[first * dim..].chunks_exact(dim).take(QUERIES);
+        (first..).zip(queries).map(|(place, query)| work(&mut room, place, query)).collect::<Vec<_>>()
+    };
+    map((queries.len() / dim).div_ceil(QUERIES), true, chunk).into_iter().flatten().collect()
+}
+
 /// `work` for every item, in order; on all threads of the pool only where `many`. To hand work to
 /// another thread and wait for it takes some ten microseconds, in which a graph has been searched.
 pub(crate) fn map<T: Send>(items: usize, many: bool, work: impl Fn(usize) -> T + Send + Sync) -> Vec<T> {

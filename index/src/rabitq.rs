@@ -13,13 +13,13 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::artefact::{ArtefactError, Manifest, Writer};
-use crate::blocks::{self, BLOCK, Tables};
+use crate::blocks::BLOCK;
 use crate::mapped::{Mapped, write_numbers};
-use crate::metric::{Metric, dot};
+use crate::metric::Metric;
 use crate::pages::PageWriter;
 use crate::rotation::Rotation;
 use crate::rows::Rows;
-use crate::scan::{Centre, Encoder, Found, Probe, Shape};
+use crate::scan::{Centre, Encoder, Found, Probe, Query, Shape};
 use crate::topk::{Allow, Hit};
 use crate::{parallel, planes};
 
@@ -95,25 +95,6 @@ pub(crate) struct Codes {
     rows: usize,
 }
 
-/// A query, ready to meet codes.
-struct Query<'a> {
-    /// As it came.
-    given: &'a [f32],
-    /// Less the centre, rotated; and the sum of its numbers.
-    rotated: Vec<f32>,
-    total: f32,
-    tables: Tables,
-    base: f32,
-    /// To the centre.
-    distance: f32,
-}
-
-impl Query<'_> {
-    fn probe(&self) -> Probe<'_> {
-        Probe::new(&self.tables, self.base, self.distance)
-    }
-}
-
 impl Codes {
     /// Maps the codes of `rows` rows of `dim` numbers.
     pub fn open(
@@ -186,13 +167,7 @@ impl Codes {
     }
 
     fn prepare<'a>(&self, metric: Metric, query: &'a [f32]) -> Query<'a> {
-        let mut rotated: Vec<f32> = query.iter().zip(&self.centre).map(|(q, c)| q - c).collect();
-        let distance = dot(&rotated, &rotated).sqrt();
-        let base = blocks::query_base(metric, query, &self.centre, &rotated);
-        self.rotation.apply(&mut rotated);
-        let tables = Tables::new(&rotated);
-        let total = if self.bits > 1 { planes::total(&rotated) } else { 0.0 };
-        Query { given: query, rotated, total, tables, base, distance }
+        Query::new(metric, query, &self.centre, &self.rotation, self.bits)
     }
 
     /// For each query the rows of these blocks that may be among the `k` nearest.
@@ -274,15 +249,15 @@ mod tests {
                     metric.prepare(&mut query);
                     let prepared = codes.prepare(metric, &query);
                     let probe = prepared.probe();
-                    let Tables { bytes, unit, shift } = &prepared.tables;
-                    let scale = Scale { unit: *unit, shift: *shift, base: prepared.base };
+                    let crate::blocks::Tables { bytes, unit, shift } = &prepared.tables;
+                    let scale = Scale { unit: *unit, shift: *shift, base: probe.base };
                     for (number, block) in codes.codes.as_slice().chunks(codes.shape.block).enumerate() {
                         let (signs, factors) = block.split_at(codes.shape.codes);
                         let mut out = [0.0; BLOCK];
                         estimates(as_bytes(signs), bytes, factors, scale, f32::NEG_INFINITY, &mut out);
                         for (slot, estimate) in out.into_iter().enumerate() {
                             let Some(row) = index.vector((number * BLOCK + slot) as u32) else { continue };
-                            let exact = metric.score(row, &query);
+                            let exact = metric.score(&row, &query);
                             let error = probe.error * factors[2 * BLOCK + slot]
                                 + probe.rounding * factors[BLOCK + slot];
                             let deviations = (estimate - exact) / error * CONFIDENCE;

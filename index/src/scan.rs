@@ -7,7 +7,7 @@ use std::collections::BinaryHeap;
 
 use crate::blocks::{self, BLOCK, CONFIDENCE, Factors, Tables};
 use crate::mapped::as_bytes;
-use crate::metric::dot;
+use crate::metric::{Metric, dot};
 use crate::planes;
 use crate::rotation::Rotation;
 use crate::rows::Rows;
@@ -62,7 +62,9 @@ impl Encoder<'_> {
     ) -> (Vec<f32>, Vec<u64>) {
         let (dim, metric) = (self.rows.dim(), self.rows.metric());
         let shape = Shape::new(dim);
-        let words = if self.bits > 1 { planes::words(dim, self.bits) } else { 0 };
+        // Relative to a centre of many, a row has one word more: see below.
+        let more = usize::from(centre.turned.is_some());
+        let words = if self.bits > 1 { planes::words(dim, self.bits) + more } else { 0 };
         let mut codes = vec![0; 4 * shape.codes];
         let mut factors = vec![0.0; 3 * BLOCK + BOUNDS];
         let mut row_planes = vec![0; ids.len() * words];
@@ -89,10 +91,46 @@ impl Encoder<'_> {
             if words > 0 {
                 let planes = &mut row_planes[slot * words..][..words];
                 planes::encode(metric, &residual, square, self.bits, planes);
+                if let Some(turned) = centre.turned {
+                    // `add` has the centre's part by the first bit: what to add where it is to be
+                    // by all bits.
+                    let (part, _) = planes::estimate(planes, self.bits, turned, planes::total(turned));
+                    planes[words - 1] = u64::from((scale * signs - part).to_bits());
+                }
             }
         }
         let codes = codes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         (codes.chain(factors).collect(), row_planes)
+    }
+}
+
+/// A query, ready to meet blocks.
+pub(crate) struct Query<'a> {
+    /// As it came.
+    pub given: &'a [f32],
+    /// Less the centre, rotated; and what [`planes`] need of that.
+    pub rotated: Vec<f32>,
+    pub total: f32,
+    pub tables: Tables,
+    base: f32,
+    /// To the centre.
+    distance: f32,
+}
+
+impl<'a> Query<'a> {
+    /// With what blocks of codes are relative to, and how many bits they have.
+    pub fn new(metric: Metric, given: &'a [f32], centre: &[f32], rotation: &Rotation, bits: usize) -> Self {
+        let mut rotated: Vec<f32> = given.iter().zip(centre).map(|(q, c)| q - c).collect();
+        let distance = dot(&rotated, &rotated).sqrt();
+        let base = blocks::query_base(metric, given, centre, &rotated);
+        rotation.apply(&mut rotated);
+        let total = if bits > 1 { planes::total(&rotated) } else { 0.0 };
+        Self { given, tables: Tables::new(&rotated), rotated, total, base, distance }
+    }
+
+    /// For blocks that are relative to the centre itself.
+    pub fn probe(&self) -> Probe<'_> {
+        Probe::new(&self.tables, self.base, self.distance)
     }
 }
 
@@ -104,12 +142,14 @@ pub(crate) struct Probe<'a> {
     /// What a row's `error` and `scale` are multiplied with to bound the error of its score.
     pub error: f32,
     pub rounding: f32,
+    /// Which centre it is, for the caller.
+    pub list: u32,
 }
 
 impl<'a> Probe<'a> {
     /// With the part of the score that the query and the centre make, and the distance of the two.
     pub fn new(tables: &'a Tables, base: f32, distance: f32) -> Self {
-        Self { tables, base, error: CONFIDENCE * distance, rounding: CONFIDENCE * tables.rounding() }
+        Self { tables, base, error: CONFIDENCE * distance, rounding: CONFIDENCE * tables.rounding(), list: 0 }
     }
 }
 
@@ -119,6 +159,8 @@ pub(crate) struct Candidate {
     pub id: u32,
     /// What its score is beside the part that codes estimate; NaN once all bits have been seen.
     pub add: f32,
+    /// The probe's.
+    pub list: u32,
 }
 
 impl PartialEq for Candidate {
@@ -189,7 +231,12 @@ impl Found {
             self.promised.push(Hit { id, score: lowest });
             // Without a number to go by, the row has to be scored.
             let highest = if highest.is_nan() { f32::INFINITY } else { highest };
-            self.candidates.push(Candidate { highest, id, add: probe.base + factors[slot] });
+            self.candidates.push(Candidate {
+                highest,
+                id,
+                add: probe.base + factors[slot],
+                list: probe.list,
+            });
         }
     }
 
@@ -228,7 +275,7 @@ impl Found {
                 Some(refine) if !candidate.add.is_nan() => {
                     let highest = refine(&candidate);
                     let highest = if highest.is_nan() { f32::INFINITY } else { highest };
-                    candidates.push(Candidate { highest, id: candidate.id, add: f32::NAN });
+                    candidates.push(Candidate { highest, add: f32::NAN, ..candidate });
                 }
                 _ => {
                     let ahead = || candidates.iter().take(most - scored).map(|next| next.id as usize);
@@ -247,7 +294,6 @@ mod tests {
 
     use super::*;
     use crate::mapped::write_numbers;
-    use crate::metric::Metric;
 
     /// Over many rotations estimates are right on average, and within the bound but for one in so
     /// many, relative to a centre that the query was rotated for and relative to one that it was

@@ -1,10 +1,17 @@
 //! Several indexes searched as one.
 
-use crate::topk::Hit;
-use crate::{Bitmap, Index, IndexError, Metric, parallel};
+use std::borrow::Cow;
+
+use crate::topk::{Allow, Hit};
+use crate::{Bitmap, Index, IndexError, Metric, parallel, single};
 
 /// So many queries are worth several threads to join what the parts have found.
 const MANY: usize = 256;
+
+/// What a search gives.
+type Found = Result<Vec<Vec<Hit>>, IndexError>;
+/// What searches a part: a method of [`Index`].
+pub(crate) type SearchPart = fn(&Index, &[f32], usize, Allow) -> Found;
 
 /// Several indexes of one dimension and metric, searched as one. Ids run on from one part to the
 /// next: the first row of the second part has the number of rows of the first part as its id.
@@ -120,8 +127,8 @@ impl Segments {
         self.locate(id).is_some_and(|(part, row)| !part.is_dead(row))
     }
 
-    /// Row `id` as it is stored (scaled to length 1 under cosine), dead or not.
-    pub fn vector(&self, id: u32) -> Option<&[f32]> {
+    /// Row `id` as it is stored, dead or not: see [`Index::vector`].
+    pub fn vector(&self, id: u32) -> Option<Cow<'_, [f32]>> {
         self.locate(id).and_then(|(part, row)| part.index.vector(row))
     }
 
@@ -143,15 +150,7 @@ impl Segments {
         k: usize,
         allow: Option<&(dyn Fn(u32) -> bool + Sync)>,
     ) -> Result<Vec<Hit>, IndexError> {
-        let dim = self.dim;
-        if query.len() != dim {
-            return Err(IndexError::Length { what: "query", found: query.len(), dim, many: false });
-        }
-        let mut found = match allow {
-            None => self.search_batch(query, k, None)?,
-            Some(allow) => self.search_batch(query, k, Some(&|_, id| allow(id)))?,
-        };
-        Ok(found.pop().unwrap_or_default())
+        single::search(query, self.dim, allow, |allow| self.search_batch(query, k, allow))
     }
 
     /// [`search`](Segments::search) for many queries `[queries, dim]`, row-major, on all threads
@@ -165,10 +164,29 @@ impl Segments {
         k: usize,
         allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
     ) -> Result<Vec<Vec<Hit>>, IndexError> {
+        self.search_by(Index::search_batch, queries, k, allow)
+    }
+
+    /// [`search_batch`](Segments::search_batch) by comparing with every live row: see
+    /// [`Index::search_exactly`].
+    ///
+    /// # Errors
+    /// As for [`Index::search_batch`].
+    pub fn search_exactly(
+        &self,
+        queries: &[f32],
+        k: usize,
+        allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
+    ) -> Result<Vec<Vec<Hit>>, IndexError> {
+        self.search_by(Index::search_exactly, queries, k, allow)
+    }
+
+    /// [`search_batch`](Segments::search_batch), with what searches a part.
+    fn search_by(&self, search: SearchPart, queries: &[f32], k: usize, allow: Allow) -> Found {
         let by_row = |part: usize, query: usize, row: u32| {
             allow.is_some_and(|allow| allow(query, self.parts[part].first as u32 + row))
         };
-        let mut found = self.search_parts(queries, k, allow.is_some().then_some(&by_row))?;
+        let mut found = self.search_parts(search, queries, k, allow.is_some().then_some(&by_row))?;
         for (part, hits) in &mut found {
             let first = self.parts[*part].first as u32;
             hits.iter_mut().flatten().for_each(|hit| hit.id += first);
@@ -180,6 +198,7 @@ impl Segments {
     /// query its hits with their rows in this part as ids. `allow` is asked with part, query, row.
     pub(crate) fn search_parts(
         &self,
+        search: SearchPart,
         queries: &[f32],
         k: usize,
         allow: Option<&(dyn Fn(usize, usize, u32) -> bool + Sync)>,
@@ -189,16 +208,16 @@ impl Segments {
         // One after the other: each makes use of all threads where that pays.
         for (number, part) in self.parts.iter().enumerate().filter(|(_, part)| part.live > 0) {
             let found = match (&part.dead, allow) {
-                (None, None) => part.index.search_batch(queries, k, None),
+                (None, None) => search(&part.index, queries, k, None),
                 (None, Some(allow)) => {
-                    part.index.search_batch(queries, k, Some(&|query, row| allow(number, query, row)))
+                    search(&part.index, queries, k, Some(&|query, row| allow(number, query, row)))
                 }
                 (Some(dead), None) => {
-                    part.index.search_batch(queries, k, Some(&|_, row| !dead.get(row as usize)))
+                    search(&part.index, queries, k, Some(&|_, row| !dead.get(row as usize)))
                 }
                 (Some(dead), Some(allow)) => {
                     let allow = |query, row: u32| !dead.get(row as usize) && allow(number, query, row);
-                    part.index.search_batch(queries, k, Some(&allow))
+                    search(&part.index, queries, k, Some(&allow))
                 }
             };
             all.push((number, found?));

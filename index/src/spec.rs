@@ -14,12 +14,72 @@ const FLAT_NUMBERS: usize = 8 << 20;
 /// graph pays.
 const SCANNED_ROWS: usize = 500_000;
 
+/// In what numbers rows are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantizer {
+    /// `"SQbf16"`: the upper half of an `f32`, rounded to the nearest.
+    Bf16,
+    /// `"SQ8"`: one of 256 steps from the least to the largest number of the row, each row with its
+    /// own. (faiss's `SQ8` has them for each dimension, from training rows.)
+    Int8,
+}
+
+/// A string for faiss's `index_factory`, such as `"HNSW32,Flat"`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Factory {
+    /// ASCII, filled up with zeros.
+    bytes: [u8; Factory::MAX],
+}
+
+impl Factory {
+    /// The most characters that it can have.
+    pub const MAX: usize = 96;
+    /// What the index of a faiss file from elsewhere has in place of one: it cannot be built.
+    pub const IMPORTED: Self = {
+        let (name, mut bytes, mut i) = (b"imported", [0; Self::MAX], 0);
+        while i < name.len() {
+            bytes[i] = name[i];
+            i += 1;
+        }
+        Self { bytes }
+    };
+
+    /// None for what cannot be one: nothing, too long, or with other characters than faiss uses.
+    pub fn new(text: &str) -> Option<Self> {
+        let good = (1..=Self::MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+        let mut bytes = [0; Self::MAX];
+        bytes.iter_mut().zip(text.bytes()).for_each(|(to, from)| *to = from);
+        good.then_some(Self { bytes })
+    }
+
+    /// The string.
+    pub fn as_str(&self) -> &str {
+        let len = self.bytes.iter().position(|&b| b == 0).unwrap_or(Self::MAX);
+        std::str::from_utf8(&self.bytes[..len]).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Factory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for Factory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
 /// Which kind of index to build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Spec {
     /// `"Flat"`: compare the query with every row. Exact; nothing to build.
     Flat,
+    /// `"SQbf16"` and `"SQ8"`: as `Flat`, over rows that are kept in 16 or 8 bits a number. Exact for
+    /// the rows as they are kept.
+    Sq(Quantizer),
     /// `"HNSW32"`: a navigable small-world graph (Malkov and Yashunin, 2016; arXiv 1603.09320).
     Hnsw {
         /// Links of a node in each upper layer; twice as many in the lowest. From 4 to 128.
@@ -42,10 +102,17 @@ pub enum Spec {
     /// `"IVF1024,RaBitQ"`: rows in lists around centroids, and a scan of the 1-bit codes of the
     /// lists nearest to the query only (Jégou, Douze and Schmid, 2011). For more rows than a
     /// graph can be built over; about as many lists as 4 to 16 times the root of their number.
+    /// With `"IVF1024,RaBitQ4"` more bits are read for the rows that the first leaves, as in
+    /// `"RaBitQ4"`.
     Ivf {
         /// Lists, from 1 to 65,536.
         lists: usize,
+        /// Bits a dimension, from 1 to 8.
+        bits: usize,
     },
+    /// `"faiss:HNSW32,Flat"`: whatever faiss's `index_factory` makes of the string after the colon.
+    /// Needs the cargo feature `faiss`.
+    Faiss(Factory),
 }
 
 impl Spec {
@@ -63,11 +130,11 @@ impl Spec {
     /// The error for values that [`FromStr`] would not have let through.
     pub(crate) fn check(self) -> Result<Self, IndexError> {
         let good = match self {
-            Spec::Flat => true,
+            Spec::Flat | Spec::Sq(_) | Spec::Faiss(_) => true,
             Spec::Hnsw { m } => (4..=128).contains(&m),
             Spec::RaBitQ { bits } => (1..=8).contains(&bits),
             Spec::Graph { degree } => (32..=128).contains(&degree) && degree.is_multiple_of(32),
-            Spec::Ivf { lists } => (1..=65_536).contains(&lists),
+            Spec::Ivf { lists, bits } => (1..=65_536).contains(&lists) && (1..=8).contains(&bits),
         };
         if good { Ok(self) } else { Err(IndexError::UnknownSpec { text: self.to_string() }) }
     }
@@ -77,11 +144,14 @@ impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Spec::Flat => f.write_str("Flat"),
+            Spec::Sq(Quantizer::Bf16) => f.write_str("SQbf16"),
+            Spec::Sq(Quantizer::Int8) => f.write_str("SQ8"),
             Spec::Hnsw { m } => write!(f, "HNSW{m}"),
             Spec::RaBitQ { bits: 1 } => f.write_str("RaBitQ"),
             Spec::RaBitQ { bits } => write!(f, "RaBitQ{bits}"),
             Spec::Graph { degree } => write!(f, "QG{degree}"),
-            Spec::Ivf { lists } => write!(f, "IVF{lists},RaBitQ"),
+            Spec::Ivf { lists, bits } => write!(f, "IVF{lists},{}", Spec::RaBitQ { bits: *bits }),
+            Spec::Faiss(factory) => write!(f, "faiss:{factory}"),
         }
     }
 }
@@ -91,17 +161,23 @@ impl FromStr for Spec {
 
     fn from_str(text: &str) -> Result<Self, IndexError> {
         let unknown = || IndexError::UnknownSpec { text: text.into() };
+        if let Some(factory) = text.strip_prefix("faiss:") {
+            return Factory::new(factory).map(Spec::Faiss).ok_or_else(unknown);
+        }
         let lower = text.to_ascii_lowercase();
-        if let Some(lists) = lower.strip_prefix("ivf").and_then(|rest| rest.strip_suffix(",rabitq")) {
+        if let Some((lists, codes)) = lower.strip_prefix("ivf").and_then(|rest| rest.split_once(',')) {
             // `parse` would take a sign too.
             let digits = lists.bytes().all(|b| b.is_ascii_digit());
             let lists = lists.parse().ok().filter(|_| digits).ok_or_else(unknown)?;
-            return Spec::Ivf { lists }.check().map_err(|_| unknown());
+            let Ok(Spec::RaBitQ { bits }) = codes.parse() else { return Err(unknown()) };
+            return Spec::Ivf { lists, bits }.check().map_err(|_| unknown());
         }
         let (name, number) = lower.split_at(lower.trim_end_matches(|c: char| c.is_ascii_digit()).len());
         let number = if number.is_empty() { None } else { Some(number.parse().map_err(|_| unknown())?) };
         match (name, number) {
             ("flat", None) => Spec::Flat,
+            ("sqbf", Some(16)) => Spec::Sq(Quantizer::Bf16),
+            ("sq", Some(8)) => Spec::Sq(Quantizer::Int8),
             ("rabitq", bits) => Spec::RaBitQ { bits: bits.unwrap_or(1) },
             ("qg", Some(degree)) => Spec::Graph { degree },
             ("hnsw", Some(m)) => Spec::Hnsw { m },
@@ -134,13 +210,17 @@ mod tests {
     fn names_round_trip_and_others_are_refused() {
         for spec in [
             Spec::Flat,
+            Spec::Sq(Quantizer::Bf16),
+            Spec::Sq(Quantizer::Int8),
             Spec::Hnsw { m: 4 },
             Spec::Hnsw { m: 128 },
             Spec::RaBitQ { bits: 1 },
             Spec::RaBitQ { bits: 8 },
             Spec::Graph { degree: 64 },
-            Spec::Ivf { lists: 1 },
-            Spec::Ivf { lists: 65_536 },
+            Spec::Ivf { lists: 1, bits: 1 },
+            Spec::Ivf { lists: 65_536, bits: 8 },
+            Spec::Faiss(Factory::IMPORTED),
+            Spec::Faiss(Factory::new(&"x".repeat(Factory::MAX)).unwrap()),
         ] {
             assert_eq!(spec.to_string().parse::<Spec>().unwrap(), spec);
         }
@@ -148,6 +228,10 @@ mod tests {
             "",
             "flat ",
             "Flat1",
+            "SQ",
+            "SQ4",
+            "SQbf8",
+            "SQfp16",
             "HNSW",
             "HNSW3",
             "HNSW129",
@@ -163,7 +247,10 @@ mod tests {
             "IVF0,RaBitQ",
             "IVF+8,RaBitQ",
             "IVF65537,RaBitQ",
-            "IVF16,RaBitQ4",
+            "IVF16,RaBitQ9",
+            "IVF16,IVF16,RaBitQ",
+            "faiss:",
+            "faiss:HNSW32, Flat",
         ] {
             let error = bad.parse::<Spec>().unwrap_err();
             assert!(matches!(&error, IndexError::UnknownSpec { text } if text == bad), "{bad:?}: {error}");

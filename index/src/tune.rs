@@ -29,22 +29,23 @@ impl Index {
         let truth = self.search_exactly(queries, k, allow)?;
         let queries = self.prepare(queries)?;
         let k = k.min(self.len());
-        let found_with = |breadth| mean_recall(&self.run(&queries, k, breadth, allow), &truth);
+        let found_with =
+            |breadth| self.run(&queries, k, breadth, allow).map(|found| mean_recall(&found, &truth));
         let Some(breadths) = self.breadths(k) else {
-            return Ok(Tuned { breadth: None, recall: found_with(None) });
+            return Ok(Tuned { breadth: None, recall: found_with(None)? });
         };
         let (least, most) = breadths.into_inner();
         let (mut low, mut high) = (least, least);
-        let mut reached = found_with(Some(high));
+        let mut reached = found_with(Some(high))?;
         while reached < recall && high < most {
             low = high;
             high = (2 * high).min(most);
-            reached = found_with(Some(high));
+            reached = found_with(Some(high))?;
         }
         // In steps of a tenth: more exactly, a sample of queries cannot tell.
         while reached >= recall && high - low > 1 + high / 10 {
             let middle = low.midpoint(high);
-            let found = found_with(Some(middle));
+            let found = found_with(Some(middle))?;
             if found >= recall {
                 (high, reached) = (middle, found);
             } else {
@@ -55,8 +56,9 @@ impl Index {
     }
 }
 
-/// The mean share of what is to be found that was, or something as near.
-fn mean_recall(found: &[Vec<Hit>], truth: &[Vec<Hit>]) -> f64 {
+/// The mean share of what is to be found that was, or something as near: what searches have found,
+/// against the truth ([`Index::search_exactly`]) for the same queries.
+pub fn mean_recall(found: &[Vec<Hit>], truth: &[Vec<Hit>]) -> f64 {
     let each = found.iter().zip(truth).filter_map(|(found, truth)| {
         let last = truth.last()?;
         let good = found.iter().filter(|hit| hit.score >= last.score).count();
@@ -69,6 +71,16 @@ fn mean_recall(found: &[Vec<Hit>], truth: &[Vec<Hit>]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn recall_counts_what_is_near_enough() {
+        let hits =
+            |pairs: &[(u32, f32)]| pairs.iter().map(|&(id, score)| Hit { id, score }).collect::<Vec<_>>();
+        let truth = [hits(&[(1, 0.9), (2, 0.5)]), hits(&[])];
+        assert_eq!(mean_recall(&[hits(&[(1, 0.9), (7, 0.5)]), hits(&[])], &truth), 1.0);
+        assert_eq!(mean_recall(&[hits(&[(1, 0.9), (7, 0.4)]), hits(&[])], &truth), 0.5);
+        assert_eq!(mean_recall(&[hits(&[]), hits(&[])], &truth), 0.0);
+    }
     use crate::{Builder, Metric, Spec};
 
     fn index(dir: &std::path::Path, spec: Spec, n: usize) -> Index {
@@ -87,9 +99,11 @@ mod tests {
     /// Fails when the search stops at the first breadth, or overshoots by more than its step.
     #[test]
     fn more_recall_takes_more_breadth_and_has_it() {
-        for (spec, least) in
-            [(Spec::Graph { degree: 32 }, 10), (Spec::RaBitQ { bits: 1 }, 10), (Spec::Ivf { lists: 100 }, 1)]
-        {
+        for (spec, least) in [
+            (Spec::Graph { degree: 32 }, 10),
+            (Spec::RaBitQ { bits: 1 }, 10),
+            (Spec::Ivf { lists: 100, bits: 1 }, 1),
+        ] {
             let dir = tempfile::tempdir().unwrap();
             let mut index = index(dir.path(), spec, 6000);
             let queries = rows(100, 1 << 20);

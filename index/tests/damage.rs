@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use common::{SPECS, build, clustered};
 use proptest::prelude::*;
 use sidenote_index::artefact::{self, ArtefactError, MANIFEST, Writer, verify};
-use sidenote_index::{Collection, Index, IndexError, Metric, Spec};
+use sidenote_index::{Collection, Index, IndexError, Metric, Quantizer, Spec};
 use tempfile::tempdir;
 
 const ROWS: usize = 150; // enough for the graph to be walked and to have upper layers
@@ -88,6 +88,8 @@ fn a_manifest_that_contradicts_its_files_is_refused() {
             Spec::Flat,
             vec![("\"dim\": 5", "\"dim\": 4611686018427387904"), ("Flat", "HNSW8"), ("Flat", "RaBitQ")],
         ),
+        (Spec::Sq(Quantizer::Bf16), vec![("\"rows\": 150", "\"rows\": 149"), ("SQbf16", "SQ8")]),
+        (Spec::Sq(Quantizer::Int8), vec![("\"dim\": 5", "\"dim\": 6"), ("SQ8", "SQbf16"), ("SQ8", "Flat")]),
         (Spec::RaBitQ { bits: 1 }, vec![("\"rows\": 150", "\"rows\": 4294967296"), ("RaBitQ", "RaBit")]),
         (Spec::Hnsw { m: 8 }, vec![("HNSW8", "HNSW9"), ("HNSW8", "HNSW0"), ("\"entry\": ", "\"entry\": 9")]),
         (Spec::Hnsw { m: 8 }, vec![("\"upper\": [", "\"upper\": [18446744073709551615, ")]),

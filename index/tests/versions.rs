@@ -53,9 +53,16 @@ fn assert_found(name: &str, expected: &Expected, found: &[Vec<(u64, f32)>]) {
 
 #[test]
 fn every_kind_of_index_of_every_version_opens_and_finds_what_it_found() {
-    for (version, name) in
-        [("v1", "flat"), ("v1", "rabitq"), ("v1", "hnsw"), ("v2", "rabitq"), ("v2", "rabitq4"), ("v2", "qg")]
-    {
+    for (version, name) in [
+        ("v1", "flat"),
+        ("v1", "rabitq"),
+        ("v1", "hnsw"),
+        ("v2", "rabitq"),
+        ("v2", "rabitq4"),
+        ("v2", "qg"),
+        ("v2", "sqbf16"),
+        ("v2", "sq8"),
+    ] {
         let (dir, expected) = (data(version).join(name), expected(version, name));
         assert!(verify(&dir).unwrap().is_empty(), "{name}: the data of this test has changed");
         let mut index = Index::open(&dir).unwrap();

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use sidenote_index::Spec;
+use sidenote_index::{Bytes, Spec};
 
 use super::Console;
 use crate::corpus::{OnError, Tokenizer};
@@ -62,6 +62,10 @@ pub struct BuildArgs {
     /// Tokens in a chunk.
     #[arg(long, default_value_t = 64)]
     chunk_tokens: usize,
+    /// Most memory of its own that building the index over the vectors may take, such as 4GiB: what
+    /// would need more is refused.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Bytes>,
     /// What to do with a line or file that cannot be used.
     #[arg(long, value_enum, default_value_t = OnError::Fail)]
     on_error: OnError,
@@ -234,6 +238,7 @@ fn run_build(args: BuildArgs, console: Console) -> anyhow::Result<()> {
         chunk_tokens: args.chunk_tokens,
         index: args.index,
         seed: args.seed,
+        memory: args.memory,
         on_error: args.on_error,
         existing,
     };

@@ -60,6 +60,7 @@ pub fn run(options: &Options, progress: Progress) -> Result<Value> {
             chunk_tokens: settings.chunk_tokens,
             index: None,
             seed: options.seed,
+            memory: None,
             on_error: OnError::Fail,
             existing: Existing::Fail,
         },

@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use sidenote_index::{Lock, Spec};
+use sidenote_index::{Bytes, Lock, Spec};
 
 use super::encode;
 use super::generation::is_there;
 use super::meta::{EncoderMeta, IndexMeta, IndexPart, KIND, Settings};
-use super::part_writer::{PartWriter, STORE, VECTORS, commit};
+use super::part_writer::{Indexing, PartWriter, STORE, VECTORS, commit};
 use super::unfinished::{CorpusHash, PartMeta, Unfinished};
 use crate::corpus::{Block, Document, Documents, OnError, Tokenizer, next_batch};
 use crate::encoder::Encoder;
@@ -46,6 +46,8 @@ pub struct BuildOptions<'a> {
     pub index: Option<Spec>,
     /// Seed of the kinds of index that use chance.
     pub seed: u64,
+    /// Bound on the memory of its own that building the index over the vectors may take.
+    pub memory: Option<Bytes>,
     /// What to do with unusable lines.
     pub on_error: OnError,
     /// What to do about an index that is there.
@@ -124,7 +126,8 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<IndexMeta> {
         begin_again: "remove that folder to begin again",
     };
     let parts = cutter.collect(&unfinished, &mut documents, &mut hash, progress)?;
-    let part = cutter.join(&unfinished, &parts, options.index, options.seed, out, progress)?;
+    let kind = (options.index, options.seed, options.memory);
+    let part = cutter.join(&unfinished, &parts, kind, out, progress)?;
     let mut meta = IndexMeta {
         settings,
         dim: options.encoder.dim(),
@@ -202,21 +205,22 @@ impl Cutter<'_> {
     }
 
     /// Joins the parts of the work into one part of the index in `out`, under a manifest yet to be
-    /// written. The kind of index goes by the number of chunks where it is not given.
+    /// written: with the kind of index, which goes by the number of chunks where it is not given,
+    /// the seed, and the bound on memory. What an interrupted run has built of it is made use of.
     pub fn join(
         &self,
         unfinished: &Unfinished,
         parts: &[PartMeta],
-        index: Option<Spec>,
-        seed: u64,
+        (index, seed, memory): (Option<Spec>, u64, Option<Bytes>),
         out: &Path,
         progress: Progress,
     ) -> Result<IndexPart> {
         let chunks = parts.iter().map(|part| part.chunks).sum();
         let dim = self.encoder.dim();
         let index = index.unwrap_or_else(|| Spec::default_for(chunks, dim));
+        let indexing = Indexing { spec: index, seed, memory, resume: true };
         let mut writer =
-            PartWriter::create(unfinished.dir(), self.tokenizer, self.chunk_tokens, dim, index, seed)?;
+            PartWriter::create(unfinished.dir(), self.tokenizer, self.chunk_tokens, dim, indexing)?;
         let task = progress.task("joining", chunks as u64, "chunks");
         for (number, part) in parts.iter().enumerate() {
             self.stop_if_asked()?;
@@ -289,7 +293,7 @@ mod tests {
 
     use super::*;
     use crate::artefact::MANIFEST;
-    use crate::retriever::testing::{HashedWords, build_index, files, words, write_corpus};
+    use crate::retriever::testing::{HashedWords, build_index, build_kind, files, words, write_corpus};
     use crate::retriever::{Retriever, verify};
 
     const DOCUMENTS: usize = 1000;
@@ -325,6 +329,42 @@ mod tests {
             build_index(&corpus, &out, &words(), Existing::Resume).unwrap();
             assert_eq!(files(&out), whole, "stopped after {calls} calls");
         }
+    }
+
+    /// Fails when what an interrupted run has made of the index itself is not made use of, or counts
+    /// twice.
+    #[test]
+    fn a_graph_that_was_cut_off_is_gone_on_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let corpus = [dir.path().join("corpus.jsonl")];
+        write_corpus(&corpus[0], 0, DOCUMENTS);
+        let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
+        let build = |out: &Path, existing, memory: Option<&str>| {
+            let memory = memory.map(|size| size.parse().unwrap());
+            build_kind(&corpus, out, &words(), existing, Some(Spec::Graph { degree: 32 }), memory)
+        };
+        let meta = build(&whole, Existing::Fail, Some("1GiB")).unwrap();
+        assert!(meta.live().chunks > 1000, "too few for the build to be noted");
+        let error = build(&out, Existing::Fail, Some("8MiB")).unwrap_err().to_string();
+        assert!(error.contains("QG32") && error.contains("8MiB") && error.contains("allow"), "{error}");
+        // Where the records of the graph are to be written in the end.
+        let obstacle = out.join("build/vectors/nodes.f32.tmp");
+        fs::create_dir_all(&obstacle).unwrap();
+        let error = build(&out, Existing::Resume, None).unwrap_err().to_string();
+        assert!(error.contains("nodes.f32.tmp"), "{error}");
+        fs::remove_dir(&obstacle).unwrap();
+        // Its name goes on with since when the system has been up.
+        let mut files_there =
+            fs::read_dir(out.join("build/vectors")).unwrap().map(|entry| entry.unwrap().path());
+        let is_links = |path: &std::path::PathBuf| path.to_string_lossy().contains("last-links-0.");
+        let links = files_there.find(is_links).expect("links that are whole");
+        let bytes = fs::read(&links).unwrap();
+        fs::write(&links, &bytes[8..]).unwrap();
+        let error = build(&out, Existing::Resume, None).unwrap_err().to_string();
+        assert!(error.contains("last-links-0."), "{error}");
+        fs::write(&links, &bytes).unwrap();
+        build(&out, Existing::Resume, None).unwrap();
+        assert_eq!(files(&out), files(&whole));
     }
 
     #[test]

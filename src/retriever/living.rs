@@ -12,7 +12,7 @@ use sidenote_index::{Lock, Spec};
 
 use super::build::{Cutter, source_name};
 use super::generation::{bytes_in, remove};
-use super::part_writer::{PartWriter, commit};
+use super::part_writer::{Indexing, PartWriter, commit, tidy};
 use super::same::SameDocument;
 use super::tombstones::Tombstones;
 use super::unfinished::{CorpusHash, Unfinished};
@@ -148,7 +148,8 @@ pub fn add(options: AddOptions, progress: Progress) -> Result<Added> {
     let skipped = documents.skipped().clone();
     let mut replaced = 0;
     if new > 0 {
-        let part = cutter.join(&unfinished, &work, meta.settings.index, meta.settings.seed, dir, progress)?;
+        let kind = (meta.settings.index, meta.settings.seed, None);
+        let part = cutter.join(&unfinished, &work, kind, dir, progress)?;
         let mut tombstones = Tombstones::of(&store, &meta);
         let added = ChunkStore::open(&part.store.path(dir)?)?;
         for id in (0..new).map(|d| added.document(d).id) {
@@ -227,14 +228,15 @@ pub fn compact(dir: &Path, index: Option<Spec>, progress: Progress) -> Result<Co
         meta.settings.index = index;
     }
     let spec = meta.settings.index.unwrap_or_else(|| Spec::default_for(live.chunks, meta.dim));
-    if meta.parts.iter().all(|part| part.dead.is_none() && part.index == spec) && count == 1 {
-        return Ok(Compacted { meta, parts: 1, bytes: (before, before) });
-    }
     let scratch = dir.join("compact");
     remove(&scratch)?;
-    let seed = meta.settings.seed;
-    let mut writer =
-        PartWriter::create(&scratch, store.tokenizer(), store.chunk_size(), meta.dim, spec, seed)?;
+    if meta.parts.iter().all(|part| part.dead.is_none() && part.index == spec) && count == 1 {
+        // A compaction that was killed right after its swap has yet to give its space back.
+        tidy(dir, &IndexMeta::read_manifest(dir)?.0, &meta)?;
+        return Ok(Compacted { meta, parts: 1, bytes: (before, bytes_in(dir)) });
+    }
+    let indexing = Indexing { spec, seed: meta.settings.seed, memory: None, resume: false };
+    let mut writer = PartWriter::create(&scratch, store.tokenizer(), store.chunk_size(), meta.dim, indexing)?;
     let task = progress.task("rewriting", live.chunks as u64, "chunks");
     let mut first_document = 0;
     for part in store.parts() {
@@ -245,8 +247,7 @@ pub fn compact(dir: &Path, index: Option<Spec>, progress: Progress) -> Result<Co
             let rows: Vec<f32> = run
                 .clone()
                 .flat_map(|d| store.chunks_of(d))
-                .flat_map(|c| vectors.vector(c as u32).unwrap_or_default())
-                .copied()
+                .flat_map(|c| vectors.vector(c as u32).unwrap_or_default().into_owned())
                 .collect();
             let block = Block::of(part, run.start - first_document..run.end - first_document)?;
             writer.append(&block, &rows)?;

@@ -352,6 +352,29 @@ fn another_kind_of_index_can_be_asked_for_when_compacting() {
 }
 
 #[test]
+fn what_a_kill_right_after_the_swap_left_goes_with_the_next_compaction() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(index_of(dir.path(), 40));
+    let index = dir.path().join("index");
+    delete(&index, &["doc-1"]).unwrap();
+    let old = files(&index);
+    compact(&index, None, Progress::Silent).unwrap();
+    let compacted = files(&index);
+    // The pieces of the old generation are there still, and the folder that was worked in.
+    let pieces = old.into_iter().filter(|(path, _)| !compacted.contains_key(path));
+    for (path, bytes) in pieces.chain([("compact/store/tokens.u32".into(), vec![1; 4])]) {
+        let path = index.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    assert!(files(&index).len() > compacted.len() + 3);
+    let again = compact(&index, None, Progress::Silent).unwrap();
+    assert!(again.bytes.1 < again.bytes.0, "{:?}", again.bytes);
+    assert!(files(&index) == compacted);
+    assert!(!index.join("compact").exists());
+}
+
+#[test]
 fn a_changed_index_is_no_finished_build() {
     let dir = tempfile::tempdir().unwrap();
     drop(index_of(dir.path(), 9));

@@ -119,8 +119,7 @@ pub fn compute(
         let last = chunks.min(first + SEARCH_BATCH);
         let vectors = if own {
             (first..last)
-                .flat_map(|c| retriever.index().vector(c as u32).unwrap_or_default())
-                .copied()
+                .flat_map(|c| retriever.index().vector(c as u32).unwrap_or_default().into_owned())
                 .collect()
         } else {
             let texts: Vec<_> = (first..last).map(|c| queries.chunk(c).text).collect();
@@ -362,7 +361,7 @@ mod tests {
                 let other = store.document(store.document_of(id));
                 !store.chunk(id).text.is_empty() && other.id != document.id && other.text != document.text
             })
-            .map(|id| dot(&query, retriever.index().vector(id as u32).unwrap()))
+            .map(|id| dot(&query, &retriever.index().vector(id as u32).unwrap()))
             .collect();
         scores.sort_by(|a, b| b.total_cmp(a));
         scores.truncate(k);

@@ -3,20 +3,31 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use sidenote_index::{Bitmap, Builder, Metric, Spec};
+use sidenote_index::{Bitmap, Builder, Bytes, IndexError, Metric, Spec};
 
 use super::bm25;
 use super::generation::{place, remove, sweep};
 use super::hybrid::words_key;
 use super::meta::{Counts, IndexMeta, IndexPart, KIND, Piece, VERSION};
-use crate::Result;
 use crate::artefact::{Manifest, Writer};
 use crate::corpus::{Block, Skipped, StoreWriter, Tokenizer};
 use crate::progress::Progress;
+use crate::{Error, Result};
 
 pub(super) const STORE: &str = "store";
 pub(super) const VECTORS: &str = "vectors";
 const DEAD: &str = "dead";
+
+/// How the vectors of a part become an index.
+#[derive(Clone, Copy)]
+pub(super) struct Indexing {
+    pub spec: Spec,
+    pub seed: u64,
+    /// Bound on the memory of its own that building may take.
+    pub memory: Option<Bytes>,
+    /// Whether to go on with what an interrupted run has left of the same rows.
+    pub resume: bool,
+}
 
 /// Writes a store and its vectors side by side.
 pub(super) struct PartWriter {
@@ -26,6 +37,8 @@ pub(super) struct PartWriter {
     vectors_dir: PathBuf,
     index: Spec,
     rows: usize,
+    /// Rows that an interrupted run has left.
+    there: usize,
 }
 
 impl PartWriter {
@@ -35,18 +48,33 @@ impl PartWriter {
         tokenizer: &Tokenizer,
         chunk_tokens: usize,
         dim: usize,
-        index: Spec,
-        seed: u64,
+        indexing: Indexing,
     ) -> Result<Self> {
         let (store_dir, vectors_dir) = (scratch.join(STORE), scratch.join(VECTORS));
         remove(&store_dir)?;
-        remove(&vectors_dir)?;
+        let Indexing { spec, seed, memory, resume } = indexing;
+        let resumed = match resume {
+            true => Builder::resume(&vectors_dir, dim, Metric::Cosine, &spec, seed),
+            false => Err(IndexError::Unfinished { dir: vectors_dir.clone(), why: "is not wanted".into() }),
+        };
+        let mut vectors = match resumed {
+            // Another kind of index, because there are more chunks by now.
+            Err(IndexError::Unfinished { .. }) => {
+                remove(&vectors_dir)?;
+                Builder::create(&vectors_dir, dim, Metric::Cosine, &spec, seed)?
+            }
+            resumed => resumed?,
+        };
+        if let Some(bound) = memory {
+            vectors = vectors.memory(bound)?;
+        }
         Ok(Self {
             store: StoreWriter::create(&store_dir, tokenizer, chunk_tokens)?,
-            vectors: Builder::create(&vectors_dir, dim, Metric::Cosine, &index, seed)?,
+            there: vectors.rows(),
+            vectors,
             store_dir,
             vectors_dir,
-            index,
+            index: spec,
             rows: 0,
         })
     }
@@ -54,8 +82,10 @@ impl PartWriter {
     /// Adds documents and the vectors `[chunks, dim]` of their chunks.
     pub fn append(&mut self, block: &Block, rows: &[f32]) -> Result<()> {
         self.store.append(block)?;
-        self.vectors.add(rows)?;
-        self.rows += block.chunks();
+        let chunks = block.chunks();
+        let there = self.there.saturating_sub(self.rows).min(chunks);
+        self.vectors.add(&rows[rows.len() / chunks.max(1) * there..])?;
+        self.rows += chunks;
         Ok(())
     }
 
@@ -63,6 +93,11 @@ impl PartWriter {
     pub fn finish(self, out: &Path, progress: Progress) -> Result<IndexPart> {
         let store = self.store.finish(Skipped::default())?;
         progress.note(format!("building the {} index of {} vectors", self.index, self.rows));
+        if self.there > self.rows {
+            let why =
+                format!("the unfinished vectors are {}, but {} are to be indexed", self.there, self.rows);
+            return Err(Error::file(&self.vectors_dir, format!("{why}; remove this folder and try again")));
+        }
         let vectors = self.vectors.finish()?.identity();
         Ok(IndexPart {
             store: Piece {
@@ -107,6 +142,12 @@ pub(super) fn commit(out: &Path, meta: &mut IndexMeta, dead: &[Option<Bitmap>]) 
         }
     }
     let manifest = writer.commit(json!(meta))?;
+    tidy(out, &manifest, meta)
+}
+
+/// Removes what does not belong to the index in `out`: older generations, also those that a crash
+/// right after the swap of the manifest has left.
+pub(super) fn tidy(out: &Path, manifest: &Manifest, meta: &IndexMeta) -> Result<()> {
     let mut keep = meta.folders();
     keep.extend(manifest.files.values().map(|entry| entry.file.as_str()));
     sweep(out, &[STORE, VECTORS], &[DEAD], &keep)?;

@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use sidenote_index::{Bytes, Spec};
+
 use super::{BuildOptions, Existing, IndexMeta, Retriever, build};
 use crate::corpus::{OnError, Tokenizer};
 use crate::encoder::Encoder;
@@ -83,14 +85,27 @@ pub fn build_index(
     encoder: &HashedWords,
     existing: Existing,
 ) -> Result<IndexMeta> {
+    build_kind(corpus, out, encoder, existing, None, None)
+}
+
+/// An index of a kind, within a bound on memory.
+pub fn build_kind(
+    corpus: &[PathBuf],
+    out: &Path,
+    encoder: &HashedWords,
+    existing: Existing,
+    index: Option<Spec>,
+    memory: Option<Bytes>,
+) -> Result<IndexMeta> {
     let options = BuildOptions {
         corpus,
         out,
         encoder,
         tokenizer: &tokenizer(),
         chunk_tokens: 16,
-        index: None,
+        index,
         seed: 0,
+        memory,
         on_error: OnError::Fail,
         existing,
     };

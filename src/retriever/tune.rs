@@ -5,7 +5,7 @@ use std::path::Path;
 use rand::SeedableRng;
 use rand::seq::index::sample;
 use rand_chacha::ChaCha8Rng;
-use sidenote_index::{Hit, Index, Lock, Spec};
+use sidenote_index::{Lock, Segments, Spec, mean_recall};
 
 use super::part_writer::recommit;
 use super::{IndexMeta, encode, parts};
@@ -43,25 +43,17 @@ pub struct Tuned {
     pub after: f64,
 }
 
-/// The queries, each with the chunk that it is, and what they should find.
+/// The queries, each with the chunk that it is.
 struct Trial {
     /// `[queries, dim]`
     vectors: Vec<f32>,
     /// The chunk that a query was taken from, which it must not find.
     own: Vec<Option<u32>>,
-    k: usize,
-}
-
-/// One part of the index: its vectors, and where its chunks are in the store.
-struct Part<'a> {
-    index: Index,
-    store: &'a Store,
-    first: usize,
 }
 
 /// Finds for each part of the index in `options.dir` the least breadth with which a search finds the
 /// wanted share of the true `k` nearest chunks, and keeps it in the manifest. Parts that are searched
-/// exactly (`Flat`) have none. Where even the widest search misses the recall, that one is kept.
+/// exactly (`Flat`, `SQbf16`, `SQ8`) have none. Where even the widest search misses the recall, that one is kept.
 ///
 /// Queries are the given texts or chunks of the index, drawn always alike; a chunk does not count as
 /// its own neighbour. The truth is by comparison with every live chunk.
@@ -83,45 +75,48 @@ pub fn tune(options: TuneOptions, progress: Progress) -> Result<Tuned> {
         let store = parts::store(dir, manifest, meta)?;
         Ok((manifest.clone(), store))
     })?;
-    let mut parts = open_parts(dir, &meta, &store)?;
-    let trial = queries(&options, &meta, &store, &parts)?;
+    let mut segments = open_segments(dir, &meta, &store)?;
+    let trial = queries(&options, &meta, &store, &segments)?;
+    let allow = |query: usize, chunk: u32| {
+        store.is_live(chunk as usize) && store.has_text(chunk as usize) && trial.own[query] != Some(chunk)
+    };
     let task = progress.task("finding the truth", trial.own.len() as u64, "queries");
-    let truths = parts.iter().map(|part| part.exact(&trial)).collect::<Result<Vec<_>>>()?;
+    let truth = segments.search_exactly(&trial.vectors, k, Some(&allow))?;
     task.advance(trial.own.len() as u64);
     drop(task);
-    let whole = merge(&truths, k);
-    let before = recall_of(&search(&parts, &trial)?, &whole);
-    for (part, stated) in parts.iter_mut().zip(&mut meta.parts) {
-        if stated.index == Spec::Flat {
-            continue;
+    let recall_of = |segments: &Segments| -> Result<f64> {
+        Ok(mean_recall(&segments.search_batch(&trial.vectors, k, Some(&allow))?, &truth))
+    };
+    let before = recall_of(&segments)?;
+    let mut first = 0;
+    for (number, stated) in meta.parts.iter_mut().enumerate() {
+        let Some(index) = segments.parts().nth(number) else { continue };
+        let rows = index.len();
+        if !matches!(stated.index, Spec::Flat | Spec::Sq(_)) {
+            progress.note(format!("tuning the {} index of {rows} vectors", stated.index));
+            if interrupt::requested() {
+                return Err(Error::Interrupted("the index is as it was; run the command again".into()));
+            }
+            let allow = |query: usize, row: u32| allow(query, first + row);
+            stated.breadth = index.tune(&trial.vectors, k, recall, Some(&allow))?.breadth;
+            segments.set_breadth(number, stated.breadth);
         }
-        progress.note(format!("tuning the {} index of {} vectors", stated.index, part.index.len()));
-        if interrupt::requested() {
-            return Err(Error::Interrupted("the index is as it was; run the command again".into()));
-        }
-        let allow = |query: usize, row: u32| allows(part.store, part.first, &trial, query, row);
-        let tuned = part.index.tune(&trial.vectors, k, recall, Some(&allow))?;
-        stated.breadth = tuned.breadth;
-        part.index.set_breadth(tuned.breadth);
+        first += rows as u32;
     }
-    let after = recall_of(&search(&parts, &trial)?, &whole);
+    let after = recall_of(&segments)?;
     recommit(dir, &manifest, &meta)?;
     Ok(Tuned { meta, queries: trial.own.len(), before, after })
 }
 
-fn open_parts<'a>(dir: &Path, meta: &IndexMeta, store: &'a Store) -> Result<Vec<Part<'a>>> {
-    let mut first = 0;
-    let mut parts = Vec::with_capacity(meta.parts.len());
-    for (part, chunks) in meta.parts.iter().zip(store.parts().map(ChunkStore::chunks)) {
-        let index = parts::index(dir, meta, part, chunks)?;
-        parts.push(Part { index, store, first });
-        first += chunks;
-    }
-    Ok(parts)
+fn open_segments(dir: &Path, meta: &IndexMeta, store: &Store) -> Result<Segments> {
+    let parts = meta.parts.iter().zip(store.parts().map(ChunkStore::chunks));
+    let opened: Result<Vec<_>> =
+        parts.map(|(part, chunks)| Ok((parts::index(dir, meta, part, chunks)?, None))).collect();
+    Ok(Segments::new(opened?)?)
 }
 
 /// The texts given, or chunks drawn from those that can be found.
-fn queries(options: &TuneOptions, meta: &IndexMeta, store: &Store, parts: &[Part]) -> Result<Trial> {
+fn queries(options: &TuneOptions, meta: &IndexMeta, store: &Store, segments: &Segments) -> Result<Trial> {
     let (mut vectors, mut own) = (Vec::new(), Vec::new());
     if options.queries.is_empty() {
         let can_be_found: Vec<usize> =
@@ -131,9 +126,7 @@ fn queries(options: &TuneOptions, meta: &IndexMeta, store: &Store, parts: &[Part
         let mut drawn = sample(&mut random, can_be_found.len(), count).into_vec();
         drawn.sort_unstable();
         for chunk in drawn.into_iter().map(|place| can_be_found[place]) {
-            let part = parts.iter().rfind(|part| part.first <= chunk);
-            let vector = part.and_then(|part| part.index.vector((chunk - part.first) as u32));
-            vectors.extend_from_slice(vector.unwrap_or_default());
+            vectors.extend_from_slice(&segments.vector(chunk as u32).unwrap_or_default());
             own.push(Some(chunk as u32));
         }
     } else {
@@ -158,64 +151,13 @@ fn queries(options: &TuneOptions, meta: &IndexMeta, store: &Store, parts: &[Part
         let why = "nothing to search for: no chunks, or no queries with a word that the encoder knows";
         return Err(Error::file(options.dir, why));
     }
-    Ok(Trial { vectors, own, k: options.k })
-}
-
-impl Part<'_> {
-    /// The true nearest chunks of this part to each query, under their numbers in the store.
-    fn exact(&self, trial: &Trial) -> Result<Vec<Vec<Hit>>> {
-        let allow = |query: usize, row: u32| allows(self.store, self.first, trial, query, row);
-        Ok(self.numbered(self.index.search_exactly(&trial.vectors, trial.k, Some(&allow))?))
-    }
-
-    /// The same as the index finds it.
-    fn search(&self, trial: &Trial) -> Result<Vec<Vec<Hit>>> {
-        let allow = |query: usize, row: u32| allows(self.store, self.first, trial, query, row);
-        Ok(self.numbered(self.index.search_batch(&trial.vectors, trial.k, Some(&allow))?))
-    }
-
-    fn numbered(&self, mut found: Vec<Vec<Hit>>) -> Vec<Vec<Hit>> {
-        found.iter_mut().flatten().for_each(|hit| hit.id += self.first as u32);
-        found
-    }
-}
-
-/// Whether a query may find a row of the part that begins at chunk `first`.
-fn allows(store: &Store, first: usize, trial: &Trial, query: usize, row: u32) -> bool {
-    let chunk = first + row as usize;
-    store.is_live(chunk) && store.has_text(chunk) && trial.own[query] != Some(chunk as u32)
-}
-
-fn search(parts: &[Part], trial: &Trial) -> Result<Vec<Vec<Hit>>> {
-    let found: Result<Vec<_>> = parts.iter().map(|part| part.search(trial)).collect();
-    Ok(merge(&found?, trial.k))
-}
-
-/// The `k` best of all parts, for each query.
-fn merge(of_parts: &[Vec<Vec<Hit>>], k: usize) -> Vec<Vec<Hit>> {
-    let queries = of_parts.first().map_or(0, Vec::len);
-    let best = |query: usize| {
-        let mut hits: Vec<Hit> = of_parts.iter().flat_map(|part| part[query].iter().copied()).collect();
-        hits.sort_unstable_by(|a, b| b.cmp(a));
-        hits.truncate(k);
-        hits
-    };
-    (0..queries).map(best).collect()
-}
-
-/// The share of the true neighbours that were found. Of equally near ones any will do.
-fn recall_of(found: &[Vec<Hit>], truth: &[Vec<Hit>]) -> f64 {
-    let (mut right, mut all) = (0, 0);
-    for (found, truth) in found.iter().zip(truth) {
-        let Some(least) = truth.last() else { continue };
-        all += truth.len();
-        right += found.iter().filter(|hit| hit.score >= least.score).count().min(truth.len());
-    }
-    if all == 0 { 1.0 } else { right as f64 / all as f64 }
+    Ok(Trial { vectors, own })
 }
 
 #[cfg(test)]
 mod tests {
+    use sidenote_index::Index;
+
     use super::*;
     use crate::retriever::testing::{build_index, index_of, words, write_corpus};
     use crate::retriever::{Existing, Retriever, compact, delete, verify};
@@ -273,15 +215,5 @@ mod tests {
         let nothing = [String::new()];
         let error = tune(options(&index, 0.9, &nothing), Progress::Silent).err().unwrap().to_string();
         assert!(error.contains("nothing to search for"), "{error}");
-    }
-
-    #[test]
-    fn recall_counts_what_is_near_enough() {
-        let hits =
-            |pairs: &[(u32, f32)]| pairs.iter().map(|&(id, score)| Hit { id, score }).collect::<Vec<_>>();
-        let truth = [hits(&[(1, 0.9), (2, 0.5)]), hits(&[])];
-        assert_eq!(recall_of(&[hits(&[(1, 0.9), (7, 0.5)]), hits(&[])], &truth), 1.0);
-        assert_eq!(recall_of(&[hits(&[(1, 0.9), (7, 0.4)]), hits(&[])], &truth), 0.5);
-        assert_eq!(recall_of(&[hits(&[]), hits(&[])], &truth), 0.0);
     }
 }

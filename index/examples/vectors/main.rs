@@ -4,6 +4,7 @@
 //! cargo run --release -p sidenote-index --example vectors -- build rows.npy index --index RaBitQ
 //! cargo run --release -p sidenote-index --example vectors -- truth rows.npy queries.npy truth.ivecs
 //! cargo run --release -p sidenote-index --example vectors -- search index queries.npy --truth truth.ivecs
+//! cargo run --release -p sidenote-index --example vectors --features faiss -- import theirs.index index --metric l2
 //! ```
 //!
 //! `benches/peers/ann.py` runs it beside the peers.
@@ -16,10 +17,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
-use process::{Memory, cpu_seconds};
+use process::{Memory, Watch, cpu_seconds};
 use rayon::ThreadPoolBuilder;
 use serde::Serialize;
-use sidenote_index::{Builder, Hit, Index, IndexError, Metric, Spec, VectorFile};
+use sidenote_index::{Builder, Bytes, Hit, Index, IndexError, Metric, Spec, VectorFile};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -33,6 +34,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Build(Build),
+    Import(Import),
     Search(Search),
     Truth(Truth),
 }
@@ -56,9 +58,30 @@ struct Build {
     /// Threads [default: one a processor]
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Most memory of its own that building may take, such as 4GiB
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Bytes>,
+    /// Go on with a build of the same file that was cut off
+    #[arg(long)]
+    resume: bool,
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
+}
+
+/// Make an index of a faiss file (needs the feature faiss)
+#[derive(Args)]
+struct Import {
+    /// What faiss.write_index has written, with rows numbered from 0 on; faiss trusts it, so bring none
+    /// that you do not
+    file: PathBuf,
+    dir: PathBuf,
+    /// ip, cosine or l2: ip and cosine for METRIC_INNER_PRODUCT, l2 for METRIC_L2
+    #[arg(long)]
+    metric: Metric,
+    /// Its vectors, where faiss does not keep them as they were [default: what faiss gives back]
+    #[arg(long)]
+    vectors: Option<PathBuf>,
 }
 
 /// Search an index with the vectors of a file, and say how fast, how well and in how much memory
@@ -110,6 +133,7 @@ struct Truth {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Build(args) => build(&args),
+        Command::Import(args) => import(&args),
         Command::Search(args) => search(&args),
         Command::Truth(args) => truth(&args),
     };
@@ -133,6 +157,10 @@ struct Built {
     build_seconds: f64,
     build_cpu_seconds: Option<f64>,
     disk_bytes: u64,
+    /// Rows that a build that was cut off had left.
+    resumed_rows: usize,
+    /// The most memory of its own that the process had meanwhile.
+    peak_anon_bytes: Option<u64>,
     #[serde(flatten)]
     memory: Memory,
 }
@@ -144,9 +172,17 @@ fn build(args: &Build) -> Outcome<()> {
     let dim = file.dim();
     let spec = args.index.unwrap_or_else(|| Spec::default_for(n, dim));
 
-    let start = Instant::now();
-    let mut builder = Builder::create(&args.dir, dim, args.metric, &spec, args.seed)?;
-    for first in (0..n).step_by(BLOCK) {
+    let (start, watch) = (Instant::now(), Watch::start());
+    let begin = if args.resume { Builder::resume } else { Builder::create };
+    let mut builder = begin(&args.dir, dim, args.metric, &spec, args.seed)?;
+    if let Some(bound) = args.memory {
+        builder = builder.memory(bound)?;
+    }
+    let there = builder.rows();
+    if there > n {
+        return Err(format!("{}: the unfinished build has {there} rows already", args.dir.display()).into());
+    }
+    for first in (there..n).step_by(BLOCK) {
         builder.add(&file.read(first, BLOCK.min(n - first))?)?;
     }
     let manifest = builder.finish()?;
@@ -159,19 +195,29 @@ fn build(args: &Build) -> Outcome<()> {
         build_seconds: start.elapsed().as_secs_f64(),
         build_cpu_seconds: cpu_seconds(),
         disk_bytes: manifest.files.values().map(|file| file.bytes).sum(),
+        resumed_rows: there,
+        peak_anon_bytes: watch.stop(),
         memory: Memory::now(),
     };
     if args.json {
         println!("{}", serde_json::to_string(&built)?);
     } else {
         println!(
-            "{spec} of {n} x {dim}: {:.1} s on {} threads, {} on disk, {} of memory at most",
+            "{spec} of {n} x {dim}: {:.1} s on {} threads, {} on disk, {} of its own memory at most",
             built.build_seconds,
             built.threads,
             megabytes(Some(built.disk_bytes)),
-            megabytes(built.memory.peak_bytes)
+            megabytes(built.peak_anon_bytes)
         );
     }
+    Ok(())
+}
+
+fn import(args: &Import) -> Outcome<()> {
+    let mut vectors = args.vectors.as_deref().map(VectorFile::open).transpose()?;
+    Builder::import_faiss(&args.dir, &args.file, args.metric, vectors.as_mut())?;
+    let index = Index::open(&args.dir)?;
+    println!("{} of {} x {}", index.spec(), index.len(), index.dim());
     Ok(())
 }
 
@@ -333,9 +379,11 @@ fn measure(
 }
 
 /// The score of each query's k-th true neighbour. What scores as high counts as found, so that
-/// of two equal rows either is right.
+/// of two equal rows either is right. Where rows are kept rounded, their scores cannot tell: there
+/// it is the true rows that count.
 struct Worst {
     scores: Vec<f64>,
+    truth: Vec<HashSet<u32>>,
     k: usize,
 }
 
@@ -345,20 +393,26 @@ impl Worst {
         let score = |(query, ids): (&[f32], &Vec<u32>)| {
             ids.iter().try_fold(f64::INFINITY, |worst, &id| {
                 let row = index.vector(id).ok_or("--truth: names a row that the index does not have")?;
-                Ok::<_, &str>(worst.min(exact(index.metric(), query, row)))
+                Ok::<_, &str>(worst.min(exact(index.metric(), query, &row)))
             })
         };
         let scores = queries.chunks(index.dim()).zip(truth).map(score).collect::<Result<_, _>>()?;
-        Ok(Self { scores, k })
+        let truth = truth.iter().map(|ids| ids.iter().copied().collect()).collect();
+        Ok(Self { scores, truth, k })
     }
 
     /// The mean part of the true neighbours that were found.
     fn recall(&self, index: &Index, queries: &[f32], found: &[Vec<Hit>]) -> f64 {
         let mut sum = 0;
-        for ((query, hits), &worst) in queries.chunks(index.dim()).zip(found).zip(&self.scores) {
+        let of_each = self.scores.iter().zip(&self.truth);
+        for ((query, hits), (&worst, truth)) in queries.chunks(index.dim()).zip(found).zip(of_each) {
             let ids: HashSet<u32> = hits.iter().take(self.k).map(|hit| hit.id).collect();
+            if let Spec::Sq(_) = index.spec() {
+                sum += ids.intersection(truth).count();
+                continue;
+            }
             let near = |&&id: &&u32| {
-                index.vector(id).is_some_and(|row| exact(index.metric(), query, row) >= worst - 1e-6)
+                index.vector(id).is_some_and(|row| exact(index.metric(), query, &row) >= worst - 1e-6)
             };
             sum += ids.iter().filter(near).count();
         }

@@ -1,5 +1,9 @@
 //! What the system says of this process (Linux's /proc; nothing elsewhere).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
 use serde::Serialize;
 
 /// Memory in bytes, as /proc/self/status has it.
@@ -32,4 +36,32 @@ pub fn cpu_seconds() -> Option<f64> {
     let mut ticks = || fields.next()?.parse::<u64>().ok();
     // Linux counts them in hundredths for every program, whatever its own clock does.
     Some((ticks()? + ticks()?) as f64 / 100.0)
+}
+
+/// Watches how much memory of its own the process has.
+pub struct Watch {
+    most: Arc<AtomicU64>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Watch {
+    /// From now on, a hundred times a second.
+    pub fn start() -> Self {
+        let watch = Self { most: Arc::default(), ended: Arc::default() };
+        let (most, ended) = (Arc::clone(&watch.most), Arc::clone(&watch.ended));
+        std::thread::spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                most.fetch_max(Memory::now().anon_bytes.unwrap_or(0), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        watch
+    }
+
+    /// The most that was seen, in bytes; none where the system does not say.
+    pub fn stop(self) -> Option<u64> {
+        self.ended.store(true, Ordering::Relaxed);
+        let last = Memory::now().anon_bytes?;
+        Some(self.most.load(Ordering::Relaxed).max(last))
+    }
 }

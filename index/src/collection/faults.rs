@@ -15,7 +15,7 @@ use crate::artefact::{ArtefactError, MANIFEST, read_manifest, verify};
 use crate::disk::Step;
 use crate::{Builder, Index, IndexError, Metric, Spec};
 
-type Log = Vec<(Step, PathBuf)>;
+pub(crate) type Log = Vec<(Step, PathBuf)>;
 
 #[derive(Default)]
 struct Recording {
@@ -41,7 +41,7 @@ pub(crate) fn step(what: Step, path: &Path) -> io::Result<()> {
 }
 
 /// Runs `work` up to its n-th step, or to its end; what it returned, and the steps that it made.
-fn recorded<T>(crash_at: Option<usize>, work: impl FnOnce() -> T) -> (T, Log) {
+pub(crate) fn recorded<T>(crash_at: Option<usize>, work: impl FnOnce() -> T) -> (T, Log) {
     RECORDING.set(Some(Recording { log: Vec::new(), crash_at }));
     let returned = work();
     (returned, RECORDING.take().unwrap_or_default().log)

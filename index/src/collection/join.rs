@@ -1,5 +1,6 @@
 //! From rows of several places to one segment.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{BufWriter, Write};
@@ -12,13 +13,13 @@ use crate::{Builder, IndexError, Metric, Spec, disk};
 const BATCH: usize = 1 << 18;
 
 /// Ids and rows, by ascending id.
-pub(super) type Source<'a> = Box<dyn Iterator<Item = (u64, &'a [f32])> + 'a>;
+pub(super) type Source<'a> = Box<dyn Iterator<Item = (u64, Cow<'a, [f32]>)> + 'a>;
 
 /// All that the sources have, by ascending id; what has one id comes in the order of the sources.
 struct Joined<'a> {
     sources: Vec<Source<'a>>,
     /// The next of each source.
-    heads: Vec<Option<&'a [f32]>>,
+    heads: Vec<Option<Cow<'a, [f32]>>>,
     order: BinaryHeap<Reverse<(u64, usize)>>,
 }
 
@@ -39,7 +40,7 @@ impl<'a> Joined<'a> {
 }
 
 impl<'a> Iterator for Joined<'a> {
-    type Item = (u64, &'a [f32]);
+    type Item = (u64, Cow<'a, [f32]>);
 
     fn next(&mut self) -> Option<Self::Item> {
         let Reverse((id, source)) = self.order.pop()?;
@@ -70,7 +71,7 @@ pub(super) fn build_segment(
     let mut batch = Vec::with_capacity(BATCH + shape.dim);
     for (id, row) in Joined::new(sources) {
         ids_file.write_all(&id.to_le_bytes()).map_err(ArtefactError::io(ids_path))?;
-        batch.extend_from_slice(row);
+        batch.extend_from_slice(&row);
         if batch.len() >= BATCH {
             builder.add(&batch)?;
             batch.clear();
@@ -89,8 +90,9 @@ mod tests {
     #[test]
     fn sources_are_joined_by_ascending_id() {
         let rows: Vec<[f32; 1]> = (0..10u8).map(|i| [f32::from(i)]).collect();
-        let source =
-            |ids: &'static [u64]| -> Source { Box::new(ids.iter().map(|&id| (id, &rows[id as usize][..]))) };
+        let source = |ids: &'static [u64]| -> Source {
+            Box::new(ids.iter().map(|&id| (id, Cow::Borrowed(&rows[id as usize][..]))))
+        };
         let joined = Joined::new(vec![source(&[1, 4, 9]), source(&[]), source(&[0, 2, 3, 8]), source(&[5])]);
         let found: Vec<(u64, f32)> = joined.map(|(id, row)| (id, row[0])).collect();
         let wanted = [0, 1, 2, 3, 4, 5, 8, 9].map(|id| (id, id as f32));

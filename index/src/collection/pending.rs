@@ -1,5 +1,6 @@
 //! Rows that are not committed yet.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
@@ -90,9 +91,9 @@ pub(super) struct PendingRows<'a> {
 
 impl PendingRows<'_> {
     /// Ids and rows, by ascending id.
-    pub fn iter(&self) -> impl Iterator<Item = (u64, &[f32])> {
+    pub fn iter(&self) -> impl Iterator<Item = (u64, Cow<'_, [f32]>)> {
         let dim = self.pending.dim;
         let rows = self.rows.as_ref().map_or(&[][..], Mapped::as_slice);
-        self.pending.places.iter().map(move |(&id, &place)| (id, &rows[place * dim..][..dim]))
+        self.pending.places.iter().map(move |(&id, &place)| (id, Cow::Borrowed(&rows[place * dim..][..dim])))
     }
 }

@@ -2,15 +2,17 @@
 //!
 //! 1. Near neighbours of all rows at once, by partition and matrix products ([`super::candidates`]).
 //! 2. Links: of the near neighbours those that do not hide behind each other ([`super::prune`]),
-//!    each in both directions.
+//!    each in both directions: what a node links to should know the way back.
 //! 3. A walk to every row on the graph so far. What it visits on its way are better candidates than
 //!    any partition gives, far ones among them; step 2 again with these.
 //!
-//! Everything is computed from the rows and the seed in an order that no thread has a say in: the
+//! Distances are taken between rows rounded to bytes ([`super::space`]); what the records hold is
+//! made of the rows as they are. Everything is computed from the rows and the seed in an order that no thread has a say in: the
 //! same input gives the same bytes.
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 
 use rand::SeedableRng;
@@ -19,59 +21,242 @@ use rayon::prelude::*;
 
 use super::candidates::{Near, keep_nearest, near_neighbours};
 use super::layout::{Layout, RecordWriter};
-use super::prune::{Space, fill, prune};
+use super::prune::Chooser;
 use super::search::{Nodes, Walk};
+use super::space::{Panels, Space};
+use super::table::{STRIP, Table, strips};
 use super::{NODES, ROOT, open_rows, root_degree};
-use crate::Metric;
 use crate::artefact::{ArtefactError, Writer};
 use crate::mapped::{Mapped, as_bytes, write_numbers};
-use crate::metric::dot;
 use crate::pages::PageWriter;
 use crate::rabitq::mean;
 use crate::rotation::Rotation;
 use crate::rows::Rows;
+use crate::scratch::Scratch;
 
 /// Near neighbours that the first links are chosen from.
 const NEAR: usize = 48;
 /// Nodes that the walk to a row keeps.
-const BREADTH: usize = 100;
+const BREADTH: usize = 200;
 /// Candidates that links are chosen from after the walk.
-const CANDIDATES: usize = 128;
-/// Records written at a time.
-const STRIP: usize = 4096;
+const CANDIDATES: usize = 200;
+/// Bytes of records that are made at a time.
+const RECORD_BYTES: usize = 8 << 20;
+/// Links to rows that are gathered at a time, for each row of the graph.
+const GATHERED: usize = 2;
 
 /// Builds the graph over all rows into the files [`NODES`] and [`ROOT`]; the records hold the rows
-/// too. While it builds, another file as large as the rows lies in the directory.
+/// too. Each phase leaves its result in `scratch`, block by block, and is passed over where that is
+/// there already.
 ///
-/// Memory: about 1 kB a row.
-pub(crate) fn build(rows: &Rows, degree: usize, seed: u64, writer: &mut Writer) -> Result<(), ArtefactError> {
+/// Memory: see [`crate::memory`]. Disk: while it builds, the rows once more, and at the most
+/// another graph or 1.5 kB a row.
+pub(crate) fn build(
+    rows: &Rows,
+    degree: usize,
+    seed: u64,
+    writer: &mut Writer,
+    scratch: &Scratch,
+) -> Result<(), ArtefactError> {
     let (dim, metric) = (rows.dim(), rows.metric());
     let rotation = Rotation::new(dim, seed);
-    let path = writer.path(NODES);
-    let rotated = Rotated::new(rows, &rotation, path.parent().unwrap_or(Path::new(".")))?;
-    let space = space(metric, rotated.vectors.as_slice(), dim);
+    let rotated = Rotated::new(rows, &rotation, scratch)?;
     let root = root(rows, &rotation, &rotated, seed);
     let root_path = writer.path(ROOT);
     std::fs::write(&root_path, as_bytes(&root)).map_err(ArtefactError::io(&root_path))?;
 
-    let near = near_neighbours(&space, NEAR, seed);
-    let links = link(&space, near, degree);
-    write_records(&path, rows, &rotated, &links, degree)?;
-    if rows.len() > 2 * degree {
-        let records = open_rows(&path, rows.len(), dim, degree, metric)?;
+    let space = Space::new(metric, rotated.vectors.as_slice(), dim, scratch)?;
+    let work =
+        Work { rows, rotation: &rotation, rotated: &rotated, root: &root, space, degree, seed, scratch };
+    let links = match rows.len() > 2 * degree {
+        true => work.last_links()?,
+        false => work.first_links()?,
+    };
+    work.write_records(&writer.path(NODES), &links)
+}
+
+/// What the phases have in common.
+struct Work<'a> {
+    rows: &'a Rows,
+    rotation: &'a Rotation,
+    rotated: &'a Rotated,
+    root: &'a [f32],
+    space: Space,
+    degree: usize,
+    seed: u64,
+    scratch: &'a Scratch,
+}
+
+impl Work<'_> {
+    /// Links out of near neighbours.
+    fn first_links(&self) -> Result<Table, ArtefactError> {
+        let name = "first-links";
+        if let Some(whole) = Table::whole(self.scratch, name, self.rows.len(), self.degree)? {
+            return Ok(whole);
+        }
+        let near = near_neighbours(&self.space, NEAR, self.seed, self.scratch)?;
+        let links = self.link(near, "first-choice", name)?;
+        self.scratch.remove("near");
+        Ok(links)
+    }
+
+    /// What a walk to each row visits, with the row's links so far.
+    fn candidates(&self) -> Result<Table, ArtefactError> {
+        let (name, n) = ("candidates", self.rows.len());
+        if let Some(whole) = Table::whole(self.scratch, name, n, CANDIDATES)? {
+            return Ok(whole);
+        }
+        let links = self.first_links()?;
+        let path = self.scratch.make("records", |path| self.write_records(path, &links))?;
+        let (dim, metric) = (self.rows.dim(), self.rows.metric());
+        let records = open_rows(&path, n, dim, self.degree, metric)?;
         let nodes = Nodes {
             records: &records,
-            root: &root,
-            root_layout: Layout::new(dim, root_degree(rows.len())),
-            layout: Layout::new(dim, degree),
-            rotation: &rotation,
+            root: self.root,
+            root_layout: Layout::new(dim, root_degree(n)),
+            layout: Layout::new(dim, self.degree),
+            rotation: self.rotation,
         };
-        let found = walk_to_all(&space, nodes, &links);
+        let found = Table::make(self.scratch, name, n, CANDIDATES, |range, out| {
+            strips(range).try_for_each(|strip| out.write(&walk_to(&self.space, nodes, strip, &links)))
+        })?;
         drop((links, records));
-        let links = link(&space, found, degree);
-        write_records(&path, rows, &rotated, &links, degree)?;
+        self.scratch.remove("records");
+        self.scratch.remove("first-links");
+        Ok(found)
     }
-    Ok(())
+
+    /// Links out of these.
+    fn last_links(&self) -> Result<Table, ArtefactError> {
+        let name = "last-links";
+        if let Some(whole) = Table::whole(self.scratch, name, self.rows.len(), self.degree)? {
+            return Ok(whole);
+        }
+        let links = self.link(self.candidates()?, "last-choice", name)?;
+        self.scratch.remove("candidates");
+        Ok(links)
+    }
+
+    /// Links out of near nodes (nearest first): chosen, made in both directions, chosen again, and
+    /// filled up.
+    fn link(&self, near: Table, choice: &str, name: &str) -> Result<Table, ArtefactError> {
+        let (space, degree, n) = (&self.space, self.degree, self.rows.len());
+        let each = |strip: Range<usize>, work: &(dyn Fn(&mut Chooser, usize) -> Vec<Near> + Sync)| {
+            strip.into_par_iter().map_init(Chooser::default, work).collect::<Vec<_>>()
+        };
+        let chosen = Table::make(self.scratch, choice, n, degree, |range, out| {
+            strips(range).try_for_each(|strip| {
+                out.write(&each(strip, &|chooser, id| chooser.prune(space, &near.near(id), degree)))
+            })
+        })?;
+        let mut degrees = vec![0u32; n];
+        chosen.iter().flatten().for_each(|link| degrees[link.id as usize] += 1);
+        let links = Table::make(self.scratch, name, n, degree, |range, out| {
+            for group in groups(range, &degrees, GATHERED * n) {
+                let back = Back::new(&chosen, group.clone(), &degrees);
+                for strip in strips(group) {
+                    let kept = each(strip, &|chooser, id| {
+                        let mut links = chosen.near(id);
+                        links.extend_from_slice(back.of(id));
+                        keep_nearest(&mut links, usize::MAX);
+                        let mut all = near.near(id);
+                        all.extend_from_slice(&links);
+                        keep_nearest(&mut all, usize::MAX);
+                        let linked =
+                            |place: usize| links.binary_search_by(|link| link.order(&all[place])).is_ok();
+                        chooser.choose(space, &all, linked, degree)
+                    });
+                    out.write(&kept)?;
+                }
+            }
+            Ok(())
+        })?;
+        drop(chosen);
+        self.scratch.remove(choice);
+        Ok(links)
+    }
+
+    fn write_records(&self, path: &Path, links: &Table) -> Result<(), ArtefactError> {
+        let (rows, rotated) = (self.rows, self.rotated);
+        let layout = Layout::new(rows.dim(), self.degree);
+        let stride = layout.stride();
+        let strip = (RECORD_BYTES / (4 * stride)).clamp(1, STRIP);
+        let mut out = PageWriter::new(File::create(path).map_err(ArtefactError::io(path))?);
+        let make = |first: usize| {
+            let mut records = vec![0.0; strip.min(rows.len() - first) * stride];
+            records.par_chunks_exact_mut(stride).enumerate().for_each_init(
+                || RecordWriter::new(layout, rows.metric()),
+                |writer, (i, record)| {
+                    let id = first + i;
+                    let links = links.near(id);
+                    let links = links.iter().map(|link| (link.id, rotated.row(link.id as usize)));
+                    writer.write(record, rows.row(id), rotated.row(id), links);
+                },
+            );
+            records
+        };
+        // Records are written while the next ones are made.
+        let mut ready = Vec::new();
+        for first in (0..rows.len()).step_by(strip) {
+            let (written, next) = rayon::join(|| write_numbers(&mut out, &ready), || make(first));
+            written.map_err(ArtefactError::io(path))?;
+            ready = next;
+        }
+        write_numbers(&mut out, &ready).and_then(|()| out.flush()).map_err(ArtefactError::io(path))
+    }
+}
+
+/// A range in pieces to which no more than `most` links lead, or one row's.
+fn groups(range: Range<usize>, degrees: &[u32], most: usize) -> Vec<Range<usize>> {
+    let mut groups: Vec<Range<usize>> = Vec::new();
+    let mut sum = 0;
+    for id in range {
+        let links = degrees[id] as usize;
+        match groups.last_mut() {
+            Some(group) if sum + links <= most => {
+                group.end = id + 1;
+                sum += links;
+            }
+            _ => {
+                groups.push(id..id + 1);
+                sum = links;
+            }
+        }
+    }
+    groups
+}
+
+/// The links that lead to some rows, turned round.
+struct Back {
+    links: Vec<Near>,
+    /// Where those of each row begin, and the last ones end.
+    starts: Vec<usize>,
+    first: usize,
+}
+
+impl Back {
+    fn new(chosen: &Table, rows: Range<usize>, degrees: &[u32]) -> Self {
+        let mut starts = vec![0];
+        starts.extend(degrees[rows.clone()].iter().scan(0, |end, &links| {
+            *end += links as usize;
+            Some(*end)
+        }));
+        let mut next = starts.clone();
+        let mut links = vec![Near { distance: 0.0, id: 0 }; *starts.last().unwrap_or(&0)];
+        for (id, own) in chosen.iter().enumerate() {
+            for link in own.filter(|link| rows.contains(&(link.id as usize))) {
+                let place = &mut next[link.id as usize - rows.start];
+                links[*place] = Near { distance: link.distance, id: id as u32 };
+                *place += 1;
+            }
+        }
+        Self { links, starts, first: rows.start }
+    }
+
+    fn of(&self, id: usize) -> &[Near] {
+        let place = id - self.first;
+        &self.links[self.starts[place]..self.starts[place + 1]]
+    }
 }
 
 /// All rows, rotated, in a file of their own.
@@ -81,34 +266,24 @@ struct Rotated {
 }
 
 impl Rotated {
-    fn new(rows: &Rows, rotation: &Rotation, dir: &Path) -> Result<Self, ArtefactError> {
+    fn new(rows: &Rows, rotation: &Rotation, scratch: &Scratch) -> Result<Self, ArtefactError> {
         let dim = rows.dim();
-        // Without a name: nothing of it is left after a crash.
-        let file = tempfile::tempfile_in(dir).map_err(ArtefactError::io(dir))?;
-        let mut out = PageWriter::new(file);
-        for first in (0..rows.len()).step_by(STRIP) {
-            let mut strip = rows.block(first, STRIP.min(rows.len() - first)).into_owned();
-            strip.par_chunks_exact_mut(dim).for_each(|row| rotation.apply(row));
-            write_numbers(&mut out, &strip).map_err(ArtefactError::io(dir))?;
-        }
-        let file = out.into_file().map_err(ArtefactError::io(dir))?;
-        Ok(Self { vectors: Mapped::of(&file, dir, rows.len() * dim)?, dim })
+        let at_once = (RECORD_BYTES / (4 * dim)).clamp(1, STRIP);
+        let path = scratch.make("rotated", |path| {
+            let mut out = PageWriter::new(File::create(path).map_err(ArtefactError::io(path))?);
+            for first in (0..rows.len()).step_by(at_once) {
+                let mut strip = rows.block(first, at_once.min(rows.len() - first)).into_owned();
+                strip.par_chunks_exact_mut(dim).for_each(|row| rotation.apply(row));
+                write_numbers(&mut out, &strip).map_err(ArtefactError::io(path))?;
+            }
+            out.flush().map_err(ArtefactError::io(path))
+        })?;
+        Ok(Self { vectors: Mapped::open(&path, rows.len() * dim)?, dim })
     }
 
     fn row(&self, id: usize) -> &[f32] {
         &self.vectors.as_slice()[id * self.dim..][..self.dim]
     }
-}
-
-fn space(metric: Metric, vectors: &[f32], dim: usize) -> Space<'_> {
-    let mut squares: Vec<f32> = vectors.par_chunks_exact(dim).map(|row| dot(row, row)).collect();
-    let mut lift = Vec::new();
-    if metric == Metric::InnerProduct {
-        let largest = squares.iter().copied().fold(0.0, f32::max);
-        lift = squares.iter().map(|square| (largest - square).sqrt()).collect();
-        squares.fill(largest);
-    }
-    Space { vectors, dim, squares, lift }
 }
 
 /// The record that walks begin at.
@@ -126,83 +301,20 @@ fn root(rows: &Rows, rotation: &Rotation, rotated: &Rotated, seed: u64) -> Vec<f
     record
 }
 
-/// Links out of near neighbours (nearest first): chosen, made in both directions, chosen again, and
-/// filled up.
-fn link(space: &Space, near: Vec<Vec<Near>>, degree: usize) -> Vec<Vec<Near>> {
-    let mut both: Vec<Vec<Near>> = near.par_iter().map(|near| prune(space, near, degree)).collect();
-    let own: Vec<usize> = both.iter().map(Vec::len).collect();
-    for (id, own) in own.into_iter().enumerate() {
-        for place in 0..own {
-            let link = both[id][place];
-            both[link.id as usize].push(Near { distance: link.distance, id: id as u32 });
-        }
-    }
-    both.into_par_iter()
-        .zip(near)
-        .map(|(mut links, mut near)| {
-            keep_nearest(&mut links, usize::MAX);
-            let mut kept = prune(space, &links, degree);
-            near.extend(links);
-            keep_nearest(&mut near, usize::MAX);
-            fill(space, &near, &mut kept, degree);
-            kept
-        })
-        .collect()
-}
-
-/// What a walk to each row visits, with the row's links so far.
-fn walk_to_all(space: &Space, nodes: Nodes, links: &[Vec<Near>]) -> Vec<Vec<Near>> {
-    let dim = space.dim;
-    links
-        .par_iter()
-        .enumerate()
+/// What walks to these rows visit, with the rows' links so far.
+fn walk_to(space: &Space, nodes: Nodes, ids: Range<usize>, links: &Table) -> Vec<Vec<Near>> {
+    let dim = nodes.records.dim();
+    ids.into_par_iter()
         .map_init(
-            || Walk::new(dim),
-            |walk, (id, links)| {
-                let mut found = links.clone();
-                let row = nodes.records.row(id);
-                walk.run(nodes, row, BREADTH, |hit| {
-                    if hit.id as usize != id {
-                        let distance = space.distance_of(id as u32, hit.id, product(nodes, row, hit));
-                        found.push(Near { distance, id: hit.id });
-                    }
-                });
-                keep_nearest(&mut found, CANDIDATES);
-                found
+            || (Walk::new(dim), Panels::default()),
+            |(walk, panels), id| {
+                let mut found: Vec<u32> = links.near(id).into_iter().map(|link| link.id).collect();
+                walk.run(nodes, nodes.records.row(id), BREADTH, |hit| found.push(hit.id));
+                found.sort_unstable();
+                found.dedup();
+                found.retain(|&other| other as usize != id);
+                panels.nearest(space, id as u32, &found, CANDIDATES)
             },
         )
         .collect()
-}
-
-/// The inner product that a walk's score stands for.
-fn product(nodes: Nodes, row: &[f32], hit: crate::Hit) -> f32 {
-    match nodes.records.metric() {
-        Metric::InnerProduct | Metric::Cosine => hit.score,
-        Metric::L2 => dot(row, nodes.records.row(hit.id as usize)),
-    }
-}
-
-fn write_records(
-    path: &Path,
-    rows: &Rows,
-    rotated: &Rotated,
-    links: &[Vec<Near>],
-    degree: usize,
-) -> Result<(), ArtefactError> {
-    let layout = Layout::new(rows.dim(), degree);
-    let stride = layout.stride();
-    let mut out = PageWriter::new(File::create(path).map_err(ArtefactError::io(path))?);
-    for (strip, links) in links.chunks(STRIP).enumerate() {
-        let mut records = vec![0.0; links.len() * stride];
-        records.par_chunks_exact_mut(stride).zip(links).enumerate().for_each_init(
-            || RecordWriter::new(layout, rows.metric()),
-            |writer, (i, (record, links))| {
-                let id = strip * STRIP + i;
-                let links = links.iter().map(|link| (link.id, rotated.row(link.id as usize)));
-                writer.write(record, rows.row(id), rotated.row(id), links);
-            },
-        );
-        write_numbers(&mut out, &records).map_err(ArtefactError::io(path))?;
-    }
-    out.flush().map_err(ArtefactError::io(path))
 }

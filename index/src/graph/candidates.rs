@@ -4,14 +4,16 @@
 //! puts apart, another puts together.
 
 use std::cmp::Ordering;
-use std::sync::Mutex;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use crate::graph::prune::Space;
-use crate::product::inner_products;
+use crate::artefact::ArtefactError;
+use crate::graph::space::{Panels, Space};
+use crate::graph::table::{Table, pack, unpack};
+use crate::mapped::SharedRows;
+use crate::scratch::Scratch;
 
 /// Vectors that are compared with each other in one product.
 const LEAF: usize = 1024;
@@ -21,8 +23,12 @@ const LEADERS: usize = 512;
 const FOLLOWS: [usize; 2] = [2, 1];
 /// Times that everything is divided anew.
 const ROUNDS: usize = 3;
-/// Vectors compared with leaders in one product.
-const STRIP: usize = 256;
+/// Distances that are looked at at once.
+const EIGHT: usize = 8;
+/// Vectors that one task divides among leaders.
+const DIVIDED: usize = 4096;
+/// Vectors compared with others in one product.
+const STRIP: usize = 64;
 
 /// A node at a squared distance.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,16 +43,30 @@ impl Near {
     }
 }
 
-/// For every vector up to `count` near ones, nearest first.
-pub(super) fn near_neighbours(space: &Space, count: usize, seed: u64) -> Vec<Vec<Near>> {
-    let lists: Vec<Mutex<Vec<Near>>> =
-        (0..space.len()).map(|_| Mutex::new(Vec::with_capacity(count))).collect();
-    for round in 0..ROUNDS {
-        let all: Vec<u32> = (0..space.len() as u32).collect();
-        let rng = ChaCha8Rng::seed_from_u64(seed ^ (round as u64 + 1) << 32);
-        divide(space, all, 0, rng, &lists, count);
+/// For every vector up to `count` near ones, nearest first. They are kept in `scratch` after each
+/// round, under the name of `near`.
+pub(super) fn near_neighbours(
+    space: &Space,
+    count: usize,
+    seed: u64,
+    scratch: &Scratch,
+) -> Result<Table, ArtefactError> {
+    let name = |round| format!("near-{round}");
+    let done = (0..ROUNDS).rev().find(|&round| scratch.is_there(&name(round)));
+    for round in done.map_or(0, |round| round + 1)..ROUNDS {
+        let before = round.checked_sub(1).map(|round| scratch.path(&name(round)));
+        scratch.make(&name(round), |path| {
+            let lists = SharedRows::create(path, space.len(), count, before.as_deref())?;
+            let all: Vec<u32> = (0..space.len() as u32).collect();
+            let rng = ChaCha8Rng::seed_from_u64(seed ^ (round as u64 + 1) << 32);
+            divide(space, all, 0, rng, &lists, count);
+            Ok(())
+        })?;
+        if let Some(round) = round.checked_sub(1) {
+            scratch.remove(&name(round));
+        }
     }
-    lists.into_par_iter().map(|list| list.into_inner().unwrap_or_default()).collect()
+    Table::of_one(&scratch.path(&name(ROUNDS - 1)), space.len(), count)
 }
 
 /// Divides a part among leaders, and those parts again, down to leaves.
@@ -55,7 +75,7 @@ fn divide(
     part: Vec<u32>,
     depth: usize,
     mut rng: ChaCha8Rng,
-    lists: &[Mutex<Vec<Near>>],
+    lists: &SharedRows,
     count: usize,
 ) {
     if part.len() <= LEAF {
@@ -69,33 +89,38 @@ fn divide(
         .map(|i| part[i])
         .collect();
     let mut parts: Vec<Vec<u32>> = vec![Vec::new(); leaders.len()];
-    let leader_rows = gather(space, &leaders);
     let followed: Vec<Vec<u32>> = part
-        .par_chunks(STRIP)
-        .map(|ids| {
-            let mut products = vec![0.0; ids.len() * leaders.len()];
-            inner_products(&gather(space, ids), &leader_rows, space.dim, &mut products);
-            let mut nearest = Vec::with_capacity(ids.len() * follows);
-            for (&id, products) in ids.iter().zip(products.chunks_exact(leaders.len())) {
-                let mut best = [(f32::INFINITY, 0u32); FOLLOWS[0]];
-                for (number, (&leader, &product)) in leaders.iter().zip(products).enumerate() {
-                    let distance = space.distance_of(id, leader, product);
-                    if distance < best[follows - 1].0 {
-                        best[follows - 1] = (distance, number as u32);
-                        best[..follows].sort_by(|a, b| a.0.total_cmp(&b.0));
+        .par_chunks(DIVIDED)
+        .map(|part| {
+            let (mut panels, mut distances) = (Panels::default(), Vec::new());
+            panels.fill(space, leaders.iter().copied());
+            let mut nearest = Vec::with_capacity(part.len() * follows);
+            for ids in part.chunks(STRIP) {
+                panels.distances(space, ids, &mut distances);
+                for distances in distances.chunks_exact(panels.width()).take(ids.len()) {
+                    let mut best = [(f32::INFINITY, 0u32); FOLLOWS[0]];
+                    for (number, &distance) in distances.iter().enumerate() {
+                        if distance < best[follows - 1].0 {
+                            best[follows - 1] = (distance, number as u32);
+                            best[..follows].sort_by(|a, b| a.0.total_cmp(&b.0));
+                        }
                     }
+                    nearest.extend(best[..follows].iter().map(|(_, number)| *number));
                 }
-                nearest.extend(best[..follows].iter().map(|(_, number)| *number));
             }
             nearest
         })
         .collect();
-    for (ids, followed) in part.chunks(STRIP).zip(&followed) {
+    // Counted first: a vector that grows takes up to twice the room.
+    let mut sizes = vec![0; leaders.len()];
+    followed.iter().flatten().for_each(|&leader| sizes[leader as usize] += 1);
+    parts.iter_mut().zip(sizes).for_each(|(part, size)| part.reserve_exact(size));
+    for (ids, followed) in part.chunks(DIVIDED).zip(&followed) {
         for (&id, leaders) in ids.iter().zip(followed.chunks_exact(follows)) {
             leaders.iter().for_each(|&leader| parts[leader as usize].push(id));
         }
     }
-    drop(part);
+    drop((part, followed));
     // Where vectors are all alike, one leader may get everything: cut what does not get smaller.
     let mut small: Vec<u32> = Vec::new();
     let mut next: Vec<Vec<u32>> = Vec::new();
@@ -128,51 +153,53 @@ fn divide(
     });
 }
 
-fn gather(space: &Space, ids: &[u32]) -> Vec<f32> {
-    ids.iter().flat_map(|&id| space.vector(id)).copied().collect()
-}
-
 /// Compares all vectors of a leaf, and leaves each the nearest of the others.
-fn compare(space: &Space, leaf: &[u32], lists: &[Mutex<Vec<Near>>], count: usize) {
+fn compare(space: &Space, leaf: &[u32], lists: &SharedRows, count: usize) {
     if leaf.len() < 2 {
         return;
     }
-    let rows = gather(space, leaf);
-    let mut products = vec![0.0; STRIP.min(leaf.len()) * leaf.len()];
-    let mut nearest: Vec<Near> = Vec::new();
-    for (strip, ids) in leaf.chunks(STRIP).enumerate() {
-        let products = &mut products[..ids.len() * leaf.len()];
-        let own = &rows[strip * STRIP * space.dim..][..ids.len() * space.dim];
-        inner_products(own, &rows, space.dim, products);
-        for (&id, products) in ids.iter().zip(products.chunks_exact(leaf.len())) {
-            let Ok(mut list) = lists[id as usize].lock() else { continue };
-            // Only what betters the list so far is looked at again.
-            let mut worst = if list.len() < count { f32::INFINITY } else { list[count - 1].distance };
-            nearest.clear();
-            for (&other, &product) in leaf.iter().zip(products) {
-                let distance = space.distance_of(id, other, product);
-                if distance < worst && other != id {
-                    nearest.push(Near { distance, id: other });
-                    if nearest.len() == 4 * count {
-                        nearest.select_nth_unstable_by(count, Near::order);
+    let (mut panels, mut distances) = (Panels::default(), Vec::new());
+    panels.fill(space, leaf.iter().copied());
+    let (mut nearest, mut list): (Vec<Near>, Vec<Near>) = (Vec::new(), Vec::new());
+    for ids in leaf.chunks(STRIP) {
+        panels.distances(space, ids, &mut distances);
+        for (&id, distances) in ids.iter().zip(distances.chunks_exact(panels.width())) {
+            lists.with(id as usize, |row| {
+                // Only what betters the list so far is looked at again.
+                list.clear();
+                list.extend(unpack(row));
+                let mut worst = if list.len() < count { f32::INFINITY } else { list[count - 1].distance };
+                nearest.clear();
+                for (distances, others) in distances.chunks(EIGHT).zip(leaf.chunks(EIGHT)) {
+                    // Most are too far, which is seen of several at once.
+                    if !distances.iter().fold(false, |any, distance| any | (*distance < worst)) {
+                        continue;
+                    }
+                    for (&distance, &other) in distances.iter().zip(others) {
+                        if distance < worst && other != id {
+                            nearest.push(Near { distance, id: other });
+                        }
+                    }
+                    if nearest.len() >= 2 * count {
+                        nearest.select_nth_unstable_by(count - 1, Near::order);
                         nearest.truncate(count);
-                        worst = nearest.iter().map(|near| near.distance).fold(0.0, f32::max);
+                        worst = nearest[count - 1].distance;
                     }
                 }
-            }
-            list.extend_from_slice(&nearest);
-            keep_nearest(&mut list, count);
+                if !nearest.is_empty() {
+                    list.extend_from_slice(&nearest);
+                    keep_nearest(&mut list, count);
+                    pack(&list, row);
+                }
+            });
         }
     }
 }
 
 /// Sorts, leaves each node once, and keeps `count`.
 pub(super) fn keep_nearest(list: &mut Vec<Near>, count: usize) {
-    // The same pair in two products may differ in the last bit: the smaller one counts, so that
-    // what is kept does not depend on which came first.
-    list.sort_unstable_by(|a, b| a.id.cmp(&b.id).then(a.distance.total_cmp(&b.distance)));
-    list.dedup_by_key(|near| near.id);
+    // The distance of a pair is always the same, so that a node twice is one behind the other.
     list.sort_unstable_by(Near::order);
+    list.dedup();
     list.truncate(count);
-    list.shrink_to(count);
 }

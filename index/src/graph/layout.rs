@@ -15,7 +15,7 @@
 use crate::blocks::{self, BLOCK};
 use crate::mapped::{as_bytes, as_u32};
 use crate::metric::{Metric, dot};
-use crate::simd::{Scale, estimates};
+use crate::simd::{Scale, estimates, prefetch};
 
 /// Where there is no link.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -101,7 +101,7 @@ impl RecordWriter {
     ) {
         record.fill(0.0);
         record[..self.layout.dim].copy_from_slice(vector);
-        let mut links = links.take(self.layout.degree);
+        let mut links = links.peekable();
         for piece in record[self.layout.vector()..].chunks_exact_mut(self.layout.links()) {
             let (codes, rest) = piece.split_at_mut(self.layout.codes);
             let (factors, ids) = rest.split_at_mut(2 * BLOCK);
@@ -109,7 +109,12 @@ impl RecordWriter {
             // What is no link is estimated as the worst there is.
             factors[..BLOCK].fill(f32::NEG_INFINITY);
             self.codes.fill(0);
-            for (slot, (id, other)) in links.by_ref().take(BLOCK).enumerate() {
+            for slot in 0..BLOCK {
+                let Some((id, other)) = links.next() else { break };
+                // It may be anywhere, and is on its way meanwhile.
+                if let Some((_, next)) = links.peek() {
+                    prefetch(next);
+                }
                 self.residual.iter_mut().zip(other.iter().zip(rotated)).for_each(|(r, (x, c))| *r = x - c);
                 let square = dot(&self.residual, &self.residual);
                 let with_centre = dot(&self.residual, rotated);

@@ -13,13 +13,15 @@ mod candidates;
 mod layout;
 mod prune;
 mod search;
+mod space;
+mod table;
 
 use std::path::Path;
 
 pub(crate) use build::build;
+pub(crate) use layout::Layout;
 
 use crate::artefact::{ArtefactError, Manifest};
-use crate::graph::layout::Layout;
 use crate::graph::search::{Nodes, Walk};
 use crate::mapped::Mapped;
 use crate::rotation::Rotation;
@@ -34,8 +36,6 @@ const ROOT: &str = "root.f32";
 
 /// Nodes that the root links to where there are as many.
 const ROOT_DEGREE: usize = 1024;
-/// Queries that one task answers.
-const CHUNK: usize = 8;
 /// Of so few allowed rows in a thousand it is faster to score every one.
 const FEW_ALLOWED: usize = 20;
 
@@ -98,16 +98,12 @@ impl Graph {
         allow: Allow,
     ) -> Vec<Vec<Hit>> {
         let dim = rows.dim();
-        let chunk = |first: usize| {
-            let mut walk = Walk::new(dim);
-            let queries = queries[first * CHUNK * dim..].chunks_exact(dim).take(CHUNK).enumerate();
-            queries
-                .map(|(i, query)| {
-                    self.search_one(rows, query, first * CHUNK + i, k, breadth, allow, &mut walk)
-                })
-                .collect::<Vec<_>>()
-        };
-        parallel::map((queries.len() / dim).div_ceil(CHUNK), true, chunk).into_iter().flatten().collect()
+        parallel::each_query(
+            queries,
+            dim,
+            || Walk::new(dim),
+            |walk, number, query| self.search_one(rows, query, number, k, breadth, allow, walk),
+        )
     }
 
     #[allow(clippy::too_many_arguments)]

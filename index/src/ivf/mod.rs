@@ -21,17 +21,17 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use crate::artefact::{ArtefactError, Manifest, Writer};
-use crate::blocks::{self, BLOCK, Tables};
+use crate::blocks::{BLOCK, CONFIDENCE};
 use crate::mapped::{Mapped, as_bytes, write_numbers};
-use crate::metric::{Metric, dot, squared_distance};
+use crate::metric::{Metric, squared_distance};
 use crate::pages::PageWriter;
-use crate::parallel;
 use crate::rabitq::mean;
 use crate::rotation::Rotation;
 use crate::rows::Rows;
-use crate::scan::{Centre, Encoder, Found, Probe, Shape};
+use crate::scan::{Candidate, Centre, Encoder, Found, Probe, Query, Shape};
 use crate::simd::prefetch;
 use crate::topk::{Allow, Hit, share};
+use crate::{parallel, planes};
 use kmeans::Lists;
 
 /// The mean of the rows `[dim]`.
@@ -46,23 +46,30 @@ const OFFSETS: &str = "offsets.u32";
 const CODES: &str = "codes.f32";
 /// Which row is where `[blocks, 32]`.
 const IDS: &str = "ids.u32";
+/// All bits of each row, by the same places, and its factors: see [`planes`]. There only with more
+/// bits than one.
+const PLANES: &str = "planes.u64";
 
 /// Where there is no row.
 const NONE: u32 = u32::MAX;
 /// Blocks that are encoded and written at a time.
 const SEGMENT: usize = 512;
-/// Queries that one task answers.
-const CHUNK: usize = 8;
 /// Encoding a row, and scanning a block, take a tenth of this where they are in memory.
 const FROM_DISK: Duration = Duration::from_micros(50);
 
 /// Divides the rows among `lists` lists and encodes them.
 ///
 /// Memory: what the training of centroids takes (see [`Lists::train`]), and 12 bytes a row.
-pub(crate) fn build(rows: &Rows, lists: usize, seed: u64, writer: &mut Writer) -> Result<(), ArtefactError> {
+pub(crate) fn build(
+    rows: &Rows,
+    lists: usize,
+    bits: usize,
+    seed: u64,
+    writer: &mut Writer,
+) -> Result<(), ArtefactError> {
     let (dim, metric) = (rows.dim(), rows.metric());
     let rotation = Rotation::new(dim, seed);
-    let encoder = Encoder { rows, rotation: &rotation, bits: 1 };
+    let encoder = Encoder { rows, rotation: &rotation, bits };
     let centre = mean(rows);
     writer.write(CENTRE, as_bytes(&centre))?;
 
@@ -71,7 +78,7 @@ pub(crate) fn build(rows: &Rows, lists: usize, seed: u64, writer: &mut Writer) -
     std::fs::write(&centroids_path, as_bytes(&trained.centroids()))
         .map_err(ArtefactError::io(&centroids_path))?;
     let centroids = Rows::open(&centroids_path, lists, dim, metric)?;
-    let lists_encoder = Encoder { rows: &centroids, ..encoder };
+    let lists_encoder = Encoder { rows: &centroids, bits: 1, ..encoder };
     let list_blocks: Vec<Vec<f32>> = (0..lists.div_ceil(BLOCK))
         .into_par_iter()
         .map(|block| {
@@ -94,6 +101,8 @@ pub(crate) fn build(rows: &Rows, lists: usize, seed: u64, writer: &mut Writer) -
     let (codes_path, ids_path) = (writer.path(CODES), writer.path(IDS));
     let create = |path: &Path| File::create(path).map(PageWriter::new).map_err(ArtefactError::io(path));
     let (mut codes_file, mut ids_file) = (create(&codes_path)?, create(&ids_path)?);
+    let planes_path = (bits > 1).then(|| writer.path(PLANES));
+    let mut planes_file = planes_path.as_deref().map(create).transpose()?;
     let mut from_disk = false;
     for segment in blocks.chunks(SEGMENT) {
         let start = Instant::now();
@@ -101,26 +110,40 @@ pub(crate) fn build(rows: &Rows, lists: usize, seed: u64, writer: &mut Writer) -
             let places = segment[0].1.start..segment[segment.len() - 1].1.end;
             rows.will_need(order[places].iter().map(|&id| id as usize));
         }
-        let encoded: Vec<Vec<f32>> = segment
+        let encoded: Vec<(Vec<f32>, Vec<u64>)> = segment
             .par_iter()
             .map(|(list, places)| {
                 let centroid = centroids.row(*list);
                 let turned = turn(&rotation, centroid, &centre);
                 let ids = order[places.clone()].iter().map(|&id| id as usize);
                 let centre = Centre { vector: centroid, turned: Some(&turned) };
-                encoder.encode(ids, centre, f32::NEG_INFINITY).0
+                encoder.encode(ids, centre, f32::NEG_INFINITY)
             })
             .collect();
         from_disk = start.elapsed() > FROM_DISK * (segment.len() * BLOCK) as u32;
-        for (block, (_, places)) in encoded.iter().zip(segment) {
+        for ((block, row_planes), (_, places)) in encoded.iter().zip(segment) {
             let mut ids = [NONE; BLOCK];
             ids[..places.len()].copy_from_slice(&order[places.clone()]);
             write_numbers(&mut codes_file, block).map_err(ArtefactError::io(&codes_path))?;
             write_numbers(&mut ids_file, &ids).map_err(ArtefactError::io(&ids_path))?;
+            if let (Some(file), Some(path)) = (&mut planes_file, &planes_path) {
+                let vacant = vec![0u64; (BLOCK - places.len()) * plane_words(rows.dim(), bits)];
+                write_numbers(file, row_planes)
+                    .and_then(|()| write_numbers(file, &vacant))
+                    .map_err(ArtefactError::io(path))?;
+            }
         }
+    }
+    if let (Some(file), Some(path)) = (&mut planes_file, &planes_path) {
+        file.flush().map_err(ArtefactError::io(path))?;
     }
     codes_file.flush().map_err(ArtefactError::io(&codes_path))?;
     ids_file.flush().map_err(ArtefactError::io(&ids_path))
+}
+
+/// Words that a row takes in [`PLANES`].
+fn plane_words(dim: usize, bits: usize) -> usize {
+    planes::words(dim, bits) + 1
 }
 
 /// The rows in the order of their lists, then of their ids; and where each list begins in it, and
@@ -155,18 +178,10 @@ pub(crate) struct Ivf {
     offsets: Mapped<u32>,
     codes: Mapped<f32>,
     ids: Mapped<u32>,
+    planes: Option<Mapped<u64>>,
+    bits: usize,
     rotation: Rotation,
     shape: Shape,
-}
-
-/// A query, ready to meet codes.
-struct Query<'a> {
-    /// As it came.
-    given: &'a [f32],
-    tables: Tables,
-    /// Against the mean of the rows, for the lists.
-    base: f32,
-    distance: f32,
 }
 
 impl Ivf {
@@ -176,13 +191,20 @@ impl Ivf {
         manifest: &Manifest,
         dim: usize,
         metric: Metric,
-        lists: usize,
+        (lists, bits): (usize, usize),
         seed: u64,
     ) -> Result<Self, ArtefactError> {
         let shape = Shape::new(dim);
         let offsets = Mapped::<u32>::open(&manifest.path(dir, OFFSETS)?, lists + 1)?;
         let blocks = offsets.as_slice()[lists] as usize;
         let list_numbers = lists.div_ceil(BLOCK) * shape.block;
+        let planes = match bits > 1 {
+            true => {
+                let len = blocks.saturating_mul(BLOCK * plane_words(dim, bits));
+                Some(Mapped::open(&manifest.path(dir, PLANES)?, len)?)
+            }
+            false => None,
+        };
         Ok(Self {
             centre: Mapped::<f32>::open(&manifest.path(dir, CENTRE)?, dim)?.as_slice().to_vec(),
             centroids: Rows::open(&manifest.path(dir, CENTROIDS)?, lists, dim, metric)?,
@@ -190,6 +212,8 @@ impl Ivf {
             offsets,
             codes: Mapped::open(&manifest.path(dir, CODES)?, blocks.saturating_mul(shape.block))?,
             ids: Mapped::open(&manifest.path(dir, IDS)?, blocks.saturating_mul(BLOCK))?,
+            planes,
+            bits,
             rotation: Rotation::new(dim, seed),
             shape,
         })
@@ -210,14 +234,8 @@ impl Ivf {
         breadth: usize,
         allow: Allow,
     ) -> Vec<Vec<Hit>> {
-        let dim = rows.dim();
-        let chunk = |first: usize| {
-            let queries = queries[first * CHUNK * dim..].chunks_exact(dim).take(CHUNK).enumerate();
-            queries
-                .map(|(i, query)| self.search_one(rows, query, first * CHUNK + i, k, breadth, allow))
-                .collect::<Vec<_>>()
-        };
-        parallel::map((queries.len() / dim).div_ceil(CHUNK), true, chunk).into_iter().flatten().collect()
+        let one = |number, query: &[f32]| self.search_one(rows, query, number, k, breadth, allow);
+        parallel::each_query(queries, rows.dim(), || (), |(), number, query| one(number, query))
     }
 
     fn search_one(
@@ -253,15 +271,32 @@ impl Ivf {
                 }
             }
         }
-        found.decide(rows, query.given, k, usize::MAX, None)
+        let Some(planes) = &self.planes else {
+            return found.decide(rows, query.given, k, usize::MAX, None);
+        };
+        let words = plane_words(rows.dim(), self.bits);
+        let refine = |candidate: &Candidate| {
+            let Some(place) = self.place(candidate) else { return f32::INFINITY };
+            let row = &planes.as_slice()[place * words..][..words];
+            let (estimate, error) = planes::estimate(row, self.bits, &query.rotated, query.total);
+            let centroid = self.centroids.row(candidate.list as usize);
+            let distance = squared_distance(query.given, centroid).sqrt();
+            let shift = f32::from_bits(row[words - 1] as u32);
+            candidate.add + shift + estimate + CONFIDENCE * distance * error
+        };
+        found.decide(rows, query.given, k, usize::MAX, Some(&refine))
+    }
+
+    /// Where a candidate is in its list: none where damage has put it elsewhere.
+    fn place(&self, candidate: &Candidate) -> Option<usize> {
+        let blocks = self.blocks(candidate.list as usize);
+        let (start, end) = (blocks.start * BLOCK, blocks.end * BLOCK);
+        let place = self.ids.as_slice().get(start..end)?.binary_search(&candidate.id).ok()?;
+        Some(start + place)
     }
 
     fn prepare<'a>(&self, metric: Metric, query: &'a [f32]) -> Query<'a> {
-        let mut turned: Vec<f32> = query.iter().zip(&self.centre).map(|(q, c)| q - c).collect();
-        let distance = dot(&turned, &turned).sqrt();
-        let base = blocks::query_base(metric, query, &self.centre, &turned);
-        self.rotation.apply(&mut turned);
-        Query { given: query, tables: Tables::new(&turned), base, distance }
+        Query::new(metric, query, &self.centre, &self.rotation, self.bits)
     }
 
     /// The blocks of a list: none where damage has put them elsewhere.
@@ -275,7 +310,7 @@ impl Ivf {
     /// their centroids.
     fn nearest_lists(&self, query: &Query, count: usize) -> Vec<Hit> {
         let mut found = Found::new(count);
-        let probe = Probe::new(&query.tables, query.base, query.distance);
+        let probe = query.probe();
         let blocks = self.lists.as_slice().chunks_exact(self.shape.block);
         for (number, block) in blocks.enumerate() {
             let id_of = |slot| (number * BLOCK + slot) as u32;
@@ -302,7 +337,8 @@ impl Ivf {
             }
             let centroid = self.centroids.row(list.id as usize);
             let distance = squared_distance(query.given, centroid).sqrt();
-            let probe = Probe::new(&query.tables, list.score, distance);
+            let mut probe = Probe::new(&query.tables, list.score, distance);
+            probe.list = list.id;
             let blocks = self.blocks(list.id as usize);
             let start = (i == 0).then(Instant::now);
             for number in blocks.clone() {
@@ -365,7 +401,7 @@ mod tests {
             let truth = build(dirs[0].path(), Spec::Flat, metric, &rows);
             let truth = truth.search_batch(&queries, 10, None).unwrap();
             let codes = build(dirs[1].path(), Spec::RaBitQ { bits: 1 }, metric, &rows);
-            let mut lists = build(dirs[2].path(), Spec::Ivf { lists: 50 }, metric, &rows);
+            let mut lists = build(dirs[2].path(), Spec::Ivf { lists: 50, bits: 1 }, metric, &rows);
             let recalls = [1, 10, 50, usize::MAX].map(|breadth| {
                 lists.set_breadth(Some(breadth));
                 recall(&lists, &queries, &truth)
@@ -377,11 +413,63 @@ mod tests {
         }
     }
 
+    /// Estimates from all bits are right on average and within their bounds, whatever the list.
+    /// Fails when the part of the centroid is left out, or taken by the first bit only.
+    #[test]
+    fn more_bits_estimate_without_bias_and_find_the_same() {
+        let (rows, queries) = (points(3000, 0), points(40, 70_000));
+        for metric in METRICS {
+            let (dir, one) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let index = build(dir.path(), Spec::Ivf { lists: 30, bits: 6 }, metric, &rows);
+            let manifest = crate::artefact::read_manifest(dir.path()).unwrap();
+            let ivf = Ivf::open(dir.path(), &manifest, DIM, metric, (30, 6), 3).unwrap();
+            let (mut sum, mut squares, mut deviations, mut beyond, mut count) = (0.0, 0.0, 0.0, 0, 0);
+            for given in index.prepare(&queries).unwrap().chunks_exact(DIM) {
+                let query = ivf.prepare(metric, given);
+                for list in ivf.nearest_lists(&query, 30) {
+                    let distance = squared_distance(given, ivf.centroids.row(list.id as usize)).sqrt();
+                    for number in ivf.blocks(list.id as usize) {
+                        let adds = &ivf.codes.as_slice()[number * ivf.shape.block + ivf.shape.codes..];
+                        for (slot, &id) in ivf.ids.as_slice()[number * BLOCK..][..BLOCK].iter().enumerate() {
+                            if id == NONE {
+                                continue;
+                            }
+                            let words = plane_words(DIM, 6);
+                            let planes = ivf.planes.as_ref().unwrap().as_slice();
+                            let row = &planes[(number * BLOCK + slot) * words..][..words];
+                            let (part, error) = planes::estimate(row, 6, &query.rotated, query.total);
+                            let shift = f32::from_bits(row[words - 1] as u32);
+                            let estimate = list.score + adds[slot] + shift + part;
+                            let off = estimate - metric.score(&index.vector(id).unwrap(), given);
+                            sum += off;
+                            squares += off * off;
+                            deviations += error * error * distance * distance;
+                            beyond += usize::from(off.abs() > CONFIDENCE * distance * error + 1e-4);
+                            count += 1;
+                        }
+                    }
+                }
+            }
+            let count = count as f32;
+            assert_eq!(count as usize, 40 * 3000);
+            let (bias, deviation, expected) =
+                (sum / count, (squares / count).sqrt(), (deviations / count).sqrt());
+            assert!(bias.abs() < 0.1 * expected, "{metric}: {bias} off, of {expected}");
+            assert!(deviation < 1.3 * expected, "{metric}: {deviation}, of {expected}");
+            assert!((beyond as f32) < 0.08 * count, "{metric}: {beyond} of {count} beyond their bounds");
+            let other = build(one.path(), Spec::Ivf { lists: 30, bits: 1 }, metric, &rows);
+            let (a, b) = (index.search_batch(&queries, 10, None), other.search_batch(&queries, 10, None));
+            let (a, b) = (a.unwrap(), b.unwrap());
+            let same = a.iter().zip(&b).map(|(a, b)| a.iter().filter(|hit| b.contains(hit)).count());
+            assert!(same.sum::<usize>() > 390, "{metric}");
+        }
+    }
+
     #[test]
     fn one_list_probed_gives_as_many_as_asked_for_all_the_same() {
         let rows = points(900, 0);
         let dir = tempfile::tempdir().unwrap();
-        let mut index = build(dir.path(), Spec::Ivf { lists: 60 }, Metric::L2, &rows);
+        let mut index = build(dir.path(), Spec::Ivf { lists: 60, bits: 1 }, Metric::L2, &rows);
         index.set_breadth(Some(1));
         for k in [1, 100, 899, 900] {
             let mut ids: Vec<u32> =
@@ -401,7 +489,7 @@ mod tests {
             for rows in [points(7, 0), points(1, 0).repeat(700), [points(5, 0), vec![0.0; 40 * DIM]].concat()]
             {
                 let dir = tempfile::tempdir().unwrap();
-                let index = build(dir.path(), Spec::Ivf { lists: 2000 }, metric, &rows);
+                let index = build(dir.path(), Spec::Ivf { lists: 2000, bits: 1 }, metric, &rows);
                 let flat_dir = tempfile::tempdir().unwrap();
                 let flat = build(flat_dir.path(), Spec::Flat, metric, &rows);
                 for query in rows[..DIM].chunks(DIM).chain(points(3, 50).chunks(DIM)) {
@@ -417,7 +505,7 @@ mod tests {
     fn offsets_and_ids_from_anywhere_lead_nowhere_else() {
         let rows = points(300, 0);
         let dir = tempfile::tempdir().unwrap();
-        build(dir.path(), Spec::Ivf { lists: 10 }, Metric::L2, &rows);
+        build(dir.path(), Spec::Ivf { lists: 10, bits: 4 }, Metric::L2, &rows);
         let manifest = crate::artefact::read_manifest(dir.path()).unwrap();
         for (name, kept) in [(OFFSETS, 1), (IDS, 0)] {
             let path = manifest.path(dir.path(), name).unwrap();

@@ -2,7 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, GROUP_BYTES, GROUP_MULTIPLE, GROUPS_IN_U16, LANES, Scale, Set, scalar};
+use super::{
+    BLOCK, Bytes, GROUP_BYTES, GROUP_MULTIPLE, GROUPS_IN_U16, LANES, PANEL, PANEL_GROUP, Scale, Set,
+    from_bf16, scalar,
+};
 
 /// This set, where the machine has it.
 pub(super) fn set() -> Option<Set> {
@@ -12,12 +15,22 @@ pub(super) fn set() -> Option<Set> {
         dot: |a, b| unsafe { dot(a, b) },
         // SAFETY: the machine has what it enables: see above.
         squared_distance: |a, b| unsafe { squared_distance(a, b) },
+        // SAFETY: the machine has what it enables: see above.
+        dot_bf16: |a, b| unsafe { dot_bf16(a, b) },
+        // SAFETY: the machine has what it enables: see above.
+        squared_distance_bf16: |a, b| unsafe { squared_distance_bf16(a, b) },
+        // SAFETY: the machine has what it enables: see above.
+        dot_bytes: |a, b| unsafe { dot_bytes(a, b) },
+        // SAFETY: the machine has what it enables: see above.
+        squared_distance_bytes: |a, b| unsafe { squared_distance_bytes(a, b) },
         estimates: |codes, tables, factors, scale, least, out| {
             // SAFETY: the machine has what it enables: see above.
             unsafe { estimates(codes, tables, factors, scale, least, out) }
         },
         // SAFETY: the machine has what it enables: see above.
         masked_sum: |bits, numbers| unsafe { masked_sum(bits, numbers) },
+        // SAFETY: the machine has what it enables: see above.
+        byte_products: |rows, panels, out| unsafe { byte_products(rows, panels, out) },
     })
 }
 
@@ -43,21 +56,43 @@ fn fold(mut sums: [__m256; 8]) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
+/// Eight numbers of bf16 from the beginning of a slice of at least so many.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_bf16(from: &[u16]) -> __m256 {
+    let from: &[u16; 8] = from[..8].try_into().expect("eight numbers");
+    // SAFETY: the reference is to 16 readable bytes; the load needs no alignment.
+    let halves = unsafe { _mm_loadu_si128(from.as_ptr().cast()) };
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+}
+
+/// What eight codes at the beginning of a slice of at least so many stand for.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_bytes(from: &[u8], offset: __m256, step: __m256) -> __m256 {
+    let from: &[u8; 8] = from[..8].try_into().expect("eight codes");
+    // SAFETY: the reference is to 8 readable bytes; the load needs no alignment.
+    let codes = unsafe { _mm_loadl_epi64(from.as_ptr().cast()) };
+    let codes = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes));
+    _mm256_add_ps(offset, _mm256_mul_ps(step, codes))
+}
+
+/// Sums a term over `$a`, of which `$load` takes eight and `$decode` one, and `$b`.
 macro_rules! sum_of {
-    ($a:ident, $b:ident, $term:expr) => {{
+    ($a:expr, $b:ident, $load:expr, $decode:expr, $term:expr) => {{
         let n = $a.len().min($b.len());
         let (a, b) = (&$a[..n], &$b[..n]);
         let mut sums = [_mm256_setzero_ps(); 8];
         let (mut a_chunks, mut b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
         for (x, y) in a_chunks.by_ref().zip(b_chunks.by_ref()) {
             for i in 0..8 {
-                sums[i] = _mm256_add_ps(sums[i], $term(load(&x[8 * i..]), load(&y[8 * i..])));
+                sums[i] = _mm256_add_ps(sums[i], $term($load(&x[8 * i..]), load(&y[8 * i..])));
             }
         }
         let (x, y) = (a_chunks.remainder(), b_chunks.remainder());
         for (i, (x, y)) in x.chunks(8).zip(y.chunks(8)).enumerate() {
             let (mut whole_x, mut whole_y) = ([0.0; 8], [0.0; 8]);
-            whole_x[..x.len()].copy_from_slice(x);
+            whole_x.iter_mut().zip(x).for_each(|(whole, &x)| *whole = $decode(x));
             whole_y[..y.len()].copy_from_slice(y);
             sums[i] = _mm256_add_ps(sums[i], $term(load(&whole_x), load(&whole_y)));
         }
@@ -65,17 +100,53 @@ macro_rules! sum_of {
     }};
 }
 
+/// The term of an inner product.
+macro_rules! product {
+    () => {
+        |x, y| _mm256_mul_ps(x, y)
+    };
+}
+
+/// The term of a squared distance.
+macro_rules! square {
+    () => {
+        |x, y| {
+            let difference = _mm256_sub_ps(x, y);
+            _mm256_mul_ps(difference, difference)
+        }
+    };
+}
+
 #[target_feature(enable = "avx2")]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    sum_of!(a, b, |x, y| _mm256_mul_ps(x, y))
+    sum_of!(a, b, load, |x| x, product!())
 }
 
 #[target_feature(enable = "avx2")]
 fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
-    sum_of!(a, b, |x, y| {
-        let difference = _mm256_sub_ps(x, y);
-        _mm256_mul_ps(difference, difference)
-    })
+    sum_of!(a, b, load, |x| x, square!())
+}
+
+#[target_feature(enable = "avx2")]
+fn dot_bf16(a: &[u16], b: &[f32]) -> f32 {
+    sum_of!(a, b, |x| load_bf16(x), from_bf16, product!())
+}
+
+#[target_feature(enable = "avx2")]
+fn squared_distance_bf16(a: &[u16], b: &[f32]) -> f32 {
+    sum_of!(a, b, |x| load_bf16(x), from_bf16, square!())
+}
+
+#[target_feature(enable = "avx2")]
+fn dot_bytes(a: Bytes, b: &[f32]) -> f32 {
+    let (offset, step) = (_mm256_set1_ps(a.offset), _mm256_set1_ps(a.step));
+    sum_of!(a.codes, b, |x| load_bytes(x, offset, step), |x| a.number(x), product!())
+}
+
+#[target_feature(enable = "avx2")]
+fn squared_distance_bytes(a: Bytes, b: &[f32]) -> f32 {
+    let (offset, step) = (_mm256_set1_ps(a.offset), _mm256_set1_ps(a.step));
+    sum_of!(a.codes, b, |x| load_bytes(x, offset, step), |x| a.number(x), square!())
 }
 
 #[target_feature(enable = "avx2")]
@@ -172,4 +243,59 @@ fn estimates(
         unsafe { _mm256_storeu_ps(out.as_mut_ptr(), estimate) };
     }
     mask
+}
+
+#[target_feature(enable = "avx2")]
+fn byte_products(rows: &[&[i8]], panels: &[i8], out: &mut [i32]) {
+    const ROWS: usize = 4;
+    let dim = rows.first().map_or(PANEL_GROUP, |row| row.len());
+    let width = panels.len() / dim;
+    for (rows, out) in rows.chunks(ROWS).zip(out.chunks_mut(ROWS * width)) {
+        for (number, panel) in panels.chunks_exact(PANEL * dim).enumerate() {
+            let out = &mut out[number * PANEL..];
+            match <&[&[i8]; ROWS]>::try_from(rows) {
+                Ok(rows) => tile(rows, panel, out, width),
+                Err(_) => {
+                    let rest = rows.iter().zip(out.chunks_mut(width));
+                    rest.for_each(|(row, out)| tile(&[row], panel, out, width));
+                }
+            }
+        }
+    }
+}
+
+/// Products of `R` rows with a panel, of which those of a row begin `stride` after the last row's.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn tile<const R: usize>(rows: &[&[i8]; R], panel: &[i8], out: &mut [i32], stride: usize) {
+    let mut sums = [[_mm256_setzero_si256(); 2]; R];
+    let ones = _mm256_set1_epi16(1);
+    for (group, bytes) in panel.chunks_exact(PANEL * PANEL_GROUP).enumerate() {
+        // SAFETY: the slice is 64 bytes long; the loads need no alignment.
+        let others = unsafe {
+            [_mm256_loadu_si256(bytes.as_ptr().cast()), _mm256_loadu_si256(bytes[32..].as_ptr().cast())]
+        };
+        let sizes = others.map(|other| _mm256_abs_epi8(other));
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            let row = &row[group * PANEL_GROUP..][..PANEL_GROUP];
+            let four = _mm256_set1_epi32(i32::from_le_bytes([
+                row[0] as u8,
+                row[1] as u8,
+                row[2] as u8,
+                row[3] as u8,
+            ]));
+            for i in 0..2 {
+                // At most 2 * 127 * 127, which fits 16 bits; -128 would not.
+                let pairs = _mm256_maddubs_epi16(sizes[i], _mm256_sign_epi8(four, others[i]));
+                sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, ones));
+            }
+        }
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        for (i, &sum) in sums.iter().enumerate() {
+            let out = &mut out[r * stride + 8 * i..][..8];
+            // SAFETY: the slice holds eight writable numbers; the store needs no alignment.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), sum) };
+        }
+    }
 }

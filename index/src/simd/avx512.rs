@@ -1,18 +1,35 @@
-//! AVX-512 (F, BW): 64 bytes at a time.
+//! AVX-512 (F, BW, and VNNI for bytes where there is one): 64 bytes at a time.
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, GROUP_BYTES, GROUP_MULTIPLE, GROUPS_IN_U16, LANES, Scale, Set, scalar};
+use super::{
+    BLOCK, Bytes, GROUP_BYTES, GROUP_MULTIPLE, GROUPS_IN_U16, LANES, PANEL, PANEL_GROUP, Scale, Set, avx2,
+    from_bf16, scalar,
+};
 
 /// This set, where the machine has it.
 pub(super) fn set() -> Option<Set> {
     let there = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+    let without_vnni = avx2::set()?;
     there.then_some(Set {
         name: "avx512",
+        byte_products: match is_x86_feature_detected!("avx512vnni") {
+            // SAFETY: the machine has what it enables.
+            true => |rows, panels, out| unsafe { byte_products(rows, panels, out) },
+            false => without_vnni.byte_products,
+        },
         // SAFETY: the machine has what it enables: see above.
         dot: |a, b| unsafe { dot(a, b) },
         // SAFETY: the machine has what it enables: see above.
         squared_distance: |a, b| unsafe { squared_distance(a, b) },
+        // SAFETY: the machine has what it enables: see above.
+        dot_bf16: |a, b| unsafe { dot_bf16(a, b) },
+        // SAFETY: the machine has what it enables: see above.
+        squared_distance_bf16: |a, b| unsafe { squared_distance_bf16(a, b) },
+        // SAFETY: the machine has what it enables: see above.
+        dot_bytes: |a, b| unsafe { dot_bytes(a, b) },
+        // SAFETY: the machine has what it enables: see above.
+        squared_distance_bytes: |a, b| unsafe { squared_distance_bytes(a, b) },
         estimates: |codes, tables, factors, scale, least, out| {
             // SAFETY: the machine has what it enables: see above.
             unsafe { estimates(codes, tables, factors, scale, least, out) }
@@ -55,36 +72,96 @@ fn fold(sums: [__m512; 4]) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
+/// Sixteen numbers of bf16 from the beginning of a slice of at least so many.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn load_bf16(from: &[u16]) -> __m512 {
+    let from: &[u16; 16] = from[..16].try_into().expect("sixteen numbers");
+    // SAFETY: the reference is to 32 readable bytes; the load needs no alignment.
+    let halves = unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+}
+
+/// What sixteen codes at the beginning of a slice of at least so many stand for.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn load_bytes(from: &[u8], offset: __m512, step: __m512) -> __m512 {
+    let from: &[u8; 16] = from[..16].try_into().expect("sixteen codes");
+    // SAFETY: the reference is to 16 readable bytes; the load needs no alignment.
+    let codes = unsafe { _mm_loadu_si128(from.as_ptr().cast()) };
+    let codes = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes));
+    _mm512_add_ps(offset, _mm512_mul_ps(step, codes))
+}
+
+/// Sums a term over `$a`, of which `$load` takes sixteen and `$decode` one, and `$b`.
 macro_rules! sum_of {
-    ($a:ident, $b:ident, $term:expr) => {{
+    ($a:expr, $b:ident, $load:expr, $decode:expr, $term:expr) => {{
         let n = $a.len().min($b.len());
         let (a, b) = (&$a[..n], &$b[..n]);
         let mut sums = [_mm512_setzero_ps(); 4];
         let (mut a_chunks, mut b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
         for (x, y) in a_chunks.by_ref().zip(b_chunks.by_ref()) {
             for i in 0..4 {
-                sums[i] = _mm512_add_ps(sums[i], $term(load(&x[16 * i..]), load(&y[16 * i..])));
+                sums[i] = _mm512_add_ps(sums[i], $term($load(&x[16 * i..]), load(&y[16 * i..])));
             }
         }
         let (x, y) = (a_chunks.remainder(), b_chunks.remainder());
         for (i, (x, y)) in x.chunks(16).zip(y.chunks(16)).enumerate() {
-            sums[i] = _mm512_add_ps(sums[i], $term(load_some(x, x.len()), load_some(y, y.len())));
+            let mut whole = [0.0; 16];
+            whole.iter_mut().zip(x).for_each(|(whole, &x)| *whole = $decode(x));
+            sums[i] = _mm512_add_ps(sums[i], $term(load(&whole), load_some(y, y.len())));
         }
         fold(sums)
     }};
 }
 
+/// The term of an inner product.
+macro_rules! product {
+    () => {
+        |x, y| _mm512_mul_ps(x, y)
+    };
+}
+
+/// The term of a squared distance.
+macro_rules! square {
+    () => {
+        |x, y| {
+            let difference = _mm512_sub_ps(x, y);
+            _mm512_mul_ps(difference, difference)
+        }
+    };
+}
+
 #[target_feature(enable = "avx512f,avx512bw")]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    sum_of!(a, b, |x, y| _mm512_mul_ps(x, y))
+    sum_of!(a, b, load, |x| x, product!())
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
 fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
-    sum_of!(a, b, |x, y| {
-        let difference = _mm512_sub_ps(x, y);
-        _mm512_mul_ps(difference, difference)
-    })
+    sum_of!(a, b, load, |x| x, square!())
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn dot_bf16(a: &[u16], b: &[f32]) -> f32 {
+    sum_of!(a, b, |x| load_bf16(x), from_bf16, product!())
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn squared_distance_bf16(a: &[u16], b: &[f32]) -> f32 {
+    sum_of!(a, b, |x| load_bf16(x), from_bf16, square!())
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn dot_bytes(a: Bytes, b: &[f32]) -> f32 {
+    let (offset, step) = (_mm512_set1_ps(a.offset), _mm512_set1_ps(a.step));
+    sum_of!(a.codes, b, |x| load_bytes(x, offset, step), |x| a.number(x), product!())
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn squared_distance_bytes(a: Bytes, b: &[f32]) -> f32 {
+    let (offset, step) = (_mm512_set1_ps(a.offset), _mm512_set1_ps(a.step));
+    sum_of!(a.codes, b, |x| load_bytes(x, offset, step), |x| a.number(x), square!())
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -176,4 +253,78 @@ fn estimates(
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), estimate) };
     }
     mask
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn byte_products(rows: &[&[i8]], panels: &[i8], out: &mut [i32]) {
+    const ROWS: usize = 8;
+    let dim = rows.first().map_or(PANEL_GROUP, |row| row.len());
+    let width = panels.len() / dim;
+    for (rows, out) in rows.chunks(ROWS).zip(out.chunks_mut(ROWS * width)) {
+        let Ok(rows) = <&[&[i8]; ROWS]>::try_from(rows) else {
+            // Few rows have registers left for many panels, and need them: sums wait for each other.
+            for (row, out) in rows.iter().zip(out.chunks_exact_mut(width)) {
+                let many = panels.chunks(8 * PANEL * dim).zip(out.chunks_mut(8 * PANEL));
+                for (panels, out) in many {
+                    match panels.len() == 8 * PANEL * dim {
+                        true => tile::<1, 8>(&[row], panels, out, PANEL),
+                        false => {
+                            let rest = panels.chunks_exact(PANEL * dim).zip(out.chunks_exact_mut(PANEL));
+                            rest.for_each(|(panel, out)| tile::<1, 1>(&[row], panel, out, PANEL));
+                        }
+                    }
+                }
+            }
+            continue;
+        };
+        for (first, panels) in panels.chunks(2 * PANEL * dim).enumerate() {
+            let out = &mut out[first * 2 * PANEL..];
+            match panels.len() == 2 * PANEL * dim {
+                true => tile::<ROWS, 2>(rows, panels, out, width),
+                false => tile::<ROWS, 1>(rows, panels, out, width),
+            }
+        }
+    }
+}
+
+/// Products of `R` rows with `P` panels, of which those of a row begin `stride` after the last row's.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn tile<const R: usize, const P: usize>(rows: &[&[i8]; R], panels: &[i8], out: &mut [i32], stride: usize) {
+    let dim = rows[0].len();
+    let panel = PANEL * dim;
+    assert!(panels.len() == P * panel && rows.iter().all(|row| row.len() == dim));
+    let mut sums = [[_mm512_setzero_si512(); P]; R];
+    let flip = _mm512_set1_epi8(i8::MIN);
+    for group in 0..dim / PANEL_GROUP {
+        let mut others = [_mm512_setzero_si512(); P];
+        for (p, other) in others.iter_mut().enumerate() {
+            let bytes = &panels[p * panel + group * 64..][..64];
+            // SAFETY: the slice is 64 bytes long; the load needs no alignment.
+            let bytes = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
+            // Plus 128: the instruction takes one side without signs.
+            *other = _mm512_xor_si512(bytes, flip);
+        }
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            let row = &row[group * PANEL_GROUP..][..PANEL_GROUP];
+            let four = _mm512_set1_epi32(i32::from_le_bytes([
+                row[0] as u8,
+                row[1] as u8,
+                row[2] as u8,
+                row[3] as u8,
+            ]));
+            for p in 0..P {
+                sums[p] = _mm512_dpbusd_epi32(sums[p], others[p], four);
+            }
+        }
+    }
+    for (r, (sums, row)) in sums.iter().zip(rows).enumerate() {
+        let too_much = 128 * row.iter().map(|&b| i32::from(b)).sum::<i32>();
+        for (p, &sum) in sums.iter().enumerate() {
+            let out = &mut out[r * stride + p * PANEL..][..PANEL];
+            let sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(too_much));
+            // SAFETY: the slice holds sixteen writable numbers; the store needs no alignment.
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), sum) };
+        }
+    }
 }

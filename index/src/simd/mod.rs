@@ -1,7 +1,9 @@
 //! Vector instructions, chosen when the program starts.
 //!
-//! Three operations carry a search: inner products and squared distances of `f32` vectors, and the
-//! estimates that a block of 32 one-bit codes gives (see [`crate::blocks`]). Each is written once in
+//! Three operations carry a search: inner products and squared distances of vectors (`f32`, bf16 and
+//! bytes with `f32`), and the estimates that a block of 32 one-bit codes gives (see
+//! [`crate::blocks`]); one carries the building of a graph: inner products of many vectors of bytes.
+//! Each is written once in
 //! plain Rust (`scalar`), which says what it means, and again for AVX2, AVX-512 and NEON. **All of
 //! them give the same bits**: sums are kept in the same 64 lanes and folded in the same order, and
 //! products are rounded before they are added (no fused multiply-add), so that what a search finds
@@ -29,6 +31,10 @@ pub(crate) const GROUP_BYTES: usize = 16;
 pub(crate) const GROUP_MULTIPLE: usize = 4;
 /// Sums of bytes fit 16 bits for so many groups.
 const GROUPS_IN_U16: usize = 256;
+/// Vectors of bytes that lie side by side in a panel, this many numbers of one and then of the next.
+pub(crate) const PANEL: usize = 16;
+/// See [`PANEL`].
+pub(crate) const PANEL_GROUP: usize = 4;
 /// Lanes that sums over vectors are kept in.
 const LANES: usize = 64;
 
@@ -43,6 +49,28 @@ pub(crate) struct Scale {
     pub base: f32,
 }
 
+/// A vector of bytes: the code c stands for `offset + step * c`.
+#[derive(Clone, Copy)]
+pub(crate) struct Bytes<'a> {
+    pub offset: f32,
+    pub step: f32,
+    pub codes: &'a [u8],
+}
+
+impl Bytes<'_> {
+    /// What a code stands for: both operations are rounded, which all sets keep to.
+    #[inline(always)]
+    pub fn number(self, code: u8) -> f32 {
+        self.offset + self.step * f32::from(code)
+    }
+}
+
+/// The number whose upper half these bits are.
+#[inline(always)]
+pub(crate) fn from_bf16(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
 /// What [`estimates`] takes and gives.
 type Estimates = fn(&[u8], &[u8], &[f32], Scale, f32, &mut [f32; BLOCK]) -> u32;
 
@@ -52,8 +80,13 @@ struct Set {
     name: &'static str,
     dot: fn(&[f32], &[f32]) -> f32,
     squared_distance: fn(&[f32], &[f32]) -> f32,
+    dot_bf16: fn(&[u16], &[f32]) -> f32,
+    squared_distance_bf16: fn(&[u16], &[f32]) -> f32,
+    dot_bytes: fn(Bytes, &[f32]) -> f32,
+    squared_distance_bytes: fn(Bytes, &[f32]) -> f32,
     estimates: Estimates,
     masked_sum: fn(&[u64], &[f32]) -> f32,
+    byte_products: fn(&[&[i8]], &[i8], &mut [i32]),
 }
 
 fn sets() -> Vec<Set> {
@@ -89,6 +122,27 @@ pub(crate) fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
     (best().squared_distance)(a, b)
 }
 
+/// Inner product of a vector of bf16 with one of `f32` of the same length: the bits that [`dot`] has
+/// for the numbers they stand for. So for the three that follow.
+pub(crate) fn dot_bf16(a: &[u16], b: &[f32]) -> f32 {
+    (best().dot_bf16)(a, b)
+}
+
+/// Squared Euclidean distance of a vector of bf16 from one of `f32` of the same length.
+pub(crate) fn squared_distance_bf16(a: &[u16], b: &[f32]) -> f32 {
+    (best().squared_distance_bf16)(a, b)
+}
+
+/// Inner product of a vector of bytes with one of `f32` of the same length.
+pub(crate) fn dot_bytes(a: Bytes, b: &[f32]) -> f32 {
+    (best().dot_bytes)(a, b)
+}
+
+/// Squared Euclidean distance of a vector of bytes from one of `f32` of the same length.
+pub(crate) fn squared_distance_bytes(a: Bytes, b: &[f32]) -> f32 {
+    (best().squared_distance_bytes)(a, b)
+}
+
 /// Estimates of 32 scores from a block of codes.
 ///
 /// `codes` and `tables` are `[groups, 16]`: byte `j` of group `g` holds four bits of code `j` (low)
@@ -116,11 +170,28 @@ pub(crate) fn masked_sum(bits: &[u64], numbers: &[f32]) -> f32 {
     (best().masked_sum)(bits, numbers)
 }
 
+/// Inner products of vectors of bytes with all vectors of some panels.
+///
+/// `rows` are vectors of the same length, a multiple of [`PANEL_GROUP`]; `panels` is
+/// `[panels, length / PANEL_GROUP, PANEL, PANEL_GROUP]`; `out` is `[rows, panels * PANEL]`. Numbers are
+/// at least -127.
+///
+/// # Panics
+/// If a slice has another length than its shape.
+pub(crate) fn byte_products(rows: &[&[i8]], panels: &[i8], out: &mut [i32]) {
+    let Some(first) = rows.first() else { return };
+    let dim = first.len();
+    assert!(dim.is_multiple_of(PANEL_GROUP) && rows.iter().all(|row| row.len() == dim));
+    assert!(dim > 0 && panels.len().is_multiple_of(PANEL * dim));
+    assert_eq!(out.len(), rows.len() * panels.len() / dim);
+    (best().byte_products)(rows, panels, out)
+}
+
 /// Asks for numbers to be brought nearer, into the second cache. No more than a hint.
 #[inline(always)]
-pub(crate) fn prefetch(numbers: &[f32]) {
+pub(crate) fn prefetch<T>(numbers: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in numbers.chunks(16) {
+    for line in numbers.chunks(64 / size_of::<T>()) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch reads nothing that the program sees, and never faults; SSE is part of
         // x86_64.
@@ -167,6 +238,43 @@ mod tests {
         }
     }
 
+    /// Against [`dot`] and [`squared_distance`] of the numbers that the codes stand for. Fails with a
+    /// fused multiply-add in the decoding, and when places beyond the last code count as the offset.
+    #[test]
+    fn every_set_reads_bf16_and_bytes_as_the_numbers_they_stand_for() {
+        for n in (0..70).chain([127, 128, 129, 384, 768, 1000]) {
+            let query = numbers(n, 9.0);
+            let halves: Vec<u16> = numbers(n, 0.0).iter().map(|x| (x.to_bits() >> 16) as u16).collect();
+            let codes = bytes(n, 5);
+            let row = Bytes { offset: -1.2345, step: 0.01234, codes: &codes };
+            let from_halves: Vec<f32> = halves.iter().copied().map(from_bf16).collect();
+            let from_bytes: Vec<f32> = codes.iter().map(|&code| row.number(code)).collect();
+            for set in &sets() {
+                for (own, plain, what) in [
+                    ((set.dot_bf16)(&halves, &query), scalar::dot(&from_halves, &query), "dot, bf16"),
+                    (
+                        (set.squared_distance_bf16)(&halves, &query),
+                        scalar::squared_distance(&from_halves, &query),
+                        "distance, bf16",
+                    ),
+                    ((set.dot_bytes)(row, &query), scalar::dot(&from_bytes, &query), "dot, bytes"),
+                    (
+                        (set.squared_distance_bytes)(row, &query),
+                        scalar::squared_distance(&from_bytes, &query),
+                        "distance, bytes",
+                    ),
+                ] {
+                    assert_eq!(
+                        own.to_bits(),
+                        plain.to_bits(),
+                        "{what} of {} at {n}: {own} {plain}",
+                        set.name
+                    );
+                }
+            }
+        }
+    }
+
     #[test]
     fn every_set_estimates_the_same() {
         for groups in [4, 8, 64, 96, 256, 260, 1024] {
@@ -190,6 +298,39 @@ mod tests {
                         "{} with {groups} groups",
                         set.name
                     );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_set_multiplies_bytes_exactly() {
+        for (dim, count, panels) in [(4, 1, 1), (8, 3, 2), (60, 9, 3), (64, 17, 5), (388, 8, 16)] {
+            // The largest too: sums of two products must not overflow their 16 bits.
+            for wild in [false, true] {
+                let number = |i: usize| match wild {
+                    true => [-127, 127][i % 2],
+                    false => (bytes(1, i)[0] as i8).max(-127),
+                };
+                let rows: Vec<Vec<i8>> =
+                    (0..count).map(|row| (0..dim).map(|i| number(row * dim + i)).collect()).collect();
+                let rows: Vec<&[i8]> = rows.iter().map(Vec::as_slice).collect();
+                let others: Vec<i8> = (0..panels * PANEL * dim).map(|i| number(i * 3 + 7)).collect();
+                for set in sets() {
+                    let mut out = vec![i32::MIN; count * panels * PANEL];
+                    (set.byte_products)(&rows, &others, &mut out);
+                    for (place, &found) in out.iter().enumerate() {
+                        let (row, other) = (place / (panels * PANEL), place % (panels * PANEL));
+                        let wanted: i32 = (0..dim)
+                            .map(|i| {
+                                let group = other / PANEL * dim / PANEL_GROUP + i / PANEL_GROUP;
+                                let slot = group * PANEL + other % PANEL;
+                                i32::from(rows[row][i])
+                                    * i32::from(others[slot * PANEL_GROUP + i % PANEL_GROUP])
+                            })
+                            .sum();
+                        assert_eq!(found, wanted, "{} at {dim}, {count}, {panels}: {place}", set.name);
+                    }
                 }
             }
         }

@@ -1,9 +1,20 @@
 //! The operations in plain Rust: what the others must equal, and what runs where there is nothing
 //! better.
 
-use super::{BLOCK, GROUP_BYTES, LANES, Scale, Set};
+use super::{BLOCK, Bytes, GROUP_BYTES, LANES, PANEL, PANEL_GROUP, Scale, Set, from_bf16};
 
-pub(super) const SET: Set = Set { name: "scalar", dot, squared_distance, estimates, masked_sum };
+pub(super) const SET: Set = Set {
+    name: "scalar",
+    dot,
+    squared_distance,
+    dot_bf16,
+    squared_distance_bf16,
+    dot_bytes,
+    squared_distance_bytes,
+    estimates,
+    masked_sum,
+    byte_products,
+};
 
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum_of(a, b, |x, y| x * y)
@@ -13,8 +24,24 @@ pub(super) fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
     sum_of(a, b, |x, y| (x - y) * (x - y))
 }
 
+fn dot_bf16(a: &[u16], b: &[f32]) -> f32 {
+    sum_of(a, b, |x, y| from_bf16(x) * y)
+}
+
+fn squared_distance_bf16(a: &[u16], b: &[f32]) -> f32 {
+    sum_of(a, b, |x, y| (from_bf16(x) - y) * (from_bf16(x) - y))
+}
+
+fn dot_bytes(a: Bytes, b: &[f32]) -> f32 {
+    sum_of(a.codes, b, |x, y| a.number(x) * y)
+}
+
+fn squared_distance_bytes(a: Bytes, b: &[f32]) -> f32 {
+    sum_of(a.codes, b, |x, y| (a.number(x) - y) * (a.number(x) - y))
+}
+
 #[inline(always)]
-fn sum_of(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
+fn sum_of<T: Copy>(a: &[T], b: &[f32], term: impl Fn(T, f32) -> f32) -> f32 {
     let mut sums = [0.0f32; LANES];
     let (mut a_chunks, mut b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     for (x, y) in a_chunks.by_ref().zip(b_chunks.by_ref()) {
@@ -87,4 +114,19 @@ pub(super) fn finish(
         mask |= u32::from(!falls_short) << i;
     }
     mask
+}
+
+pub(super) fn byte_products(rows: &[&[i8]], panels: &[i8], out: &mut [i32]) {
+    let Some(dim) = rows.first().map(|row| row.len()) else { return };
+    let width = panels.len() / dim;
+    for (row, out) in rows.iter().zip(out.chunks_exact_mut(width)) {
+        for (panel, out) in panels.chunks_exact(PANEL * dim).zip(out.chunks_exact_mut(PANEL)) {
+            out.fill(0);
+            for (group, row) in panel.chunks_exact(PANEL * PANEL_GROUP).zip(row.chunks_exact(PANEL_GROUP)) {
+                for (out, other) in out.iter_mut().zip(group.chunks_exact(PANEL_GROUP)) {
+                    *out += other.iter().zip(row).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum::<i32>();
+                }
+            }
+        }
+    }
 }

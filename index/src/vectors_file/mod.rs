@@ -150,7 +150,7 @@ impl Layout {
 /// let mut builder = Builder::create(&dir, file.dim(), Metric::L2, &Spec::default_for(file.len(), file.dim()), 0)?;
 /// builder.add_file(&mut file)?;
 /// builder.finish()?;
-/// assert_eq!(Index::open(&dir)?.vector(0), Some(&[1.0][..]));
+/// assert_eq!(Index::open(&dir)?.vector(0).unwrap()[..], [1.0]);
 /// # Ok(())
 /// # }
 /// ```

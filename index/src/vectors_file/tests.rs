@@ -154,7 +154,7 @@ fn an_index_takes_a_file_in_one_call_and_names_its_faults() {
     };
     build(&path).unwrap();
     let index = Index::open(&dir.path().join("index")).unwrap();
-    assert_eq!(index.vector(1), Some(&ROWS[3..]));
+    assert_eq!(index.vector(1).unwrap(), &ROWS[3..]);
 
     let (_dir, path) = file("b.fvecs", &fvecs(&[1.0, 2.0, 3.0, 1.0, f32::NAN, 0.0], 3));
     assert!(matches!(build(&path), Err(IndexError::NotFinite { what: "row", number: 1 })));

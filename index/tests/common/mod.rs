@@ -5,16 +5,19 @@ use std::path::Path;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sidenote_index::{Builder, Hit, Index, Metric, Spec};
+use sidenote_index::{Builder, Hit, Index, Metric, Quantizer, Spec};
 
 pub const METRICS: [Metric; 3] = [Metric::InnerProduct, Metric::Cosine, Metric::L2];
-pub const SPECS: [Spec; 6] = [
+pub const SPECS: [Spec; 9] = [
     Spec::Flat,
+    Spec::Sq(Quantizer::Bf16),
+    Spec::Sq(Quantizer::Int8),
     Spec::Hnsw { m: 8 },
     Spec::RaBitQ { bits: 1 },
     Spec::RaBitQ { bits: 4 },
     Spec::Graph { degree: 32 },
-    Spec::Ivf { lists: 16 },
+    Spec::Ivf { lists: 16, bits: 1 },
+    Spec::Ivf { lists: 16, bits: 4 },
 ];
 
 /// `n` vectors around `clusters` random centres.
@@ -58,6 +61,23 @@ pub fn brute_force(rows: &[f32], query: &[f32], metric: Metric) -> Vec<(u32, f64
         rows.chunks_exact(query.len()).enumerate().map(|(id, row)| (id as u32, score(row))).collect();
     all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     all
+}
+
+/// [`brute_force`] over the rows that an index was built of; where it keeps them rounded, over what it
+/// keeps (whose lengths bf16 does not leave at 1 under cosine: their scores are inner products).
+pub fn truth(index: &Index, rows: &[f32], query: &[f32], metric: Metric) -> Vec<(u32, f64)> {
+    let Spec::Sq(_) = index.spec() else { return brute_force(rows, query, metric) };
+    let kept: Vec<f32> =
+        (0..index.len() as u32).flat_map(|id| index.vector(id).unwrap().into_owned()).collect();
+    match metric {
+        Metric::Cosine => {
+            let square: f64 = query.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            let length = if square > 0.0 { square.sqrt() } else { 1.0 };
+            let unit: Vec<f32> = query.iter().map(|&x| (f64::from(x) / length) as f32).collect();
+            brute_force(&kept, &unit, Metric::InnerProduct)
+        }
+        _ => brute_force(&kept, query, metric),
+    }
 }
 
 /// How many of the true `k` best were found, by score, so that ties do not count as misses.
