@@ -6,6 +6,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use sidenote::{commands, interrupt};
 
+/// Started by the commands that train or generate.
+#[global_allocator]
+static ALLOCATOR: sidenote_kernels::LargeBlocks = sidenote_kernels::LargeBlocks;
+
 /// The error and what caused it, once each: most of the library's errors name their cause already.
 fn message(error: &anyhow::Error) -> String {
     let mut message = String::new();

@@ -47,8 +47,8 @@ fn cross_entropy(c: &mut Criterion) {
     compare(
         c,
         "linear_cross_entropy",
-        || composed::linear_cross_entropy(&hidden, &weight, &targets, None),
-        || linear_cross_entropy(&hidden, &weight, &targets, None),
+        || composed::linear_cross_entropy(&hidden, &weight, &targets, &CrossEntropyOptions::default()),
+        || linear_cross_entropy(&hidden, &weight, &targets, &CrossEntropyOptions::default()),
     );
 }
 
@@ -61,6 +61,7 @@ fn attention_of(c: &mut Criterion, name: &str, batch: usize, queries: usize, key
         causal: !chunked,
         scale: (DIM as f32).sqrt().recip(),
         bias: chunked.then(|| bias.as_tensor()),
+        relative: None,
         key_mask: chunked.then_some(&mask),
         sink: None,
     };

@@ -274,7 +274,7 @@ impl InplaceOp1 for InPlace<'_> {
     }
 }
 
-fn squared_norm(grad: &Tensor) -> Result<f64> {
+pub(crate) fn squared_norm(grad: &Tensor) -> Result<f64> {
     if !fusible(&[grad]) {
         return grad.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
     }

@@ -1,6 +1,6 @@
 //! Scaled dot-product attention.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::autograd::{View, fusible, gradient, record};
@@ -23,11 +23,31 @@ pub struct AttentionOptions<'a> {
     pub scale: f32,
     /// Added to the scores, `[heads, queries, keys]`; gets a gradient.
     pub bias: Option<&'a Tensor>,
+    /// Added to the scores like `bias`, of which there is then none: a table and which entry of it belongs to
+    /// each query and key.
+    pub relative: Option<RelativeBias<'a>>,
     /// `[batch, keys]` as `u8`: 1 where the key may be attended, 0 where not.
     pub key_mask: Option<&'a Tensor>,
     /// `[heads]`: the score of one extra key whose value is zero, which lets a head attend to
     /// nothing; gets a gradient.
     pub sink: Option<&'a Tensor>,
+}
+
+impl AttentionOptions<'_> {
+    /// Plain attention, which sees every key: all scores times `scale`.
+    pub fn scaled(scale: f32) -> Self {
+        Self { causal: false, scale, bias: None, relative: None, key_mask: None, sink: None }
+    }
+}
+
+/// A bias that depends on where a query and a key lie to each other: `table[head, buckets[query, key]]`, such
+/// as T5's (Raffel et al. 2020, <https://arxiv.org/abs/1910.10683>, section 2.1).
+#[derive(Clone, Copy, Debug)]
+pub struct RelativeBias<'a> {
+    /// `[heads, buckets]`; gets a gradient.
+    pub table: &'a Tensor,
+    /// `[queries, keys]` as `u32`: numbers of columns of the table.
+    pub buckets: &'a Tensor,
 }
 
 /// Scaled dot-product attention with grouped key heads: `softmax(scale * q k^T + bias) v`
@@ -36,7 +56,7 @@ pub struct AttentionOptions<'a> {
 /// `q` is `[batch, heads, queries, dim]`, `k` and `v` are `[batch, kv_heads, keys, dim]` where
 /// `kv_heads` divides `heads`; query head `h` reads key head `h / (heads / kv_heads)`. The result is
 /// `[batch, heads, queries, dim]`. A query that may attend to no key gives exactly zero and zero
-/// gradients. `q`, `k`, `v`, the bias and the sink get gradients.
+/// gradients. `q`, `k`, `v`, the bias or the table of the relative bias, and the sink get gradients.
 ///
 /// The fused kernel holds the scores of one block of queries at a time and recomputes them in backward
 /// (as FlashAttention does, Dao et al. 2022, <https://arxiv.org/abs/2205.14135>). `q`, `k` and `v` may
@@ -46,18 +66,120 @@ pub struct AttentionOptions<'a> {
 /// When the shapes do not fit together.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<Tensor> {
     check(q, k, v, options)?;
-    let (bias, sink) = (options.bias, options.sink);
-    let inputs: Vec<&Tensor> = [Some(q), Some(k), Some(v), bias, sink].into_iter().flatten().collect();
-    if !fusible(&inputs) {
-        return composed::attention(q, k, v, options);
+    let (_, _, tokens, _) = q.dims4()?;
+    run(q, k, v, options, Chunks { number: 1, shift: 0, queries: tokens, shifted: false })
+}
+
+/// RETRO's chunked cross-attention (Borgeaud et al. 2022, <https://arxiv.org/abs/2112.04426>, section 2.4): the
+/// tokens of a sequence read the neighbours of the last chunk of `m` tokens that was complete, itself included,
+/// when they were read. So the token at `u m + m - 1 + i`, for `i` below `m`, is query `i` of chunk `u`.
+///
+/// `q` is `[batch, heads, tokens, dim]`; `k` and `v` are `[batch * chunks, kv_heads, keys, dim]`, the neighbours
+/// of each sequence's first `chunks` chunks side by side. `options` are those of an [`attention`] of `m` queries
+/// on `keys` keys: the bias is `[heads, m, keys]`, the key mask `[batch * chunks, keys]`; `causal` is not for
+/// it. The result is `[batch, heads, tokens, dim]`, zero where a token reads no chunk. Gradients as in
+/// [`attention`].
+///
+/// # Errors
+/// When the shapes do not fit together or a sequence has fewer than `chunks` complete chunks.
+pub fn chunked_cross_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    m: usize,
+    options: &AttentionOptions,
+) -> Result<Tensor> {
+    let (batch, heads, tokens, dim) = q.dims4()?;
+    let sequences = k.dim(0)?;
+    if m == 0 || options.causal || sequences.checked_rem(batch).is_some_and(|rest| rest != 0) {
+        bail!(
+            "chunked_cross_attention: {sequences} lists of neighbours for {batch} sequences in chunks of {m}, causal: \
+             {}; expected a multiple, chunks of at least 1, and false",
+            options.causal
+        );
     }
+    let chunks = sequences.checked_div(batch).unwrap_or(0);
+    if chunks > tokens / m {
+        bail!(
+            "chunked_cross_attention: neighbours of {chunks} chunks, but {tokens} tokens are {} of {m}",
+            tokens / m
+        );
+    }
+    if chunks == 0 {
+        return q.zeros_like();
+    }
+    // What one chunk's attention looks like, to check the rest.
+    let shape = Tensor::zeros((), q.dtype(), q.device())?.broadcast_as((sequences, heads, m, dim))?;
+    check(&shape, k, v, options)?;
+    run(q, k, v, options, Chunks { number: chunks, shift: m - 1, queries: m, shifted: true })
+}
+
+/// Fusion in the decoder (Izacard and Grave 2021, <https://arxiv.org/abs/2007.01282>, section 3): each query reads
+/// the tokens of all passages of its sequence as one list.
+///
+/// `q` is `[batch, heads, queries, dim]`; `k` and `v` are `[batch, passages, tokens, kv_heads * dim]`, as the
+/// layers before give them, and are read where they lie; `mask` is `[batch, passages, tokens]` as `u8`, 0 for
+/// padding and absent passages. The result is `[batch, heads, queries, dim]`. Gradients and grouped heads as in
+/// [`attention`].
+///
+/// # Errors
+/// When the shapes do not fit together.
+pub fn fusion_in_decoder_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+    scale: f32,
+) -> Result<Tensor> {
+    let dim = q.dim(3)?;
+    let (batch, passages, tokens, width) = k.dims4()?;
+    if dim == 0 || width % dim != 0 || v.dims() != k.dims() {
+        bail!(
+            "fusion_in_decoder_attention: q {:?}, k {:?} and v {:?} do not fit together; expected [batch, heads, \
+             queries, dim] and twice [batch, passages, tokens, kv_heads * dim]",
+            q.dims(),
+            k.dims(),
+            v.dims()
+        );
+    }
+    let joined = |x: &Tensor| x.reshape((batch, passages * tokens, width / dim, dim))?.transpose(1, 2);
+    let mask = mask.map(|mask| mask.reshape((batch, passages * tokens))).transpose()?;
+    let options = AttentionOptions { key_mask: mask.as_ref(), ..AttentionOptions::scaled(scale) };
+    attention(q, &joined(k)?, &joined(v)?, &options)
+}
+
+/// How the queries of one sequence are dealt out to sequences of keys: from token `shift` on, `queries` each
+/// to the next of `number`; the last may get fewer.
+#[derive(Clone, Copy)]
+struct Chunks {
+    number: usize,
+    shift: usize,
+    queries: usize,
+    /// Whether it is RETRO's shifted attention (of which shift 0 is a case too).
+    shifted: bool,
+}
+
+fn run(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions, chunks: Chunks) -> Result<Tensor> {
+    let (bias, sink) = (options.bias, options.sink);
+    let table = options.relative.map(|relative| relative.table);
+    let inputs: Vec<&Tensor> = [Some(q), Some(k), Some(v), bias, table, sink].into_iter().flatten().collect();
+    if !fusible(&inputs) {
+        return match chunks.shifted {
+            false => composed::attention(q, k, v, options),
+            true => composed::chunked_cross_attention(q, k, v, chunks.queries, options),
+        };
+    }
+    let relative = options.relative.map(|relative| Buckets::new(&relative)).transpose()?;
     let arguments = Arguments {
         q: q.clone(),
         k: k.clone(),
         v: v.clone(),
-        bias: bias.map(Tensor::contiguous).transpose()?,
+        bias: match (&relative, bias) {
+            (Some(relative), _) => Some(relative.spread(chunks.queries, k.dim(2)?)?),
+            (None, bias) => bias.map(Tensor::contiguous).transpose()?,
+        },
         sink: sink.map(Tensor::contiguous).transpose()?,
-        plan: Plan::new(q, k, options)?,
+        plan: Plan::new(q, k, options, chunks)?,
     };
     let mut out = vec![0f32; q.elem_count()];
     let mut log_totals = vec![0f32; q.elem_count() / q.dim(3)?.max(1)];
@@ -69,14 +191,60 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions)
         let Arguments { q, k, v, bias, sink, .. } = &arguments;
         let mut tensors =
             vec![gradient(gradients.q, q)?, gradient(gradients.k, k)?, gradient(gradients.v, v)?];
-        if let Some(bias) = bias {
-            tensors.push(gradient(gradients.bias, bias)?);
+        match (&relative, bias) {
+            (Some(relative), _) => {
+                tensors.push(gradient(relative.gather(&gradients.bias), &relative.table)?);
+            }
+            (None, Some(bias)) => tensors.push(gradient(gradients.bias, bias)?),
+            (None, None) => {}
         }
         if let Some(sink) = sink {
             tensors.push(gradient(gradients.sink, sink)?);
         }
         Ok(tensors)
     })
+}
+
+/// A relative bias as the kernel uses it. It is spread out once for all sequences, which is far less than the
+/// scores, and its gradient gathered at the end.
+struct Buckets {
+    table: Tensor,
+    buckets: Vec<u32>,
+    columns: usize,
+}
+
+impl Buckets {
+    fn new(relative: &RelativeBias) -> Result<Self> {
+        let table = relative.table.contiguous()?;
+        let columns = table.dim(1)?;
+        let buckets = relative.buckets.flatten_all()?.to_vec1::<u32>()?;
+        if let Some(bucket) = buckets.iter().find(|&&bucket| bucket as usize >= columns) {
+            bail!("attention: bucket {bucket} of the relative bias is outside its table of {columns}");
+        }
+        Ok(Self { table, buckets, columns })
+    }
+
+    fn spread(&self, queries: usize, keys: usize) -> Result<Tensor> {
+        let heads = self.table.dim(0)?;
+        let mut bias = Vec::with_capacity(heads * self.buckets.len());
+        let table = View::of(&self.table)?;
+        for row in table.chunks(self.columns.max(1)) {
+            bias.extend(self.buckets.iter().map(|&bucket| row[bucket as usize]));
+        }
+        Tensor::from_vec(bias, (heads, queries, keys), self.table.device())
+    }
+
+    fn gather(&self, dbias: &[f32]) -> Vec<f32> {
+        let mut dtable = vec![0f32; self.table.elem_count()];
+        let rows =
+            dtable.par_chunks_mut(self.columns.max(1)).zip(dbias.par_chunks(self.buckets.len().max(1)));
+        rows.for_each(|(row, dbias)| {
+            for (&bucket, gradient) in self.buckets.iter().zip(dbias) {
+                row[bucket as usize] += gradient;
+            }
+        });
+        dtable
+    }
 }
 
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<()> {
@@ -97,6 +265,17 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Resu
         }
         _ => Ok(()),
     };
+    if options.bias.is_some() && options.relative.is_some() {
+        bail!("attention: there is a bias and a relative bias; give one of them");
+    }
+    if let Some(RelativeBias { table, buckets }) = options.relative {
+        let columns = table.dims2()?.1;
+        expect("table of the relative bias", Some(table), &[heads, columns])?;
+        expect("buckets of the relative bias", Some(buckets), &[queries, keys])?;
+        if buckets.dtype() != DType::U32 {
+            bail!("attention: the buckets of the relative bias are {:?}, expected u32", buckets.dtype());
+        }
+    }
     expect("bias", options.bias, &[heads, queries, keys])?;
     expect("key_mask", options.key_mask, &[batch, keys])?;
     expect("sink", options.sink, &[heads])
@@ -114,9 +293,16 @@ struct Arguments {
 
 /// The sizes, and which keys each query sees.
 struct Plan {
+    /// Sequences of keys.
     batch: usize,
     heads: usize,
     kv_heads: usize,
+    /// Of one sequence of queries, which [`Chunks`] deals out.
+    tokens: usize,
+    /// How many sequences of keys read one sequence of queries, and from which token on.
+    chunks: usize,
+    shift: usize,
+    /// Of one sequence of keys; the last may have fewer.
     queries: usize,
     keys: usize,
     dim: usize,
@@ -129,9 +315,10 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(q: &Tensor, k: &Tensor, options: &AttentionOptions) -> Result<Self> {
-        let (batch, heads, queries, dim) = q.dims4()?;
-        let (_, kv_heads, keys, _) = k.dims4()?;
+    fn new(q: &Tensor, k: &Tensor, options: &AttentionOptions, chunks: Chunks) -> Result<Self> {
+        let (_, heads, tokens, dim) = q.dims4()?;
+        let (batch, kv_heads, keys, _) = k.dims4()?;
+        let Chunks { number: chunks, shift, queries, .. } = chunks;
         let (mut mask, mut visible) = (None, vec![keys; batch]);
         if let Some(key_mask) = options.key_mask {
             let seen = key_mask.flatten_all()?.to_vec1::<u8>()?;
@@ -141,13 +328,33 @@ impl Plan {
             mask = Some(seen.into_iter().map(|s| if s != 0 { 0.0 } else { f32::NEG_INFINITY }).collect());
         }
         let AttentionOptions { causal, scale, .. } = *options;
-        Ok(Self { batch, heads, kv_heads, queries, keys, dim, causal, scale, mask, visible })
+        Ok(Self {
+            batch,
+            heads,
+            kv_heads,
+            tokens,
+            chunks,
+            shift,
+            queries,
+            keys,
+            dim,
+            causal,
+            scale,
+            mask,
+            visible,
+        })
     }
 
     /// How many keys, counted from the first, `query` sees (unless masked).
     fn sight(&self, batch: usize, query: usize) -> usize {
         let visible = self.visible[batch];
         if self.causal { (query + self.keys + 1).saturating_sub(self.queries).min(visible) } else { visible }
+    }
+
+    /// The token that is the first query of a sequence of keys, and how many there are.
+    fn own(&self, batch: usize) -> (usize, usize) {
+        let first = self.shift + batch % self.chunks * self.queries;
+        (first, self.queries.min(self.tokens - first))
     }
 }
 
@@ -187,7 +394,8 @@ struct Gradients {
 struct Share<'a> {
     batch: usize,
     kv_head: usize,
-    q: &'a mut [f32],
+    /// One for each query head.
+    q: Vec<&'a mut [f32]>,
     k: &'a mut [f32],
     v: &'a mut [f32],
     sink: &'a mut [f32],
@@ -203,17 +411,22 @@ fn head<'a>(tensor: &'a View, batch: usize, head: usize, first: usize) -> Matrix
 impl Operands<'_> {
     /// Fills `out` and, for each query, the logarithm of the sum of its exponentials.
     fn forward(&self, out: &mut [f32], log_totals: &mut [f32]) {
-        let Plan { heads, kv_heads, queries, keys, dim, .. } = *self.plan;
+        let Plan { heads, kv_heads, tokens, chunks, shift, queries, keys, dim, .. } = *self.plan;
         if out.is_empty() || keys == 0 {
             return;
         }
-        let sequences = out.par_chunks_mut(queries * dim).zip(log_totals.par_chunks_mut(queries));
+        let sequences = out.par_chunks_mut(tokens * dim).zip(log_totals.par_chunks_mut(tokens));
         sequences.enumerate().for_each(|(i, (out, log_totals))| {
-            let (batch, head) = (i / heads, i % heads);
-            let blocks = out.par_chunks_mut(BLOCK * dim).zip(log_totals.par_chunks_mut(BLOCK));
-            blocks.enumerate().for_each_init(Vec::new, |scores, (block, (out, log_totals))| {
-                let kv_head = head / (heads / kv_heads);
-                self.forward_block(batch, head, kv_head, block * BLOCK, scores, out, log_totals);
+            let (sequence, head) = (i / heads, i % heads);
+            let out = out[shift * dim..].par_chunks_mut(queries * dim);
+            let parts = out.zip(log_totals[shift..].par_chunks_mut(queries)).take(chunks);
+            parts.enumerate().for_each(|(chunk, (out, log_totals))| {
+                let blocks = out.par_chunks_mut(BLOCK * dim).zip(log_totals.par_chunks_mut(BLOCK));
+                blocks.enumerate().for_each_init(Vec::new, |scores, (block, (out, log_totals))| {
+                    let kv_head = head / (heads / kv_heads);
+                    let batch = sequence * chunks + chunk;
+                    self.forward_block(batch, head, kv_head, block * BLOCK, scores, out, log_totals);
+                });
             });
         });
     }
@@ -240,8 +453,13 @@ impl Operands<'_> {
         for (i, row) in scores.chunks_exact_mut(n).enumerate() {
             (inverses[i], log_totals[i]) = exponentials(row, sink);
         }
-        let v = head(&self.v, batch, kv_head, 0);
-        multiply([rows, n, dim], 1.0, Matrix::rows(scores, n), v, out, dim, false, Threads::One);
+        match self.rows(&self.v, batch, kv_head).filter(|_| rows == 1) {
+            Some((v, stride)) => mix(scores, v, stride, out),
+            None => {
+                let v = head(&self.v, batch, kv_head, 0);
+                multiply([rows, n, dim], 1.0, Matrix::rows(scores, n), v, out, dim, false, Threads::One);
+            }
+        }
         for (row, inverse) in out.chunks_exact_mut(dim).zip(inverses) {
             row.iter_mut().for_each(|x| *x *= inverse);
         }
@@ -258,14 +476,20 @@ impl Operands<'_> {
         rows: usize,
         scores: &mut Vec<f32>,
     ) -> usize {
-        let Plan { queries, keys, dim, scale, .. } = *self.plan;
+        let Plan { chunks, queries, keys, dim, scale, .. } = *self.plan;
         let n = self.plan.sight(batch, first + rows - 1);
         scores.resize(rows * n, 0.0);
         if n == 0 {
             return 0;
         }
-        let (q, k) = (head(&self.q, batch, query_head, first), head(&self.k, batch, kv_head, 0));
-        multiply([rows, dim, n], scale, q, k.t(), scores, n, false, Threads::One);
+        let token = self.plan.own(batch).0 + first;
+        let (q, k) = (head(&self.q, batch / chunks, query_head, token), head(&self.k, batch, kv_head, 0));
+        match (self.rows(&self.q, batch / chunks, query_head), self.rows(&self.k, batch, kv_head)) {
+            (Some((q, down)), Some((k, stride))) if rows == 1 && dim > 0 => {
+                dots(&q[token * down..][..dim], k, stride, scale, scores);
+            }
+            _ => multiply([rows, dim, n], scale, q, k.t(), scores, n, false, Threads::One),
+        }
         for (i, row) in scores.chunks_exact_mut(n).enumerate() {
             if let Some(bias) = &self.bias {
                 add(row, &bias[(query_head * queries + first + i) * keys..][..n]);
@@ -278,10 +502,16 @@ impl Operands<'_> {
         n
     }
 
+    /// One head's rows, and how far apart they begin, if the elements of each lie side by side.
+    fn rows<'a>(&self, tensor: &'a View, batch: usize, head: usize) -> Option<(&'a [f32], usize)> {
+        let stride = tensor.stride();
+        (stride[3] == 1).then(|| (&tensor[batch * stride[0] + head * stride[1]..], stride[2]))
+    }
+
     fn backward(&self, out: &[f32], log_totals: &[f32], grad: &[f32]) -> Gradients {
-        let Plan { batch, heads, kv_heads, queries, keys, dim, .. } = *self.plan;
+        let Plan { batch, heads, kv_heads, tokens, chunks, shift, queries, keys, dim, .. } = *self.plan;
         let group = heads / kv_heads;
-        let mut dq = vec![0f32; batch * heads * queries * dim];
+        let mut dq = vec![0f32; grad.len()];
         let mut dk = vec![0f32; batch * kv_heads * keys * dim];
         let mut dv = vec![0f32; batch * kv_heads * keys * dim];
         let mut dsink = vec![0f32; batch * heads];
@@ -294,7 +524,14 @@ impl Operands<'_> {
         // grouped depends on the sizes alone, so that the sums do not depend on the threads.
         let segments = if self.bias.is_some() { batch.min(TASKS.div_ceil(kv_heads)) } else { batch };
         let mut tasks: Vec<Vec<Share>> = (0..segments * kv_heads).map(|_| vec![]).collect();
-        let shares = dq.chunks_mut(group * queries * dim).zip(dk.chunks_mut(keys * dim));
+        let mut own: Vec<Vec<&mut [f32]>> = (0..batch * kv_heads).map(|_| vec![]).collect();
+        for (i, dq) in dq.chunks_mut(tokens * dim).enumerate() {
+            let (sequence, kv_head) = (i / heads, i % heads / group);
+            for (chunk, dq) in dq[shift * dim..].chunks_mut(queries * dim).take(chunks).enumerate() {
+                own[(sequence * chunks + chunk) * kv_heads + kv_head].push(dq);
+            }
+        }
+        let shares = own.into_iter().zip(dk.chunks_mut(keys * dim));
         let shares = shares.zip(dv.chunks_mut(keys * dim).zip(dsink.chunks_mut(group)));
         for (i, ((q, k), (v, sink))) in shares.enumerate() {
             let (batch_item, kv_head) = (i / kv_heads, i % kv_heads);
@@ -331,7 +568,7 @@ impl Operands<'_> {
 
     fn backward_share(
         &self,
-        share: Share,
+        mut share: Share,
         out: &[f32],
         log_totals: &[f32],
         grad: &[f32],
@@ -339,19 +576,20 @@ impl Operands<'_> {
         p: &mut Vec<f32>,
         dp: &mut Vec<f32>,
     ) {
-        let Plan { heads, kv_heads, queries, keys, dim, scale, .. } = *self.plan;
+        let Plan { heads, kv_heads, tokens, chunks, queries, keys, dim, scale, .. } = *self.plan;
         let group = heads / kv_heads;
         let Share { batch, kv_head, .. } = share;
+        let (own, of_own) = self.plan.own(batch);
         let (k, v) = (head(&self.k, batch, kv_head, 0), head(&self.v, batch, kv_head, 0));
         for member in 0..group {
             let query_head = kv_head * group + member;
-            for first in (0..queries).step_by(BLOCK) {
-                let rows = BLOCK.min(queries - first);
+            for first in (0..of_own).step_by(BLOCK) {
+                let rows = BLOCK.min(of_own - first);
                 let n = self.scores(batch, query_head, kv_head, first, rows, p);
                 if n == 0 {
                     continue;
                 }
-                let at = (batch * heads + query_head) * queries + first;
+                let at = (batch / chunks * heads + query_head) * tokens + own + first;
                 let (grad, out) = (&grad[at * dim..][..rows * dim], &out[at * dim..][..rows * dim]);
                 let grad_rows = Matrix::rows(grad, dim);
                 dp.resize(rows * n, 0.0);
@@ -368,8 +606,8 @@ impl Operands<'_> {
                     }
                 }
                 let (p, ds) = (Matrix::rows(p, n), Matrix::rows(dp, n));
-                let q = head(&self.q, batch, query_head, first);
-                let dq = &mut share.q[(member * queries + first) * dim..];
+                let q = head(&self.q, batch / chunks, query_head, own + first);
+                let dq = &mut share.q[member][first * dim..];
                 multiply([n, rows, dim], 1.0, p.t(), grad_rows, share.v, dim, true, Threads::One);
                 multiply([n, rows, dim], scale, ds.t(), q, share.k, dim, true, Threads::One);
                 multiply([rows, n, dim], scale, ds, k, dq, dim, false, Threads::One);
@@ -403,6 +641,25 @@ vectorised! {
             let p = exp(*score - log_total);
             *score = p;
             *dp = p * (*dp - along);
+        }
+    }
+
+    /// The scores of a single query, as generation has them, where packing operands would not pay.
+    fn dots(q: &[f32], k: &[f32], stride: usize, scale: f32, scores: &mut [f32]) {
+        for (i, score) in scores.iter_mut().enumerate() {
+            let k = &k[i * stride..][..q.len()];
+            *score = scale * sum(q.len(), |i| q[i] * k[i]);
+        }
+    }
+
+    /// The sum of values by their weights, for a single query.
+    fn mix(weights: &[f32], v: &[f32], stride: usize, out: &mut [f32]) {
+        out.fill(0.0);
+        for (i, weight) in weights.iter().enumerate() {
+            let v = &v[i * stride..][..out.len()];
+            for (out, v) in out.iter_mut().zip(v) {
+                *out += weight * v;
+            }
         }
     }
 
@@ -454,6 +711,7 @@ mod tests {
                     causal,
                     scale: 0.7,
                     bias: biased.then(|| &t[3]),
+                    relative: None,
                     key_mask: masked.then_some(&mask),
                     sink: if sunk { t.last() } else { None },
                 };
@@ -464,6 +722,109 @@ mod tests {
             }
             assert_matches_f64(&inputs, 1e-5, op);
             assert_same_on_any_number_of_threads(&inputs, op);
+        }
+    }
+
+    /// Without a mask, and with one that leaves the first sequence nothing.
+    fn masks(batch: usize, keys: usize) -> [Option<Tensor>; 2] {
+        let mask: Vec<u8> = (0..batch * keys).map(|i| u8::from(i >= keys && i % 3 != 1)).collect();
+        [None, Some(Tensor::from_vec(mask, (batch, keys), &Device::Cpu).unwrap())]
+    }
+
+    #[test]
+    fn relative_bias_is_right() {
+        for [batch, heads, kv_heads, queries, keys, dim] in SHAPES {
+            let buckets: Vec<u32> = (0..queries * keys).map(|i| (i * 7 % 5) as u32).collect();
+            let buckets = Tensor::from_vec(buckets, (queries, keys), &Device::Cpu).unwrap();
+            let inputs = [
+                random(&[batch, heads, queries, dim], 1),
+                random(&[batch, kv_heads, keys, dim], 2),
+                random(&[batch, kv_heads, keys, dim], 3),
+                random(&[heads, 5], 4),
+            ];
+            for mask in masks(batch, keys) {
+                let op = |t: &[Tensor]| {
+                    let relative = Some(RelativeBias { table: &t[3], buckets: &buckets });
+                    let options = AttentionOptions {
+                        relative,
+                        key_mask: mask.as_ref(),
+                        ..AttentionOptions::scaled(0.7)
+                    };
+                    attention(&t[0], &t[1], &t[2], &options)
+                };
+                if queries * keys < 20 {
+                    assert_gradients_are_slopes(&inputs, op);
+                }
+                assert_matches_f64(&inputs, 1e-5, op);
+                assert_same_on_any_number_of_threads(&inputs, op);
+            }
+        }
+    }
+
+    #[test]
+    fn chunked_cross_attention_is_right() {
+        // Batch, heads, key heads, tokens, chunks, chunk size, keys, dim: whole and partial last chunks, fewer
+        // chunks than there could be, a chunk of one token, and of more than a block of queries.
+        for [batch, heads, kv_heads, tokens, chunks, m, keys, dim] in [
+            [1, 1, 1, 1, 1, 1, 1, 1],
+            [2, 2, 1, 7, 2, 3, 4, 2],
+            [2, 2, 2, 8, 1, 3, 5, 2],
+            [1, 2, 2, 4, 4, 1, 3, 4],
+            [2, 2, 2, 150, 2, 70, 33, 8],
+            [2, 4, 2, 64, 4, 16, 32, 16],
+        ] {
+            let buckets: Vec<u32> = (0..m * keys).map(|i| (i * 3 % 4) as u32).collect();
+            let buckets = Tensor::from_vec(buckets, (m, keys), &Device::Cpu).unwrap();
+            let inputs = [
+                random(&[batch, heads, tokens, dim], 1),
+                random(&[batch * chunks, kv_heads, keys, dim], 2),
+                random(&[batch * chunks, kv_heads, keys, dim], 3),
+                random(&[heads, 4], 4),
+                random(&[heads], 5),
+            ];
+            for mask in masks(batch * chunks, keys) {
+                let op = |t: &[Tensor]| {
+                    let options = AttentionOptions {
+                        relative: Some(RelativeBias { table: &t[3], buckets: &buckets }),
+                        key_mask: mask.as_ref(),
+                        sink: Some(&t[4]),
+                        ..AttentionOptions::scaled(0.7)
+                    };
+                    chunked_cross_attention(&t[0], &t[1], &t[2], m, &options)
+                };
+                if tokens * keys < 40 {
+                    assert_gradients_are_slopes(&inputs, op);
+                }
+                assert_matches_f64(&inputs, 1e-5, op);
+                assert_same_on_any_number_of_threads(&inputs, op);
+            }
+        }
+        let q = random(&[2, 2, 7, 4], 1);
+        let kv = random(&[6, 2, 5, 4], 2);
+        assert!(chunked_cross_attention(&q, &kv, &kv, 3, &AttentionOptions::scaled(1.0)).is_err());
+        assert!(chunked_cross_attention(&q, &kv, &kv, 0, &AttentionOptions::scaled(1.0)).is_err());
+    }
+
+    #[test]
+    fn fusion_in_decoder_attention_is_right() {
+        for [batch, passages, tokens, kv_heads, heads, queries, dim] in
+            [[1, 1, 1, 1, 1, 1, 1], [2, 2, 3, 1, 2, 2, 2], [2, 3, 17, 2, 2, 70, 8]]
+        {
+            let width = kv_heads * dim;
+            let inputs = [
+                random(&[batch, heads, queries, dim], 1),
+                random(&[batch, passages, tokens, width], 2),
+                random(&[batch, passages, tokens, width], 3),
+            ];
+            for mask in masks(batch, passages * tokens) {
+                let mask = mask.map(|mask| mask.reshape((batch, passages, tokens)).unwrap());
+                let op = |t: &[Tensor]| fusion_in_decoder_attention(&t[0], &t[1], &t[2], mask.as_ref(), 0.5);
+                if queries * tokens < 20 {
+                    assert_gradients_are_slopes(&inputs, op);
+                }
+                assert_matches_f64(&inputs, 1e-5, op);
+                assert_same_on_any_number_of_threads(&inputs, op);
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use crate::AttentionOptions;
+use crate::{AttentionOptions, CrossEntropyOptions, RelativeBias};
 
 /// See [`crate::rms_norm`].
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
@@ -29,6 +29,28 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// See [`crate::gelu`].
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     x.gelu_erf()
+}
+
+/// See [`crate::linear`].
+pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let mut shape = x.dims().to_vec();
+    let input = shape.pop().unwrap_or(1);
+    let rows = shape.iter().product::<usize>();
+    shape.push(weight.dim(0)?);
+    x.reshape((rows, input))?.matmul(&weight.t()?)?.reshape(shape)
+}
+
+/// See [`crate::embedding`].
+pub fn embedding(table: &Tensor, tokens: &Tensor) -> Result<Tensor> {
+    let mut shape = tokens.dims().to_vec();
+    shape.push(table.dim(1)?);
+    table.index_select(&tokens.flatten_all()?, 0)?.reshape(shape)
+}
+
+/// See [`crate::dropout`].
+pub fn dropout(x: &Tensor, rate: f32, seed: u64) -> Result<Tensor> {
+    let mask = crate::dropout::mask(x.elem_count(), rate, seed);
+    x * Tensor::from_vec(mask, x.shape(), &Device::Cpu)?.to_device(x.device())?.to_dtype(x.dtype())?
 }
 
 /// See [`crate::rotary`].
@@ -67,6 +89,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions)
     if let Some(bias) = options.bias {
         scores = scores.broadcast_add(&bias.to_dtype(scores.dtype())?)?;
     }
+    if let Some(RelativeBias { table, buckets }) = options.relative {
+        let bias = table.index_select(&buckets.flatten_all()?, 1)?.reshape(((), queries, keys))?;
+        scores = scores.broadcast_add(&bias.to_dtype(scores.dtype())?)?;
+    }
     let allowed = allowed(options, queries, keys, q.device())?;
     if let Some(allowed) = &allowed {
         // Finite, so that a row with nothing but masked keys stays free of NaN.
@@ -99,23 +125,46 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions)
     weights.to_dtype(v.dtype())?.matmul(&v.contiguous()?)
 }
 
+/// See [`crate::chunked_cross_attention`].
+pub fn chunked_cross_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    m: usize,
+    options: &AttentionOptions,
+) -> Result<Tensor> {
+    let (batch, heads, tokens, dim) = q.dims4()?;
+    let chunks = k.dim(0)? / batch;
+    // The queries of all chunks, the last filled up.
+    let n = (chunks * m).min(tokens + 1 - m);
+    let queries = q.narrow(2, m - 1, n)?.pad_with_zeros(2, 0, chunks * m - n)?;
+    let queries = queries.reshape((batch, heads, chunks, m, dim))?.transpose(1, 2)?;
+    let queries = queries.reshape((batch * chunks, heads, m, dim))?;
+    let out = attention(&queries, k, v, options)?.reshape((batch, chunks, heads, m, dim))?;
+    let out = out.transpose(1, 2)?.reshape((batch, heads, chunks * m, dim))?.narrow(2, 0, n)?;
+    out.pad_with_zeros(2, m - 1, tokens + 1 - m - n)
+}
+
 /// See [`crate::linear_cross_entropy`].
 pub fn linear_cross_entropy(
     hidden: &Tensor,
     weight: &Tensor,
     targets: &Tensor,
-    ignore: Option<u32>,
+    options: &CrossEntropyOptions,
 ) -> Result<Tensor> {
     let logits = widen(&hidden.matmul(&weight.t()?)?)?;
-    let kept = match ignore {
+    let kept = match options.ignore {
         Some(ignore) => targets.ne(ignore)?,
         None => targets.ones_like()?.to_dtype(DType::U8)?,
     };
     let targets = kept.where_cond(targets, &targets.zeros_like()?)?;
     let shift = logits.max_keepdim(1)?.detach();
-    let shifted = logits.broadcast_sub(&shift)?;
-    let log_total = shifted.exp()?.sum_keepdim(1)?.log()?;
-    let losses = (log_total - shifted.gather(&targets.unsqueeze(1)?, 1)?)?.squeeze(1)?;
+    let log_total = (logits.broadcast_sub(&shift)?.exp()?.sum_keepdim(1)?.log()? + shift)?;
+    let at_target = logits.gather(&targets.unsqueeze(1)?, 1)?;
+    let smoothing = f64::from(options.label_smoothing);
+    let expected = ((at_target * (1.0 - smoothing))? + (logits.mean_keepdim(1)? * smoothing)?)?;
+    let penalty = (log_total.sqr()? * f64::from(options.z_loss))?;
+    let losses = ((log_total - expected)? + penalty)?.squeeze(1)?;
     let losses = losses.mul(&kept.to_dtype(losses.dtype())?)?;
     losses.sum_all()
 }

@@ -9,27 +9,42 @@
 //! the reference in the tests, it runs as the plain candle operations in [`composed`].
 
 mod activation;
+mod adafactor;
 mod adamw;
 mod attention;
 mod autograd;
+mod cache;
 pub mod composed;
 mod cross_entropy;
+mod dropout;
+mod embedding;
 mod heads;
-mod matrix;
+mod linear;
+#[doc(hidden)]
+pub mod matrix;
 mod memory;
 mod norm;
 mod parallel;
+mod quantised;
 mod rotary;
 mod simd;
 
 pub use activation::{gelu, swiglu};
+pub use adafactor::{Adafactor, AdafactorOptions};
 pub use adamw::{AdamW, AdamWOptions, StepStats};
-pub use attention::{AttentionOptions, attention};
-pub use cross_entropy::linear_cross_entropy;
+pub use attention::{
+    AttentionOptions, RelativeBias, attention, chunked_cross_attention, fusion_in_decoder_attention,
+};
+pub use cache::KvCache;
+pub use cross_entropy::{CrossEntropyOptions, linear_cross_entropy};
+pub use dropout::dropout;
+pub use embedding::embedding;
 pub use heads::{merge_heads, split_heads};
-pub use memory::keep_freed_memory;
-pub use norm::{layer_norm, rms_norm};
-pub use rotary::rotary;
+pub use linear::{linear, linear_add};
+pub use memory::{LargeBlocks, keep_freed_memory};
+pub use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm};
+pub use quantised::{Bits, QuantisedLinear};
+pub use rotary::{rotary, rotary_heads};
 
 #[cfg(test)]
 mod properties;

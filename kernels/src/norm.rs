@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::autograd::{View, fusible, gradient, record};
 use crate::composed;
-use crate::parallel::{for_pieces, rows_per_task};
+use crate::parallel::{for_pieces, for_pieces2, rows_per_task};
 use crate::simd::{add, sum, vectorised};
 
 /// Root mean square normalisation over the last dimension: `x / sqrt(mean(x^2) + eps) * weight`
@@ -27,9 +27,50 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
         let (x, weight) = (&x[..], &weight[..]);
         for_pieces(&mut out, dim, |at, out| rms_forward(&x[at..][..out.len()], weight, eps, out));
     }
-    let shape = x.shape().clone();
+    rms_record(&x, &weight, eps, out)
+}
+
+/// The residual stream `x + residual`, and [`rms_norm`] of it, in one pass.
+///
+/// `x` and `residual` are `[.., dim]`, `weight` is `[dim]`; all three get gradients through both results.
+///
+/// # Errors
+/// When the shapes do not fit together.
+pub fn add_rms_norm(x: &Tensor, residual: &Tensor, weight: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    let dim = check("add_rms_norm", x, &[weight])?;
+    same("add_rms_norm", x, residual)?;
+    if !fusible(&[x, residual, weight]) {
+        let sum = (x + residual)?;
+        let normal = composed::rms_norm(&sum, weight, eps)?;
+        return Ok((sum, normal));
+    }
+    let (x, residual, weight) = (x.contiguous()?, residual.contiguous()?, weight.contiguous()?);
+    let (mut total, mut out) = (vec![0f32; x.elem_count()], vec![0f32; x.elem_count()]);
+    {
+        let (x, residual, weight) = (View::of(&x)?, View::of(&residual)?, View::of(&weight)?);
+        let (x, residual, weight) = (&x[..], &residual[..], &weight[..]);
+        for_pieces2(&mut total, &mut out, dim, |at, total, out| {
+            add_into(&x[at..][..out.len()], &residual[at..][..out.len()], total);
+            rms_forward(total, weight, eps, out);
+        });
+    }
+    let total = sum_record(&x, &residual, total)?;
+    let normal = rms_record(&total, &weight, eps, out)?;
+    Ok((total, normal))
+}
+
+/// Puts a sum that is computed already into the graph.
+fn sum_record(x: &Tensor, residual: &Tensor, total: Vec<f32>) -> Result<Tensor> {
+    record(&[x, residual], total, x.shape().clone(), |_, grad| {
+        Ok(vec![Some(grad.clone()), Some(grad.clone())])
+    })
+}
+
+/// Puts a root mean square norm that is computed already into the graph.
+fn rms_record(x: &Tensor, weight: &Tensor, eps: f32, out: Vec<f32>) -> Result<Tensor> {
+    let dim = weight.elem_count();
     let (x_in, weight_in) = (x.clone(), weight.clone());
-    record(&[&x, &weight], out, shape, move |_, grad| {
+    record(&[x, weight], out, x.shape().clone(), move |_, grad| {
         let mut dx = vec![0f32; x_in.elem_count()];
         let dweight = {
             let (x, weight, grad) = (View::of(&x_in)?, View::of(&weight_in)?, View::of(grad)?);
@@ -63,9 +104,52 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resul
         let (x, weight, bias) = (&x[..], &weight[..], &bias[..]);
         for_pieces(&mut out, dim, |at, out| layer_forward(&x[at..][..out.len()], weight, bias, eps, out));
     }
-    let shape = x.shape().clone();
+    layer_record(&x, &weight, &bias, eps, out)
+}
+
+/// The residual stream `x + residual`, and [`layer_norm`] of it, in one pass.
+///
+/// `x` and `residual` are `[.., dim]`, `weight` and `bias` are `[dim]`; all four get gradients through both
+/// results.
+///
+/// # Errors
+/// When the shapes do not fit together.
+pub fn add_layer_norm(
+    x: &Tensor,
+    residual: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f32,
+) -> Result<(Tensor, Tensor)> {
+    let dim = check("add_layer_norm", x, &[weight, bias])?;
+    same("add_layer_norm", x, residual)?;
+    if !fusible(&[x, residual, weight, bias]) {
+        let sum = (x + residual)?;
+        let normal = composed::layer_norm(&sum, weight, bias, eps)?;
+        return Ok((sum, normal));
+    }
+    let (x, residual) = (x.contiguous()?, residual.contiguous()?);
+    let (weight, bias) = (weight.contiguous()?, bias.contiguous()?);
+    let (mut total, mut out) = (vec![0f32; x.elem_count()], vec![0f32; x.elem_count()]);
+    {
+        let (x, residual) = (View::of(&x)?, View::of(&residual)?);
+        let (weight, bias) = (View::of(&weight)?, View::of(&bias)?);
+        let (x, residual, weight, bias) = (&x[..], &residual[..], &weight[..], &bias[..]);
+        for_pieces2(&mut total, &mut out, dim, |at, total, out| {
+            add_into(&x[at..][..out.len()], &residual[at..][..out.len()], total);
+            layer_forward(total, weight, bias, eps, out);
+        });
+    }
+    let total = sum_record(&x, &residual, total)?;
+    let normal = layer_record(&total, &weight, &bias, eps, out)?;
+    Ok((total, normal))
+}
+
+/// Puts a layer norm that is computed already into the graph.
+fn layer_record(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32, out: Vec<f32>) -> Result<Tensor> {
+    let dim = weight.elem_count();
     let (x_in, weight_in, bias_in) = (x.clone(), weight.clone(), bias.clone());
-    record(&[&x, &weight, &bias], out, shape, move |_, grad| {
+    record(&[x, weight, bias], out, x.shape().clone(), move |_, grad| {
         let mut dx = vec![0f32; x_in.elem_count()];
         let mut dweight = {
             let (x, weight, grad) = (View::of(&x_in)?, View::of(&weight_in)?, View::of(grad)?);
@@ -79,6 +163,13 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resul
         let dbias = dweight.split_off(dim);
         Ok(vec![gradient(dx, &x_in)?, gradient(dweight, &weight_in)?, gradient(dbias, &bias_in)?])
     })
+}
+
+fn same(op: &str, x: &Tensor, residual: &Tensor) -> Result<()> {
+    if x.dims() != residual.dims() {
+        bail!("{op}: x is {:?} but the residual is {:?}", x.dims(), residual.dims());
+    }
+    Ok(())
 }
 
 /// The last dimension of `x`, which the parameters must have too.
@@ -112,6 +203,12 @@ fn backward_by_rows(
 }
 
 vectorised! {
+    fn add_into(x: &[f32], y: &[f32], out: &mut [f32]) {
+        for ((x, y), out) in x.iter().zip(y).zip(out) {
+            *out = x + y;
+        }
+    }
+
     fn rms_forward(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         let dim = weight.len();
         for (x, out) in x.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
@@ -203,5 +300,28 @@ mod tests {
             assert_matches_f64(&inputs, 1e-5, op);
             assert_same_on_any_number_of_threads(&inputs, op);
         }
+    }
+
+    /// Both results, so that gradients come in through both.
+    fn side_by_side((sum, normal): (Tensor, Tensor)) -> Result<Tensor> {
+        Tensor::cat(&[sum, normal], D::Minus1)
+    }
+
+    #[test]
+    fn norms_after_residuals_are_right() {
+        let rms = |t: &[Tensor]| side_by_side(add_rms_norm(&t[0], &t[1], &t[2], 1e-5)?);
+        let layer = |t: &[Tensor]| side_by_side(add_layer_norm(&t[0], &t[1], &t[2], &t[3], 1e-5)?);
+        for dim in [2, 7, 64, 129] {
+            let inputs =
+                [random(&[2, 43, dim], 1), random(&[2, 43, dim], 4), random(&[dim], 2), random(&[dim], 3)];
+            assert_matches_f64(&inputs[..3], 1e-5, rms);
+            assert_matches_f64(&inputs, 1e-5, layer);
+            assert_same_on_any_number_of_threads(&inputs[..3], rms);
+            assert_same_on_any_number_of_threads(&inputs, layer);
+        }
+        let inputs = [random(&[3, 5], 1), random(&[3, 5], 4), random(&[5], 2), random(&[5], 3)];
+        assert_gradients_are_slopes(&inputs[..3], rms);
+        assert_gradients_are_slopes(&inputs, layer);
+        assert!(add_rms_norm(&inputs[0], &random(&[3, 4], 1), &inputs[2], 1e-5).is_err());
     }
 }

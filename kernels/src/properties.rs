@@ -20,8 +20,60 @@ proptest! {
         assert_matches_f64(&[x.clone(), weight.clone()], 2e-5, |t| rms_norm(&t[0], &t[1], 1e-5));
         // Two elements that almost agree make layer normalisation ill-conditioned; eps keeps it tame.
         assert_matches_f64(&[x.clone(), weight, bias], 2e-5, |t| layer_norm(&t[0], &t[1], &t[2], 1e-2));
-        assert_matches_f64(&[x.clone(), y], 1e-6, |t| swiglu(&t[0], &t[1]));
-        assert_matches_f64(&[x], 1e-6, |t| gelu(&t[0]));
+        assert_matches_f64(&[x.clone(), y.clone()], 1e-6, |t| swiglu(&t[0], &t[1]));
+        assert_matches_f64(std::slice::from_ref(&x), 1e-6, |t| gelu(&t[0]));
+        assert_matches_f64(std::slice::from_ref(&x), 1e-6, |t| dropout(&t[0], 0.25, seed));
+        assert_matches_f64(&[x, y, random(&[dim], seed)], 2e-5, |t| {
+            let (sum, normal) = add_rms_norm(&t[0], &t[1], &t[2], 1e-5)?;
+            sum * normal
+        });
+    }
+
+    #[test]
+    fn linear_layers_match(rows in 1usize..90, input in 1usize..150, output in 1usize..150) {
+        let inputs = [random(&[rows, input], 1), random(&[output, input], 2), random(&[rows, output], 3)];
+        assert_matches_f64(&inputs, 2e-5, |t| linear_add(&t[0], &t[1], &t[2]));
+    }
+
+    #[test]
+    fn embedding_matches(vocabulary in 1usize..60, dim in 1usize..40, tokens in 0usize..90) {
+        let ids: Vec<u32> = (0..tokens).map(|i| (i * i % vocabulary) as u32).collect();
+        let ids = Tensor::new(ids, &Device::Cpu).unwrap();
+        assert_matches_f64(&[random(&[vocabulary, dim], 1)], 1e-5, |t| embedding(&t[0], &ids));
+    }
+
+    #[test]
+    fn chunked_cross_attention_matches(
+        batch in 1usize..3,
+        kv_heads in 1usize..3,
+        group in 1usize..3,
+        m in 1usize..80,
+        chunks in 1usize..4,
+        more in 0usize..80,
+        keys in 1usize..60,
+        dim in 1usize..20,
+        mask_seed in 0u64..1000,
+    ) {
+        let (heads, tokens, sequences) = (kv_heads * group, m * chunks + more, batch * chunks);
+        let inputs = [
+            random(&[batch, heads, tokens, dim], 1),
+            random(&[sequences, kv_heads, keys, dim], 2),
+            random(&[sequences, kv_heads, keys, dim], 3),
+            random(&[heads, m + keys], 4),
+            random(&[heads], 5),
+        ];
+        let mask = random(&[sequences, keys], mask_seed).gt(0f32).unwrap();
+        let buckets: Vec<u32> = (0..m * keys).map(|i| (i / keys + keys - 1 - i % keys) as u32).collect();
+        let buckets = Tensor::from_vec(buckets, (m, keys), &Device::Cpu).unwrap();
+        assert_matches_f64(&inputs, 2e-5, |t| {
+            let options = AttentionOptions {
+                relative: Some(RelativeBias { table: &t[3], buckets: &buckets }),
+                key_mask: Some(&mask),
+                sink: Some(&t[4]),
+                ..AttentionOptions::scaled(0.3)
+            };
+            chunked_cross_attention(&t[0], &t[1], &t[2], m, &options)
+        });
     }
 
     #[test]
@@ -46,7 +98,7 @@ proptest! {
         let mask = random(&[batch, keys], mask_seed).gt(0f32).unwrap();
         assert_matches_f64(&inputs, 2e-5, |t| {
             let (bias, sink) = (Some(&t[3]), Some(&t[4]));
-            let options = AttentionOptions { causal, scale: 0.3, bias, key_mask: Some(&mask), sink };
+            let options = AttentionOptions { causal, bias, key_mask: Some(&mask), sink, ..AttentionOptions::scaled(0.3) };
             attention(&t[0], &t[1], &t[2], &options)
         });
     }
@@ -56,7 +108,7 @@ proptest! {
         let inputs = [random(&[tokens, dim], 1), random(&[vocabulary, dim], 2)];
         let targets: Vec<u32> = (0..tokens).map(|i| (i * 13 % vocabulary) as u32).collect();
         let targets = Tensor::new(targets, &Device::Cpu).unwrap();
-        assert_matches_f64(&inputs, 2e-5, |t| linear_cross_entropy(&t[0], &t[1], &targets, Some(0)));
+        assert_matches_f64(&inputs, 2e-5, |t| linear_cross_entropy(&t[0], &t[1], &targets, &CrossEntropyOptions::ignoring(0)));
     }
 }
 
@@ -81,15 +133,19 @@ fn any_layout_will_do() {
     });
     let targets = Tensor::new(&[3u32, 0, 2, 6], &Device::Cpu).unwrap();
     assert_matches_f64(&[random(&[5, 9], 1), random(&[5, 7], 2)], 1e-5, |t| {
-        linear_cross_entropy(&turned(&t[0])?.narrow(0, 3, 4)?, &turned(&t[1])?, &targets, None)
+        linear_cross_entropy(
+            &turned(&t[0])?.narrow(0, 3, 4)?,
+            &turned(&t[1])?,
+            &targets,
+            &CrossEntropyOptions::default(),
+        )
     });
     let (q, packed) = (random(&[2, 5, 4, 6], 1), random(&[2, 7, 12], 2));
     assert_matches_f64(&[q, packed, random(&[5, 4, 7], 3)], 1e-5, |t| {
         let keys = t[1].reshape((2, 7, 2, 6))?;
         let (k, v) = (keys.narrow(2, 0, 1)?.transpose(1, 2)?, keys.narrow(2, 1, 1)?.transpose(1, 2)?);
         let bias = t[2].transpose(0, 1)?;
-        let options =
-            AttentionOptions { causal: true, scale: 1.0, bias: Some(&bias), key_mask: None, sink: None };
+        let options = AttentionOptions { causal: true, bias: Some(&bias), ..AttentionOptions::scaled(1.0) };
         attention(&t[0].transpose(1, 2)?, &k, &v, &options)
     });
 }
@@ -110,6 +166,7 @@ fn frozen_inputs_stay_frozen() {
             causal: true,
             scale: 1.0,
             bias: Some(&t[3]),
+            relative: None,
             key_mask: None,
             sink: Some(&t[4]),
         };
@@ -130,7 +187,7 @@ fn nothing_to_see_is_exactly_zero() {
         let inputs = [random(&[2, 1, 4, 2], 1), random(&[2, 1, 3, 2], 2), random(&[2, 1, 3, 2], 3)];
         let (value, gradients) = value_and_gradients(&inputs, dtype, |t| {
             let options =
-                AttentionOptions { causal: true, scale: 1.0, bias: None, key_mask: Some(&mask), sink: None };
+                AttentionOptions { causal: true, key_mask: Some(&mask), ..AttentionOptions::scaled(1.0) };
             attention(&t[0], &t[1], &t[2], &options)
         });
         let zero = |t: &Tensor| distance(t, &t.zeros_like().unwrap()) == 0.0;
@@ -149,7 +206,7 @@ fn nan_is_not_swallowed() {
     let nan = Tensor::full(f32::NAN, (1, 1, 2, 4), &Device::Cpu).unwrap();
     let flat = nan.reshape((2, 4)).unwrap();
     let fine = random(&[4], 1);
-    let options = AttentionOptions { causal: true, scale: 1.0, bias: None, key_mask: None, sink: None };
+    let options = AttentionOptions { causal: true, ..AttentionOptions::scaled(1.0) };
     let targets = Tensor::new(&[0u32, 1], &Device::Cpu).unwrap();
     let angles = random(&[2, 2], 1);
     for value in [
@@ -159,7 +216,7 @@ fn nan_is_not_swallowed() {
         gelu(&nan),
         rotary(&nan, &angles, &angles),
         attention(&nan, &nan, &nan, &options),
-        linear_cross_entropy(&flat, &random(&[3, 4], 1), &targets, None),
+        linear_cross_entropy(&flat, &random(&[3, 4], 1), &targets, &CrossEntropyOptions::default()),
     ] {
         let value = value.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert!(value.iter().all(|x| x.is_nan()), "{value:?}");
@@ -170,7 +227,7 @@ fn nan_is_not_swallowed() {
 #[test]
 fn shapes_are_checked() {
     let x = |shape: &[usize]| random(shape, 1);
-    let options = AttentionOptions { causal: true, scale: 1.0, bias: None, key_mask: None, sink: None };
+    let options = AttentionOptions { causal: true, ..AttentionOptions::scaled(1.0) };
     let (q, k, five) = (x(&[1, 4, 2, 3]), x(&[1, 2, 2, 3]), x(&[5]));
     assert!(rms_norm(&x(&[2, 3]), &x(&[4]), 1e-5).is_err());
     assert!(layer_norm(&x(&[2, 3]), &x(&[3]), &x(&[2]), 1e-5).is_err());
@@ -184,9 +241,15 @@ fn shapes_are_checked() {
     assert!(attention(&q, &k, &k, &AttentionOptions { bias: Some(&five), ..options }).is_err());
     assert!(attention(&q, &k, &k, &AttentionOptions { key_mask: Some(&five), ..options }).is_err());
     let targets = Tensor::new(&[0u32, 7], &Device::Cpu).unwrap();
-    assert!(linear_cross_entropy(&x(&[2, 3]), &x(&[8, 3]), &targets, None).is_ok());
-    assert!(linear_cross_entropy(&x(&[2, 3]), &x(&[8, 4]), &targets, None).is_err());
-    let error = linear_cross_entropy(&x(&[2, 3]), &x(&[7, 3]), &targets, None).unwrap_err().to_string();
+    assert!(
+        linear_cross_entropy(&x(&[2, 3]), &x(&[8, 3]), &targets, &CrossEntropyOptions::default()).is_ok()
+    );
+    assert!(
+        linear_cross_entropy(&x(&[2, 3]), &x(&[8, 4]), &targets, &CrossEntropyOptions::default()).is_err()
+    );
+    let error = linear_cross_entropy(&x(&[2, 3]), &x(&[7, 3]), &targets, &CrossEntropyOptions::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("target 7 of row 1"), "{error}");
 }
 
@@ -194,7 +257,7 @@ fn shapes_are_checked() {
 #[test]
 fn nothing_in_nothing_out() {
     let x = |shape: &[usize]| random(shape, 1);
-    let options = AttentionOptions { causal: true, scale: 1.0, bias: None, key_mask: None, sink: None };
+    let options = AttentionOptions { causal: true, ..AttentionOptions::scaled(1.0) };
     assert_eq!(rms_norm(&x(&[0, 3]), &x(&[3]), 1e-5).unwrap().dims(), [0, 3]);
     assert_eq!(rotary(&x(&[0, 2, 3, 4]), &x(&[3, 2]), &x(&[3, 2])).unwrap().dims(), [0, 2, 3, 4]);
     let (q, none) = (x(&[1, 2, 3, 4]), x(&[1, 2, 0, 4]));
@@ -202,7 +265,7 @@ fn nothing_in_nothing_out() {
     assert_eq!(distance(&value, &q.zeros_like().unwrap()), 0.0);
     let targets = Tensor::new(&[9u32, 9], &Device::Cpu).unwrap();
     let (loss, gradients) = value_and_gradients(&[x(&[2, 3]), x(&[5, 3])], DType::F32, |t| {
-        linear_cross_entropy(&t[0], &t[1], &targets, Some(9))
+        linear_cross_entropy(&t[0], &t[1], &targets, &CrossEntropyOptions::ignoring(9))
     });
     assert_eq!(loss.to_scalar::<f32>().unwrap(), 0.0);
     assert!(gradients.iter().all(|g| distance(g, &g.zeros_like().unwrap()) == 0.0));
@@ -223,6 +286,7 @@ fn half_precision_works() {
             causal: true,
             scale: 0.5,
             bias: Some(&t[3]),
+            relative: None,
             key_mask: None,
             sink: Some(&t[4]),
         };
@@ -251,6 +315,7 @@ fn concurrent_backward_passes_keep_apart() {
         causal: true,
         scale: 1.0,
         bias: Some(&vars[3]),
+        relative: None,
         key_mask: None,
         sink: Some(&vars[4]),
     };

@@ -2,8 +2,9 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::autograd::{View, fusible, record};
+use crate::autograd::{View, fusible, gradient, record};
 use crate::composed;
+use crate::heads::split_heads;
 use crate::parallel::for_pieces;
 use crate::simd::vectorised;
 
@@ -17,7 +18,7 @@ use crate::simd::vectorised;
 /// When the shapes do not fit together.
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (_, _, tokens, dim) = x.dims4()?;
-    if dim % 2 != 0 || cos.dims() != [tokens, dim / 2] || sin.dims() != cos.dims() {
+    if !dim.is_multiple_of(2) || cos.dims() != [tokens, dim / 2] || sin.dims() != cos.dims() {
         bail!(
             "rotary: x is {:?}, so cos and sin are [tokens, dim / 2], not {:?} and {:?}",
             x.dims(),
@@ -35,6 +36,61 @@ pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         let dx = turn(grad, &cos, &sin, -1.0)?;
         Ok(vec![Some(Tensor::from_vec(dx, grad.shape(), grad.device())?)])
     })
+}
+
+/// [`crate::split_heads`] and [`rotary`] in one: `[batch, tokens, heads * dim]` to `[batch, heads, tokens, dim]`,
+/// turned. `x` gets a gradient.
+///
+/// # Errors
+/// When `heads` does not divide the width or the angles do not fit.
+pub fn rotary_heads(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
+    if !fusible(&[x, cos, sin]) || heads == 0 || width % heads != 0 {
+        return rotary(&split_heads(x, heads)?, cos, sin);
+    }
+    let dim = width / heads;
+    if !dim.is_multiple_of(2) || cos.dims() != [tokens, dim / 2] || sin.dims() != cos.dims() {
+        bail!(
+            "rotary_heads: x is {:?} in {heads} heads, so cos and sin are [tokens, dim / 2], not {:?} and {:?}",
+            x.dims(),
+            cos.dims(),
+            sin.dims()
+        );
+    }
+    let (x, cos, sin) = (x.contiguous()?, cos.detach().contiguous()?, sin.detach().contiguous()?);
+    let sizes = [batch, tokens, heads, dim];
+    let out = split_and_turn(&x, &cos, &sin, sizes, false)?;
+    let input = x.clone();
+    record(&[&x], out, (batch, heads, tokens, dim), move |_, grad| {
+        Ok(vec![gradient(split_and_turn(grad, &cos, &sin, sizes, true)?, &input)?])
+    })
+}
+
+/// Splits heads and turns; `back` turns back and merges them.
+fn split_and_turn(
+    x: &Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+    [_, tokens, heads, dim]: [usize; 4],
+    back: bool,
+) -> Result<Vec<f32>> {
+    let mut out = vec![0f32; x.elem_count()];
+    let (x, cos, sin) = (View::of(x)?, View::of(cos)?, View::of(sin)?);
+    let (x, cos, sin) = (&x[..], &cos[..], &sin[..]);
+    for_pieces(&mut out, dim, |at, out| {
+        for (row, out) in (at / dim.max(1)..).zip(out.chunks_exact_mut(dim.max(1))) {
+            // Where this row comes from, and its token.
+            let (sequence, row) = (row / (tokens * heads), row % (tokens * heads));
+            let (token, from) = match back {
+                false => (row % tokens, row % tokens * heads + row / tokens),
+                true => (row / heads, row % heads * tokens + row / heads),
+            };
+            let x = &x[(sequence * tokens * heads + from) * dim..][..dim];
+            let (cos, sin) = (&cos[token * dim / 2..][..dim / 2], &sin[token * dim / 2..][..dim / 2]);
+            turn_rows(x, cos, sin, 0, dim, if back { -1.0 } else { 1.0 }, out);
+        }
+    });
+    Ok(out)
 }
 
 fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) -> Result<Vec<f32>> {
@@ -90,5 +146,24 @@ mod tests {
             assert_matches_f64(&inputs, 1e-6, op);
             assert_same_on_any_number_of_threads(&inputs, op);
         }
+    }
+
+    #[test]
+    fn heads_are_turned_as_they_are_split() {
+        for (batch, tokens, heads, dim) in [(1, 1, 1, 2), (2, 5, 3, 6), (2, 41, 5, 32)] {
+            let angles = (random(&[tokens, dim / 2], 5) * 4.0).unwrap();
+            let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
+            let cast = |x: &Tensor, like: &Tensor| x.to_dtype(like.dtype());
+            let op = |t: &[Tensor]| rotary_heads(&t[0], heads, &cast(&cos, &t[0])?, &cast(&sin, &t[0])?);
+            let inputs = [random(&[batch, tokens, heads * dim], 1)];
+            if tokens < 10 {
+                assert_gradients_are_slopes(&inputs, op);
+            }
+            assert_matches_f64(&inputs, 1e-6, op);
+            assert_same_on_any_number_of_threads(&inputs, op);
+        }
+        let (x, angles) = (random(&[1, 3, 8], 1), random(&[3, 2], 1));
+        assert!(rotary_heads(&x, 3, &angles, &angles).is_err());
+        assert!(rotary_heads(&x, 1, &angles, &angles).is_err());
     }
 }

@@ -35,6 +35,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
+    sidenote_kernels::LargeBlocks::start();
     let model = LanguageModel::load(&args.model, Trainable::Nothing, &candle_core::Device::Cpu)?;
     let retriever = args.index.as_deref().map(|dir| Retriever::open(dir, None)).transpose()?;
     let k = model.network.neighbours();

@@ -23,6 +23,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
+    sidenote_kernels::LargeBlocks::start();
     let out = args.out.unwrap_or_else(free_folder);
     let options = Options { out, short: args.short, seed: args.seed };
     let report = quickstart::run(&options, console.progress)?;

@@ -47,6 +47,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
+    sidenote_kernels::LargeBlocks::start();
     let config = TrainConfig::read(&args.config, &args.set)?;
     let outcome = train::run(&config, args.resume, console.progress)?;
     console.report(&json!(outcome), || {

@@ -2,7 +2,7 @@
 //! grouped-query attention, SwiGLU.
 
 use candle_core::{Device, Tensor};
-use sidenote_kernels::{self as kernels, AttentionOptions};
+use sidenote_kernels::{self as kernels, AttentionOptions, KvCache};
 
 use super::config::DecoderConfig;
 use super::layers::{FeedForward, Linear, RmsNorm};
@@ -22,7 +22,7 @@ pub struct Decoder {
 /// Keys and values of the tokens already read, block by block.
 #[derive(Default)]
 pub struct Cache {
-    blocks: Vec<Option<(Tensor, Tensor)>>,
+    blocks: Vec<KvCache>,
     tokens: usize,
 }
 
@@ -66,9 +66,7 @@ impl Decoder {
 
     /// Embeds tokens of any shape `[..]` to `[.., d]`.
     pub fn embed(&self, tokens: &Tensor) -> Result<Tensor> {
-        let mut dims = tokens.dims().to_vec();
-        dims.push(self.config.hidden_size);
-        Ok(self.embedding.index_select(&tokens.flatten_all()?, 0)?.reshape(dims)?)
+        Ok(kernels::embedding(&self.embedding, tokens)?)
     }
 
     /// The blocks, first to last.
@@ -92,7 +90,7 @@ impl Decoder {
     pub fn attend(&self, i: usize, h: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         let (cos, sin) = self.rotary.at(cache.tokens, h.dim(1)?)?;
         if cache.blocks.len() < self.blocks.len() {
-            cache.blocks.resize(self.blocks.len(), None);
+            cache.blocks.resize_with(self.blocks.len(), KvCache::default);
         }
         self.blocks[i].attend(h, &cos, &sin, &mut cache.blocks[i])
     }
@@ -155,31 +153,21 @@ impl Block {
         })
     }
 
-    fn attend(
-        &self,
-        h: &Tensor,
-        cos: &Tensor,
-        sin: &Tensor,
-        cache: &mut Option<(Tensor, Tensor)>,
-    ) -> Result<Tensor> {
+    fn attend(&self, h: &Tensor, cos: &Tensor, sin: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         let x = self.attention_norm.forward(h)?;
-        let q = kernels::rotary(&kernels::split_heads(&self.q.forward(&x)?, self.heads)?, cos, sin)?;
-        let k = kernels::rotary(&kernels::split_heads(&self.k.forward(&x)?, self.kv_heads)?, cos, sin)?;
+        let q = kernels::rotary_heads(&self.q.forward(&x)?, self.heads, cos, sin)?;
+        let k = kernels::rotary_heads(&self.k.forward(&x)?, self.kv_heads, cos, sin)?;
         let v = kernels::split_heads(&self.v.forward(&x)?, self.kv_heads)?;
-        let (k, v) = match cache {
-            Some((old_k, old_v)) => (Tensor::cat(&[&*old_k, &k], 2)?, Tensor::cat(&[&*old_v, &v], 2)?),
-            None => (k, v),
-        };
+        let (k, v) = cache.extend(&k, &v)?;
         let scale = (q.dim(3)? as f32).powf(-0.5);
-        let options = AttentionOptions { causal: true, scale, bias: None, key_mask: None, sink: None };
+        let options = AttentionOptions { causal: true, ..AttentionOptions::scaled(scale) };
         let out = kernels::attention(&q, &k, &v, &options)?;
-        *cache = Some((k, v));
-        Ok((h + self.o.forward(&kernels::merge_heads(&out)?)?)?)
+        self.o.forward_add(&kernels::merge_heads(&out)?, h)
     }
 
     /// The feed-forward half, with its residual connection.
     pub fn feed_forward(&self, h: &Tensor) -> Result<Tensor> {
-        Ok((h + self.feed_forward.forward(&self.feed_forward_norm.forward(h)?)?)?)
+        self.feed_forward.forward_add(&self.feed_forward_norm.forward(h)?, h)
     }
 }
 

@@ -19,12 +19,12 @@ impl Linear {
 
     /// `[.., in]` to `[.., out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        // One matrix product over all rows: candle multiplies a batch one matrix at a time.
-        let mut dims = x.dims().to_vec();
-        let input = dims.pop().unwrap_or(1);
-        let rows = dims.iter().product::<usize>();
-        dims.push(self.weight.dim(0)?);
-        Ok(x.reshape((rows, input))?.matmul(&self.weight.t()?)?.reshape(dims)?)
+        Ok(kernels::linear(x, &self.weight)?)
+    }
+
+    /// `residual + x W^T`; `[.., in]` and `[.., out]` to `[.., out]`.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        Ok(kernels::linear_add(x, &self.weight, residual)?)
     }
 }
 
@@ -64,9 +64,9 @@ impl FeedForward {
         })
     }
 
-    /// `[.., dim]` to the same shape.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down.forward(&kernels::swiglu(&self.gate.forward(x)?, &self.up.forward(x)?)?)
+    /// `residual +` what it makes of `x`, both `[.., dim]`.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.down.forward_add(&kernels::swiglu(&self.gate.forward(x)?, &self.up.forward(x)?)?, residual)
     }
 }
 
@@ -82,8 +82,8 @@ impl RelativeBias {
         Ok(Self { table: w.get(name, (heads, distances), start)? })
     }
 
-    /// Bias `[heads, queries, keys]`, where `distance(query, key)` is a column of the table.
-    pub fn bias(
+    /// The columns of the table for each query and key, `[queries, keys]`.
+    pub fn columns(
         &self,
         queries: usize,
         keys: usize,
@@ -93,7 +93,11 @@ impl RelativeBias {
             .flat_map(|i| (0..keys).map(move |j| (i, j)))
             .map(|(i, j)| distance(i, j) as u32)
             .collect();
-        let columns = Tensor::from_vec(columns, queries * keys, self.table.device())?;
-        Ok(self.table.index_select(&columns, 1)?.reshape((self.table.dim(0)?, queries, keys))?)
+        Ok(Tensor::from_vec(columns, (queries, keys), self.table.device())?)
+    }
+
+    /// The bias as the attention takes it; `columns` are those of [`columns`](Self::columns).
+    pub fn over<'a>(&'a self, columns: &'a Tensor) -> Option<kernels::RelativeBias<'a>> {
+        Some(kernels::RelativeBias { table: &self.table, buckets: columns })
     }
 }

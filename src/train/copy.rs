@@ -117,7 +117,12 @@ fn loss(retro: &Retro, batches: &[(Batch, Option<Retrieved>)], retrieval: bool) 
     for (batch, retrieved) in batches {
         let retrieved = retrieved.as_ref().filter(|_| retrieval);
         let hidden = retro.forward(&batch.tokens, retrieved)?.flatten(0, 1)?.detach();
-        let sum = kernels::linear_cross_entropy(&hidden, retro.base().head(), &batch.targets, Some(IGNORE))?;
+        let sum = kernels::linear_cross_entropy(
+            &hidden,
+            retro.base().head(),
+            &batch.targets,
+            &kernels::CrossEntropyOptions::ignoring(IGNORE),
+        )?;
         nats += sum.to_scalar::<f32>()? as f64;
         scored += batch.scored;
     }

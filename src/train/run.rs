@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use candle_core::Device;
 use serde::Serialize;
-use sidenote_kernels::{self as kernels, AdamW, AdamWOptions};
+use sidenote_kernels::{self as kernels, AdamW, AdamWOptions, CrossEntropyOptions};
 
 use super::checkpoint;
 use super::config::{Kind, TrainConfig};
@@ -155,7 +155,7 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
             &hidden,
             model.network.decoder().head(),
             &batch.targets,
-            Some(IGNORE),
+            &CrossEntropyOptions::ignoring(IGNORE),
         )?;
         let loss = (loss / batch.scored.max(1) as f64)?;
         let gradients = loss.backward()?;

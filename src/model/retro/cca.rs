@@ -72,24 +72,47 @@ impl ChunkedCrossAttention {
         })
     }
 
+    /// `h` `[batch, tokens, d]` with what its tokens read from the neighbours of the chunk before them, one entry
+    /// of `neighbours` for each sequence's first complete chunks. Nothing is added to tokens that read none.
+    pub fn forward(&self, h: &Tensor, neighbours: &KeysValues) -> Result<Tensor> {
+        let columns = self.columns(0, self.chunk_size, neighbours)?;
+        let q = kernels::split_heads(&self.q.forward(&self.norm.forward(h)?)?, self.heads)?;
+        let KeysValues { keys, values, .. } = neighbours;
+        let options = self.options(&columns, neighbours)?;
+        let out = kernels::chunked_cross_attention(&q, keys, values, self.chunk_size, &options)?;
+        self.o.forward_add(&kernels::merge_heads(&out)?, h)
+    }
+
+    /// Which distance each of the queries from `first` on has to each key.
+    fn columns(&self, first: usize, queries: usize, neighbours: &KeysValues) -> Result<Tensor> {
+        let keys = neighbours.keys.dim(2)?;
+        let r = keys / neighbours.neighbours;
+        // Positions are those within a neighbour: d(i, i') = i - i' + r - 1 here, the paper's
+        // i - i' + m - 1 moved so that the table starts at 0.
+        self.bias.columns(queries, keys, |i, j| first + i + r - 1 - j % r)
+    }
+
+    fn options<'a>(
+        &'a self,
+        columns: &'a Tensor,
+        neighbours: &'a KeysValues,
+    ) -> Result<AttentionOptions<'a>> {
+        Ok(AttentionOptions {
+            relative: self.bias.over(columns),
+            key_mask: Some(&neighbours.mask),
+            sink: self.sink.as_ref(),
+            ..AttentionOptions::scaled((neighbours.keys.dim(3)? as f32).powf(-0.5))
+        })
+    }
+
     /// What is added to `h` `[chunks, queries, d]`, whose first row is query number `first` of its
     /// chunk (0 is the last token of the chunk that retrieved). Exactly zero where a chunk has no
     /// neighbours.
     pub fn attend(&self, h: &Tensor, first: usize, neighbours: &KeysValues) -> Result<Tensor> {
         let queries = h.dim(1)?;
-        let keys = neighbours.keys.dim(2)?;
-        let r = keys / neighbours.neighbours;
-        // Positions are those within a neighbour: d(i, i') = i - i' + r - 1 here, the paper's
-        // i - i' + m - 1 moved so that the table starts at 0.
-        let bias = self.bias.bias(queries, keys, |i, j| first + i + r - 1 - j % r)?;
+        let columns = self.columns(first, queries, neighbours)?;
         let q = kernels::split_heads(&self.q.forward(&self.norm.forward(h)?)?, self.heads)?;
-        let options = AttentionOptions {
-            causal: false,
-            scale: (q.dim(3)? as f32).powf(-0.5),
-            bias: Some(&bias),
-            key_mask: Some(&neighbours.mask),
-            sink: self.sink.as_ref(),
-        };
+        let options = self.options(&columns, neighbours)?;
         debug_assert!(first + queries <= self.chunk_size);
         let out = kernels::attention(&q, &neighbours.keys, &neighbours.values, &options)?;
         self.o.forward(&kernels::merge_heads(&out)?)

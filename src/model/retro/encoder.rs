@@ -101,17 +101,17 @@ impl NeighbourEncoder {
         for layer in &self.layers {
             let a = &layer.attention;
             let normed = a.norm.forward(&x)?;
-            let bias = a.bias.bias(r, r, |i, j| j + r - 1 - i)?;
-            x = (&x + a.forward(&normed, &normed, &bias, Some(&mask))?)?;
+            let distances = a.bias.columns(r, r, |i, j| j + r - 1 - i)?;
+            x = a.forward(&normed, &normed, &distances, Some(&mask), &x)?;
             if let Some(cross) = &layer.cross {
                 // All neighbours of a chunk are queries over the same keys; each has its own
                 // positions, d(i', i) = i' - i.
-                let bias = cross.bias.bias(k * r, m, |i, j| i % r + m - 1 - j)?;
-                let queries = cross.norm.forward(&x)?.reshape((chunks, k * r, d))?;
-                let out = cross.forward(&queries, chunk, &bias, None)?;
-                x = (&x + out.reshape((rows, r, d))?)?;
+                let distances = cross.bias.columns(k * r, m, |i, j| i % r + m - 1 - j)?;
+                let wide = x.reshape((chunks, k * r, d))?;
+                let queries = cross.norm.forward(&wide)?;
+                x = cross.forward(&queries, chunk, &distances, None, &wide)?.reshape((rows, r, d))?;
             }
-            x = (&x + layer.feed_forward.forward(&layer.feed_forward_norm.forward(&x)?)?)?;
+            x = layer.feed_forward.forward_add(&layer.feed_forward_norm.forward(&x)?, &x)?;
         }
         Ok(self.norm.forward(&x)?.reshape((chunks, k * r, d))?)
     }
@@ -138,18 +138,21 @@ impl Attention {
         })
     }
 
+    /// `residual +` what `queries` read from `keys`.
     fn forward(
         &self,
         queries: &Tensor,
         keys: &Tensor,
-        bias: &Tensor,
+        distances: &Tensor,
         mask: Option<&Tensor>,
+        residual: &Tensor,
     ) -> Result<Tensor> {
         let q = kernels::split_heads(&self.q.forward(queries)?, self.heads)?;
         let k = kernels::split_heads(&self.k.forward(keys)?, self.heads)?;
         let v = kernels::split_heads(&self.v.forward(keys)?, self.heads)?;
         let scale = (q.dim(3)? as f32).powf(-0.5);
-        let options = AttentionOptions { causal: false, scale, bias: Some(bias), key_mask: mask, sink: None };
-        self.o.forward(&kernels::merge_heads(&kernels::attention(&q, &k, &v, &options)?)?)
+        let relative = self.bias.over(distances);
+        let options = AttentionOptions { relative, key_mask: mask, ..AttentionOptions::scaled(scale) };
+        self.o.forward_add(&kernels::merge_heads(&kernels::attention(&q, &k, &v, &options)?)?, residual)
     }
 }

@@ -139,7 +139,7 @@ impl Retro {
                     encoded = Some(self.encoder.forward(&self.base, &neighbours, &mask, &own)?);
                 }
                 if let Some(encoded) = &encoded {
-                    h = (&h + self.shifted(cross, &h, encoded, &mask, chunks)?)?;
+                    h = cross.forward(&h, &cross.keys_values(encoded, &mask)?)?;
                 }
             }
             h = block.feed_forward(&h)?;
@@ -169,27 +169,6 @@ impl Retro {
             tokens: Tensor::cat(&[&retrieved.tokens, &Tensor::zeros(missing, DType::U32, device)?], 1)?,
             mask: Tensor::cat(&[&retrieved.mask, &Tensor::zeros(missing, DType::U8, device)?], 1)?,
         })
-    }
-
-    /// Chunked cross-attention over a whole sequence: position u m + i - 1 (counted from 1)
-    /// attends to the neighbours of chunk u as query i.
-    fn shifted(
-        &self,
-        cross: &ChunkedCrossAttention,
-        h: &Tensor,
-        encoded: &Tensor,
-        mask: &Tensor,
-        chunks: usize,
-    ) -> Result<Tensor> {
-        let (batch, tokens, d) = h.dims3()?;
-        let m = self.config.chunk_size;
-        let attending =
-            h.narrow(1, m - 1, tokens + 1 - m)?.pad_with_zeros(1, 0, chunks * m + m - 1 - tokens)?;
-        let attending = attending.reshape((batch * chunks, m, d))?;
-        let keys_values = cross.keys_values(encoded, mask)?;
-        let out = cross.attend(&attending, 0, &keys_values)?;
-        let out = out.reshape((batch, chunks * m, d))?.narrow(1, 0, tokens + 1 - m)?;
-        Ok(out.pad_with_zeros(1, m - 1, 0)?)
     }
 
     /// Reads more tokens of one sequence, `[1, tokens]`, after what `state` holds, and gives their

@@ -101,7 +101,7 @@ fn a_token_changes_no_earlier_logit() {
     }
 }
 
-/// Broken once: the shift in `shifted` by m - 2 instead of m - 1 (both the narrow and the pads).
+/// Broken once: the shift in `chunked_cross_attention` by m - 2 instead of m - 1.
 #[test]
 fn neighbours_of_a_chunk_act_from_its_last_token_on() {
     for retro in both() {
@@ -192,7 +192,7 @@ fn the_order_of_neighbours_does_not_matter() {
     }
 }
 
-/// Broken once: the tail of a partial chunk cut off in `shifted` (zeros instead of its output).
+/// Broken once: the tail of a partial chunk cut off in `chunked_cross_attention` (zeros instead of its output).
 #[test]
 fn a_partial_last_chunk_reads_like_the_start_of_a_whole_one() {
     for retro in both() {
@@ -276,7 +276,8 @@ fn every_trainable_tensor_gets_a_gradient() {
         let hidden = retro.forward(&text, Some(&packed)).unwrap().flatten(0, 1).unwrap();
         let targets = Tensor::new(&tokens(34, 8)[..], &Device::Cpu).unwrap();
         let head = retro.base().head();
-        let loss = sidenote_kernels::linear_cross_entropy(&hidden, head, &targets, None).unwrap();
+        let loss =
+            sidenote_kernels::linear_cross_entropy(&hidden, head, &targets, &Default::default()).unwrap();
         let gradients = loss.backward().unwrap();
         for (name, variable) in &variables {
             let gradient = gradients.get(variable).unwrap_or_else(|| panic!("{name} has no gradient"));

@@ -2,6 +2,15 @@
 
 use gemm::Parallelism;
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+/// From how many multiplications on, and how many rows, packing the operands pays.
+#[cfg(target_arch = "x86_64")]
+const OWN: usize = 1 << 15;
+#[cfg(target_arch = "x86_64")]
+const ROWS: usize = 8;
+
 /// A matrix in a slice: element `(i, j)` lies at `i * row + j * column`.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
@@ -65,6 +74,16 @@ pub fn multiply(
         return;
     }
     assert!(a.covers(m, k) && b.covers(k, n), "product reads beyond its operands");
+    #[cfg(target_arch = "x86_64")]
+    if m >= ROWS && m * k * n >= OWN && std::arch::is_x86_feature_detected!("avx512f") {
+        let threads = match threads {
+            Threads::One => 1,
+            Threads::All => rayon::current_num_threads(),
+        };
+        // SAFETY: the processor has just been found to have AVX-512F, and all sizes are asserted above.
+        unsafe { avx512::multiply([m, k, n], scale, a, b, out, out_row, accumulate, threads) };
+        return;
+    }
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(0),
@@ -121,6 +140,58 @@ mod tests {
                         })
                         .sum();
                     assert_eq!(out[i * 5 + j], if j < n { 1.0 + 0.5 * product } else { 1.0 });
+                }
+            }
+        }
+    }
+    /// Sizes around those of tiles, panels and depths, operands both ways round, on any number of threads.
+    #[test]
+    fn large_products_match_those_in_f64() {
+        let values = |n: usize, seed: usize| -> Vec<f32> {
+            (0..n).map(|i| ((i * 7919 + seed) % 1013) as f32 / 506.0 - 1.0).collect()
+        };
+        for [m, k, n] in [
+            [1, 4096, 33],
+            [13, 257, 31],
+            [14, 16, 160],
+            [15, 255, 32],
+            [113, 31, 97],
+            [300, 513, 1],
+            [129, 300, 130],
+            [2, 20, 5000],
+        ] {
+            let (a, b) = (values(m * k, 1), values(k * n, 2));
+            for flipped in 0..4 {
+                let left = if flipped & 1 == 0 { Matrix::rows(&a, k) } else { Matrix::rows(&a, m).t() };
+                let right = if flipped & 2 == 0 { Matrix::rows(&b, n) } else { Matrix::rows(&b, k).t() };
+                let row = n + 3;
+                let product = |threads: usize, accumulate: bool| {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    let mut out = vec![0.5; m * row];
+                    let threads = if threads == 1 { Threads::One } else { Threads::All };
+                    pool.install(|| {
+                        multiply([m, k, n], 0.25, left, right, &mut out, row, accumulate, threads)
+                    });
+                    out
+                };
+                for accumulate in [false, true] {
+                    let out = product(1, accumulate);
+                    assert_eq!(out, product(2, accumulate), "[{m}, {k}, {n}] on two threads");
+                    assert_eq!(out, product(5, accumulate), "[{m}, {k}, {n}] on five threads");
+                    for i in 0..m {
+                        for j in 0..n {
+                            let at =
+                                |x: Matrix, i: usize, j: usize| f64::from(x.data[i * x.row + j * x.column]);
+                            let sum: f64 = (0..k).map(|l| at(left, i, l) * at(right, l, j)).sum();
+                            let exact = 0.25 * sum + if accumulate { 0.5 } else { 0.0 };
+                            let error = (f64::from(out[i * row + j]) - exact).abs();
+                            assert!(error < 1e-5 * k as f64, "[{m}, {k}, {n}] at {i}, {j}: off by {error}");
+                        }
+                        assert!(
+                            out[i * row + n..(i + 1) * row].iter().all(|&x| x == 0.5),
+                            "wrote beyond a row"
+                        );
+                    }
                 }
             }
         }

@@ -1,0 +1,116 @@
+//! Keys and values of the tokens already read.
+
+use candle_core::{Result, Tensor, bail};
+
+/// Room for this many tokens is made at a time, at least.
+const ROOM: usize = 64;
+
+/// Keys and values of one layer's tokens, to which each step of generation adds its own without copying the
+/// others. [`crate::attention`] reads them where they lie.
+#[derive(Debug, Default)]
+pub struct KvCache {
+    /// `[batch, kv_heads, room, dim]` each.
+    held: Option<(Tensor, Tensor)>,
+    tokens: usize,
+    /// Whether the room beyond `tokens` is this cache's own to write to.
+    room: bool,
+}
+
+impl KvCache {
+    /// How many tokens it holds.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Adds keys and values of more tokens, `[batch, kv_heads, tokens, dim]` each, and gives those of all. Where
+    /// gradients are asked for they are put together anew, so that gradients reach the earlier ones.
+    ///
+    /// # Errors
+    /// When the shapes do not fit to what is held.
+    pub fn extend(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (batch, heads, new, dim) = k.dims4()?;
+        if v.dims() != k.dims() {
+            bail!("key cache: keys are {:?} but values {:?}", k.dims(), v.dims());
+        }
+        let Some((keys, values)) = &self.held else {
+            self.held = Some((k.clone(), v.clone()));
+            self.tokens = new;
+            return Ok((k.clone(), v.clone()));
+        };
+        let (held_batch, held_heads, room, held_dim) = keys.dims4()?;
+        if (held_batch, held_heads, held_dim) != (batch, heads, dim) {
+            bail!("key cache: it holds {:?}, to which {:?} cannot be added", keys.dims(), k.dims());
+        }
+        let total = self.tokens + new;
+        if [keys, values, k, v].iter().any(|x| x.track_op()) {
+            let joined = |old: &Tensor, new: &Tensor| Tensor::cat(&[&old.narrow(2, 0, self.tokens)?, new], 2);
+            let (keys, values) = (joined(keys, k)?, joined(values, v)?);
+            self.held = Some((keys.clone(), values.clone()));
+            (self.tokens, self.room) = (total, false);
+            return Ok((keys, values));
+        }
+        let (keys, values) = if self.room && total <= room {
+            (keys.clone(), values.clone())
+        } else {
+            let shape = (batch, heads, (2 * total).max(ROOM), dim);
+            let larger = |old: &Tensor| {
+                let larger = Tensor::zeros(shape, old.dtype(), old.device())?;
+                larger.slice_set(&old.narrow(2, 0, self.tokens)?.contiguous()?, 2, 0)?;
+                Ok::<_, candle_core::Error>(larger)
+            };
+            (larger(keys)?, larger(values)?)
+        };
+        keys.slice_set(&k.contiguous()?, 2, self.tokens)?;
+        values.slice_set(&v.contiguous()?, 2, self.tokens)?;
+        let all = (keys.narrow(2, 0, total)?, values.narrow(2, 0, total)?);
+        self.held = Some((keys, values));
+        (self.tokens, self.room) = (total, true);
+        Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+    use crate::{AttentionOptions, attention};
+
+    /// One token at a time reads what all at once read, grouped heads and room that has to grow included.
+    #[test]
+    fn one_query_at_a_time_gives_the_same() {
+        for [batch, heads, kv_heads, tokens, dim] in [[1, 1, 1, 1, 1], [2, 4, 2, 9, 5], [1, 6, 2, 200, 32]] {
+            let q = random(&[batch, heads, tokens, dim], 1);
+            let k = random(&[batch, kv_heads, tokens, dim], 2);
+            let v = random(&[batch, kv_heads, tokens, dim], 3);
+            let options = AttentionOptions { causal: true, ..AttentionOptions::scaled(0.4) };
+            let whole = attention(&q, &k, &v, &options).unwrap();
+            let mut cache = KvCache::default();
+            let mut at = 0;
+            // A prompt, then single tokens, then two at a time.
+            while at < tokens {
+                let n = [3, 1, 2][usize::from(at > 0) + usize::from(at > 70)].min(tokens - at);
+                let part = |x: &Tensor| x.narrow(2, at, n).unwrap();
+                let (keys, values) = cache.extend(&part(&k), &part(&v)).unwrap();
+                at += n;
+                assert_eq!((cache.tokens(), keys.dim(2).unwrap()), (at, at));
+                let out = attention(&q.narrow(2, at - n, n).unwrap(), &keys, &values, &options).unwrap();
+                assert!(distance(&out, &whole.narrow(2, at - n, n).unwrap()) < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_reach_earlier_tokens() {
+        let inputs = [random(&[1, 2, 3, 4], 1), random(&[1, 2, 5, 4], 2)];
+        assert_gradients_are_slopes(&inputs, |t| {
+            let mut cache = KvCache::default();
+            let options = AttentionOptions { causal: true, ..AttentionOptions::scaled(0.4) };
+            cache.extend(&t[1].narrow(2, 0, 2)?, &t[1].narrow(2, 1, 2)?)?;
+            let (k, v) = cache.extend(&t[1].narrow(2, 2, 3)?, &t[1].narrow(2, 0, 3)?)?;
+            attention(&t[0], &k, &v, &options)
+        });
+        let mut cache = KvCache::default();
+        cache.extend(&inputs[0], &inputs[0]).unwrap();
+        assert!(cache.extend(&random(&[1, 3, 1, 4], 1), &random(&[1, 3, 1, 4], 1)).is_err());
+    }
+}
