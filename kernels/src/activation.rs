@@ -2,7 +2,8 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::autograd::{View, fusible, gradient, record};
+use crate::autograd::{View, fusible, record};
+use crate::backward::gradient;
 use crate::composed;
 use crate::parallel::{for_pieces, for_pieces2};
 use crate::simd::{exp, sigmoid, vectorised};
@@ -111,11 +112,11 @@ vectorised! {
         with_function(activation, Backward { x, grad, dx });
     }
 
-    fn gated_forward(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    pub fn gated_forward(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
         with_function(activation, Forward { x: gate, up: Some(up), out });
     }
 
-    fn gated_backward(
+    pub fn gated_backward(
         activation: Activation,
         gate: &[f32],
         up: &[f32],

@@ -5,7 +5,8 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::autograd::{View, fusible, gradient, record};
+use crate::autograd::{View, fusible, record};
+use crate::backward::gradient;
 use crate::composed;
 use crate::matrix::{Matrix, Threads, multiply};
 use crate::simd::{add, exp, max, sum, vectorised};

@@ -61,14 +61,6 @@ impl std::ops::Deref for View<'_> {
     }
 }
 
-/// `values` as the gradient of `input`: None where `input` asks for none.
-pub fn gradient(values: Vec<f32>, input: &Tensor) -> Result<Option<Tensor>> {
-    if !input.track_op() {
-        return Ok(None);
-    }
-    Tensor::from_vec(values, input.shape(), input.device()).map(Some)
-}
-
 /// Puts `value`, computed from `inputs`, into the graph. `backward` receives the value and its gradient
 /// (both contiguous) and returns the gradients of the inputs in order; None where there is none.
 pub fn record(
@@ -165,7 +157,7 @@ impl Node for Bundle {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -173,7 +165,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Op<N>(N);
 
 impl<N: Node> Op<N> {
-    /// candle panics where an argument that is tracked gets no gradient, so it gets zeros.
+    /// candle panics where an argument that is tracked and no variable gets no gradient, so it gets zeros.
     fn gradients<const ARGS: usize>(
         &self,
         args: [&Tensor; ARGS],
@@ -185,7 +177,7 @@ impl<N: Node> Op<N> {
         let mut filled = [const { None }; ARGS];
         for ((filled, gradient), arg) in filled.iter_mut().zip(gradients).zip(args) {
             *filled = match gradient {
-                None if arg.track_op() => Some(arg.zeros_like()?),
+                None if arg.track_op() && !arg.is_variable() => Some(arg.zeros_like()?),
                 gradient => gradient,
             };
         }

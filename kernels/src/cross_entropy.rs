@@ -1,11 +1,15 @@
 //! The output layer and its loss in one operation.
 
+use std::sync::Mutex;
+
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::autograd::{View, fusible, record};
+use crate::autograd::{View, fusible, lock, record};
+use crate::backward::gradient;
 use crate::composed;
 use crate::matrix::{Matrix, Threads, multiply};
+use crate::parallel::for_pieces;
 use crate::simd::{add, exp, max, sum, vectorised};
 
 /// How many logits are held at a time where gradients are needed: 64 MiB.
@@ -89,53 +93,73 @@ pub fn linear_cross_entropy(
         );
     }
 
-    // Only the rows that count.
-    let rows: Vec<usize> = (0..tokens).filter(|&row| kept(targets[row])).collect();
     let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
-    let mut dhidden = if hidden.track_op() { Some(vec![0f32; tokens * dim]) } else { None };
-    let mut dweight = if weight.track_op() { Some(vec![0f32; vocabulary * dim]) } else { None };
-    let mut loss = 0f64;
-    {
-        let (hidden, weight) = (View::of(&hidden)?, View::of(&weight)?);
-        let problem = Problem { dim, vocabulary, weight: &weight, options };
-        let tile = (TILE / vocabulary.max(1)).clamp(1, ROWS);
-        let mut logits = vec![];
-        for rows in rows.chunks(tile) {
-            let tile = Tile {
-                hidden: rows.iter().flat_map(|&row| &hidden[row * dim..][..dim]).copied().collect(),
-                targets: rows.iter().map(|&row| targets[row] as usize).collect(),
-            };
-            if dhidden.is_none() && dweight.is_none() {
-                loss += problem.losses(&tile, None).iter().map(|row| row.loss).sum::<f64>();
-                continue;
-            }
-            logits.resize(rows.len() * vocabulary, 0.0);
-            let losses = problem.losses(&tile, Some(&mut logits));
-            loss += losses.iter().map(|row| row.loss).sum::<f64>();
-            let sums =
-                problem.gradients(&tile, &losses, &mut logits, dweight.as_deref_mut(), dhidden.is_some());
-            if let Some(dhidden) = &mut dhidden {
-                for (i, &row) in rows.iter().enumerate() {
-                    dhidden[row * dim..][..dim].copy_from_slice(&sums[i * dim..][..dim]);
+    let (loss, gradients) = run(&hidden, &weight, &targets, options)?;
+    // The first backward pass takes the gradients; another works them out again.
+    let kept = Mutex::new(Some(gradients));
+    let (hidden_in, weight_in, options) = (hidden.clone(), weight.clone(), *options);
+    record(&[&hidden, &weight], vec![loss as f32], (), move |_, grad| {
+        let factor = grad.to_scalar::<f32>()?;
+        let gradients = lock(&kept).take();
+        let gradients = match gradients {
+            Some(gradients) => gradients,
+            None => run(&hidden_in, &weight_in, &targets, &options)?.1,
+        };
+        let scaled = |values: Option<Vec<f32>>, input: &Tensor| match values {
+            Some(mut values) => {
+                if factor != 1.0 {
+                    for_pieces(&mut values, 1, |_, values| scale(values, factor, 0.0));
                 }
+                gradient(values, input)
+            }
+            None => Ok(None),
+        };
+        Ok(vec![scaled(gradients.hidden, &hidden_in)?, scaled(gradients.weight, &weight_in)?])
+    })
+}
+
+/// The gradients of the sum of the losses, of those inputs that ask for one.
+struct Gradients {
+    hidden: Option<Vec<f32>>,
+    weight: Option<Vec<f32>>,
+}
+
+/// The sum of the losses, and its gradients.
+fn run(
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &[u32],
+    options: &CrossEntropyOptions,
+) -> Result<(f64, Gradients)> {
+    let (vocabulary, dim) = weight.dims2()?;
+    // Only the rows that count.
+    let rows: Vec<usize> = (0..targets.len()).filter(|&row| Some(targets[row]) != options.ignore).collect();
+    let zeros = |like: &Tensor| like.track_op().then(|| vec![0f32; like.elem_count()]);
+    let (mut dhidden, mut dweight) = (zeros(hidden), zeros(weight));
+    let (hidden, weight) = (View::of(hidden)?, View::of(weight)?);
+    let problem = Problem { dim, vocabulary, weight: &weight, options };
+    let tile = (TILE / vocabulary.max(1)).clamp(1, ROWS);
+    let (mut loss, mut logits) = (0f64, vec![]);
+    for rows in rows.chunks(tile) {
+        let tile = Tile {
+            hidden: rows.iter().flat_map(|&row| &hidden[row * dim..][..dim]).copied().collect(),
+            targets: rows.iter().map(|&row| targets[row] as usize).collect(),
+        };
+        if dhidden.is_none() && dweight.is_none() {
+            loss += problem.losses(&tile, None).iter().map(|row| row.loss).sum::<f64>();
+            continue;
+        }
+        logits.resize(rows.len() * vocabulary, 0.0);
+        let losses = problem.losses(&tile, Some(&mut logits));
+        loss += losses.iter().map(|row| row.loss).sum::<f64>();
+        let sums = problem.gradients(&tile, &losses, &mut logits, dweight.as_deref_mut(), dhidden.is_some());
+        if let Some(dhidden) = &mut dhidden {
+            for (i, &row) in rows.iter().enumerate() {
+                dhidden[row * dim..][..dim].copy_from_slice(&sums[i * dim..][..dim]);
             }
         }
     }
-
-    let tensor = |values: Option<Vec<f32>>, like: &Tensor| match values {
-        Some(values) => Tensor::from_vec(values, like.shape(), like.device()).map(Some),
-        None => Ok(None),
-    };
-    let (dhidden, dweight) = (tensor(dhidden, &hidden)?, tensor(dweight, &weight)?);
-    record(&[&hidden, &weight], vec![loss as f32], (), move |_, grad| {
-        let factor = f64::from(grad.to_scalar::<f32>()?);
-        let scaled = |gradient: &Option<Tensor>| match gradient {
-            Some(gradient) if factor == 1.0 => Ok(Some(gradient.clone())),
-            Some(gradient) => gradient.affine(factor, 0.0).map(Some),
-            None => Ok(None),
-        };
-        Ok(vec![scaled(&dhidden)?, scaled(&dweight)?])
-    })
+    Ok((loss, Gradients { hidden: dhidden, weight: dweight }))
 }
 
 struct Problem<'a> {
@@ -363,6 +387,20 @@ mod tests {
                 assert_matches_f64(&inputs, 1e-5, op);
                 assert_same_on_any_number_of_threads(&inputs, op);
             }
+        }
+    }
+
+    #[test]
+    fn a_second_backward_pass_gives_the_same() {
+        let vars =
+            [random(&[37, 9], 1), random(&[50, 9], 2)].map(|x| candle_core::Var::from_tensor(&x).unwrap());
+        let targets = targets(37, 50);
+        let options = CrossEntropyOptions::ignoring(1_000_000);
+        let loss = linear_cross_entropy(&vars[0], &vars[1], &targets, &options).unwrap();
+        let (one, two) = (loss.backward().unwrap(), (loss * 2.0).unwrap().backward().unwrap());
+        for var in &vars {
+            let twice = (one.get(var).unwrap() * 2.0).unwrap();
+            assert_eq!(distance(&twice, two.get(var).unwrap()), 0.0);
         }
     }
 }

@@ -3,7 +3,8 @@
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::autograd::{View, fusible, gradient, record};
+use crate::autograd::{View, fusible, record};
+use crate::backward::accumulate;
 use crate::composed;
 use crate::parallel::for_pieces;
 use crate::simd::add;
@@ -45,10 +46,13 @@ pub fn embedding(table: &Tensor, tokens: &Tensor) -> Result<Tensor> {
     shape.push(dim);
     let table_in = table.clone();
     record(&[&table], out, shape, move |_, grad| {
-        let mut dtable = vec![0f32; table_in.elem_count()];
-        if dim > 0 && vocabulary > 0 {
-            let grad = View::of(grad)?;
-            let grad = &grad[..];
+        let grad = View::of(grad)?;
+        let grad = &grad[..];
+        let gradient = accumulate(&table_in, |there| {
+            let mut dtable = there.unwrap_or_else(|| vec![0f32; vocabulary * dim]);
+            if dtable.is_empty() {
+                return dtable;
+            }
             // Every part of the table looks for its own tokens.
             let part = vocabulary.div_ceil(PARTS);
             dtable.par_chunks_mut(part * dim).enumerate().for_each(|(i, dtable)| {
@@ -59,8 +63,9 @@ pub fn embedding(table: &Tensor, tokens: &Tensor) -> Result<Tensor> {
                     }
                 }
             });
-        }
-        Ok(vec![gradient(dtable, &table_in)?])
+            dtable
+        });
+        Ok(vec![gradient?])
     })
 }
 

@@ -2,7 +2,8 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::autograd::{View, fusible, gradient, record};
+use crate::autograd::{View, fusible, record};
+use crate::backward::gradient;
 use crate::composed;
 use crate::parallel::for_pieces;
 
@@ -20,9 +21,11 @@ pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
     }
     let x = x.contiguous()?;
     let (dim, shape) = (width / heads, (batch, heads, tokens, width / heads));
-    let out = exchange(&x, tokens, heads, dim)?;
+    let out = exchange(&View::of(&x)?, tokens, heads, dim);
     let input = x.clone();
-    record(&[&x], out, shape, move |_, grad| Ok(vec![gradient(exchange(grad, heads, tokens, dim)?, &input)?]))
+    record(&[&x], out, shape, move |_, grad| {
+        Ok(vec![gradient(exchange(&View::of(grad)?, heads, tokens, dim), &input)?])
+    })
 }
 
 /// `[batch, heads, tokens, dim]` to `[batch, tokens, heads * dim]`, contiguous; gets a gradient.
@@ -32,18 +35,16 @@ pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
         return composed::merge_heads(x);
     }
     let x = x.contiguous()?;
-    let out = exchange(&x, heads, tokens, dim)?;
+    let out = exchange(&View::of(&x)?, heads, tokens, dim);
     let input = x.clone();
     record(&[&x], out, (batch, tokens, heads * dim), move |_, grad| {
-        Ok(vec![gradient(exchange(grad, tokens, heads, dim)?, &input)?])
+        Ok(vec![gradient(exchange(&View::of(grad)?, tokens, heads, dim), &input)?])
     })
 }
 
 /// `[.., a, b, dim]` to `[.., b, a, dim]`.
-fn exchange(x: &Tensor, a: usize, b: usize, dim: usize) -> Result<Vec<f32>> {
-    let mut out = vec![0f32; x.elem_count()];
-    let x = View::of(x)?;
-    let x = &x[..];
+pub(crate) fn exchange(x: &[f32], a: usize, b: usize, dim: usize) -> Vec<f32> {
+    let mut out = vec![0f32; x.len()];
     for_pieces(&mut out, dim, |at, out| {
         for (i, out) in out.chunks_exact_mut(dim.max(1)).enumerate() {
             let row = at / dim + i;
@@ -51,7 +52,7 @@ fn exchange(x: &Tensor, a: usize, b: usize, dim: usize) -> Result<Vec<f32>> {
             out.copy_from_slice(&x[((outer * a + i) * b + j) * dim..][..dim]);
         }
     });
-    Ok(out)
+    out
 }
 
 #[cfg(test)]

@@ -13,11 +13,13 @@ mod adafactor;
 mod adamw;
 mod attention;
 mod autograd;
+mod backward;
 mod cache;
 pub mod composed;
 mod cross_entropy;
 mod dropout;
 mod embedding;
+mod feed_forward;
 mod heads;
 mod linear;
 #[doc(hidden)]
@@ -25,6 +27,7 @@ pub mod matrix;
 mod memory;
 mod norm;
 mod parallel;
+mod projection;
 mod quantised;
 mod rotary;
 mod simd;
@@ -35,14 +38,17 @@ pub use adamw::{AdamW, AdamWOptions, StepStats};
 pub use attention::{
     AttentionOptions, RelativeBias, attention, chunked_cross_attention, fusion_in_decoder_attention,
 };
+pub use backward::backward;
 pub use cache::KvCache;
 pub use cross_entropy::{CrossEntropyOptions, linear_cross_entropy};
 pub use dropout::dropout;
 pub use embedding::embedding;
+pub use feed_forward::gated_feed_forward;
 pub use heads::{merge_heads, split_heads};
 pub use linear::{linear, linear_add};
 pub use memory::{LargeBlocks, keep_freed_memory};
 pub use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm};
+pub use projection::{linear_from_heads, linear_to_heads};
 pub use quantised::{Bits, QuantisedLinear};
 pub use rotary::{rotary, rotary_heads};
 

@@ -2,7 +2,8 @@
 
 use candle_core::{D, Result, Tensor, bail};
 
-use crate::autograd::{View, fusible, gradient, record};
+use crate::autograd::{View, fusible, record};
+use crate::backward::{accumulate, gradient};
 use crate::composed;
 use crate::matrix::{Matrix, Threads, multiply};
 
@@ -47,36 +48,74 @@ fn run(x: &Tensor, weight: &Tensor, residual: Option<&Tensor>) -> Result<Tensor>
         return residual.map_or(Ok(product.clone()), |residual| residual + product);
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    let rows = x.elem_count() / input.max(1);
+    let rows: usize = x.dims()[..x.rank() - 1].iter().product();
     let mut out = match residual {
         Some(residual) => View::of(&residual.contiguous()?)?.to_vec(),
         None => vec![0f32; rows * output],
     };
-    {
-        let (x, weight) = (View::of(&x)?, View::of(&weight)?);
-        let (x, weight) = (Matrix::rows(&x, input), Matrix::rows(&weight, input));
-        let sizes = [rows, input, output];
-        multiply(sizes, 1.0, x, weight.t(), &mut out, output, residual.is_some(), Threads::All);
-    }
+    let sizes = [rows, input, output];
+    product(&View::of(&x)?, &View::of(&weight)?, sizes, &mut out, residual.is_some());
     let (x_in, weight_in) = (x.clone(), weight.clone());
     record(&inputs, out, shape, move |_, grad| {
-        let (x, weight) = (View::of(&x_in)?, View::of(&weight_in)?);
-        let values = View::of(grad)?;
-        let dy = Matrix::rows(&values, output);
-        let mut gradients = vec![None, None, Some(grad.clone())];
-        if x_in.track_op() {
-            let mut dx = vec![0f32; rows * input];
-            let weight = Matrix::rows(&weight, input);
-            multiply([rows, output, input], 1.0, dy, weight, &mut dx, input, false, Threads::All);
-            gradients[0] = gradient(dx, &x_in)?;
-        }
-        if weight_in.track_op() {
-            let mut dweight = vec![0f32; output * input];
-            let x = Matrix::rows(&x, input);
-            multiply([output, rows, input], 1.0, dy.t(), x, &mut dweight, input, false, Threads::All);
-            gradients[1] = gradient(dweight, &weight_in)?;
-        }
-        Ok(gradients)
+        let dy = View::of(grad)?;
+        let dx = input_gradient(&dy, sizes, &x_in, &weight_in)?;
+        let dweight = weight_gradient(&dy, &View::of(&x_in)?, sizes, &weight_in)?;
+        Ok(vec![dx, dweight, Some(grad.clone())])
+    })
+}
+
+/// `out = x weight^T`, or `out += x weight^T`; the sizes are those of `x`, `[rows, input]`, and the output's width.
+pub(crate) fn product(
+    x: &[f32],
+    weight: &[f32],
+    [rows, input, output]: [usize; 3],
+    out: &mut [f32],
+    add: bool,
+) {
+    let (x, weight) = (Matrix::rows(x, input), Matrix::rows(weight, input));
+    multiply([rows, input, output], 1.0, x, weight.t(), out, output, add, Threads::All);
+}
+
+/// The gradient of a [`product`]'s input, `dx = dy weight`, or `dx += dy weight`.
+pub(crate) fn product_back(
+    dy: &[f32],
+    weight: &[f32],
+    [rows, input, output]: [usize; 3],
+    dx: &mut [f32],
+    add: bool,
+) {
+    let (dy, weight) = (Matrix::rows(dy, output), Matrix::rows(weight, input));
+    multiply([rows, output, input], 1.0, dy, weight, dx, input, add, Threads::All);
+}
+
+/// [`product_back`] as the gradient of the tensor `x`, if it asks for one.
+pub(crate) fn input_gradient(
+    dy: &[f32],
+    sizes: [usize; 3],
+    x: &Tensor,
+    weight: &Tensor,
+) -> Result<Option<Tensor>> {
+    if !x.track_op() {
+        return Ok(None);
+    }
+    let mut dx = vec![0f32; x.elem_count()];
+    product_back(dy, &View::of(weight)?, sizes, &mut dx, false);
+    gradient(dx, x)
+}
+
+/// The gradient of a [`product`]'s weight, `dy^T x`, if it asks for one.
+pub(crate) fn weight_gradient(
+    dy: &[f32],
+    x: &[f32],
+    [rows, input, output]: [usize; 3],
+    weight: &Tensor,
+) -> Result<Option<Tensor>> {
+    accumulate(weight, |there| {
+        let add = there.is_some();
+        let mut dweight = there.unwrap_or_else(|| vec![0f32; output * input]);
+        let (dy, x) = (Matrix::rows(dy, output).t(), Matrix::rows(x, input));
+        multiply([output, rows, input], 1.0, dy, x, &mut dweight, input, add, Threads::All);
+        dweight
     })
 }
 
@@ -104,6 +143,9 @@ mod tests {
             assert_matches_f64(&inputs, 1e-5, adding);
             assert_same_on_any_number_of_threads(&inputs, adding);
         }
+        // Nothing to add up is zero.
+        let nothing = linear_add(&random(&[2, 0], 1), &random(&[5, 0], 1), &random(&[2, 5], 1)).unwrap();
+        assert_eq!(distance(&nothing, &random(&[2, 5], 1)), 0.0);
         assert!(linear(&random(&[2, 3], 1), &random(&[5, 4], 1)).is_err());
         assert!(linear_add(&random(&[2, 3], 1), &random(&[5, 3], 1), &random(&[2, 4], 1)).is_err());
     }

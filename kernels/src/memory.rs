@@ -49,21 +49,45 @@ const HUGE: usize = 2 << 20;
 ///
 /// On huge pages the processor finds an address without walking tables, of which matrix products have thousands in
 /// flight.
+///
+/// As with any lock, a child that was forked while another thread held it must not allocate before it executes another
+/// program (`std::process::Command` does not).
 #[derive(Debug)]
 pub struct LargeBlocks;
 
 impl LargeBlocks {
     /// From now on takes care of large blocks. Call it where training or generation begins: what is freed stays
     /// with the process for the next block of the same size, as long as that and what is in use are no more than
-    /// five quarters of the most that was in use at a time.
+    /// five quarters of the most that was in use at a time. What is kept is given back by [`give_back`](Self::give_back).
     pub fn start() {
         STARTED.store(cfg!(target_os = "linux"), Ordering::Relaxed);
+    }
+
+    /// Hands all kept blocks back to the system, and forgets how much was in use.
+    pub fn give_back() {
+        let mut blocks = blocks();
+        blocks.drop_kept(0);
+        blocks.most = blocks.used;
     }
 }
 
 static STARTED: AtomicBool = AtomicBool::new(false);
 
-/// The blocks of [`LargeBlocks`]. (Its own memory is small, so it is the system's.)
+/// How many blocks are kept at most.
+///
+/// The list of them must itself never become a large block: growing it would ask for the lock that is held.
+const KEPT: usize = 4096;
+const _: () = assert!(2 * KEPT * size_of::<(usize, usize)>() < LARGE);
+
+/// The blocks of [`LargeBlocks`], on which its soundness rests:
+///
+/// 1. An address is in `live` from when [`take`] hands it out until it is freed, in `free` from then until it is handed
+///    out again or unmapped, and never in both. The size with it is that of the whole mapping, `taken` of what was asked.
+/// 2. Blocks that are not in `live` are the system allocator's, of any size: those from before the start, and those with
+///    an alignment above 4096.
+/// 3. Everything in here is read and changed under the lock, and no code under the lock asks for a large block: nodes of
+///    the tree are small, and the list is bounded by [`KEPT`].
+/// 4. Nothing under the lock panics, for an allocator must not unwind.
 struct Blocks {
     /// Address and size of those in use.
     live: BTreeMap<usize, usize>,
@@ -193,6 +217,10 @@ unsafe impl GlobalAlloc for LargeBlocks {
                 blocks.free.push((block as usize, size));
                 blocks.used -= size;
                 blocks.kept += size;
+                if blocks.free.len() > KEPT {
+                    let most = blocks.used + blocks.kept / 2;
+                    blocks.drop_kept(most);
+                }
                 return;
             }
         }
@@ -284,10 +312,22 @@ mod linux {
 mod tests {
     use super::*;
 
+    fn layout(size: usize, align: usize) -> Layout {
+        Layout::from_size_align(size, align).unwrap()
+    }
+
+    /// The tests share the one list of blocks, so they take turns.
+    static TURN: Mutex<()> = Mutex::new(());
+
+    fn turn() -> MutexGuard<'static, ()> {
+        LargeBlocks::start();
+        TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     #[test]
     fn blocks_grow_shrink_and_come_back_zeroed() {
-        let layout = |size| Layout::from_size_align(size, 4).unwrap();
-        LargeBlocks::start();
+        let _turn = turn();
+        let layout = |size| layout(size, 4);
         for size in [100, LARGE - 1, LARGE, LARGE + 1, 3 * HUGE + 5] {
             // SAFETY: every block is used within its size and freed with its layout, once.
             unsafe {
@@ -311,6 +351,119 @@ mod tests {
                 block.write_bytes(1, size);
                 LargeBlocks.dealloc(block, layout(size));
             }
+        }
+    }
+
+    /// Every alignment is kept to, by new blocks and grown ones, ours and the system's.
+    #[test]
+    fn blocks_are_aligned() {
+        let _turn = turn();
+        for align in (0..16).map(|bit| 1 << bit) {
+            for size in [1, LARGE - 1, LARGE, 2 * HUGE + 1] {
+                // SAFETY: every block is freed with its layout, once.
+                unsafe {
+                    let block = LargeBlocks.alloc(layout(size, align));
+                    assert_eq!(block.align_offset(align), 0, "{size} bytes at {align}");
+                    let grown = LargeBlocks.realloc(block, layout(size, align), size + LARGE);
+                    assert_eq!(grown.align_offset(align), 0, "{size} bytes at {align}, grown");
+                    LargeBlocks.dealloc(grown, layout(size + LARGE, align));
+                }
+            }
+        }
+    }
+
+    /// Threads allocate, free what others allocated, and never see each other's bytes.
+    #[test]
+    fn threads_get_blocks_of_their_own() {
+        let _turn = turn();
+        let (sender, receiver) = std::sync::mpsc::channel::<(usize, usize, u8)>();
+        let receiver = Mutex::new(receiver);
+        std::thread::scope(|scope| {
+            for thread in 0..4u8 {
+                let (sender, receiver) = (sender.clone(), &receiver);
+                scope.spawn(move || {
+                    for round in 0..50usize {
+                        let size = LARGE / 2 + (round * 7 + usize::from(thread)) % 5 * LARGE / 2;
+                        let mark = thread * 50 + round as u8;
+                        // SAFETY: written within its size; freed once, by whoever receives it.
+                        unsafe {
+                            let block = LargeBlocks.alloc(layout(size, 8));
+                            block.write(mark);
+                            block.add(size / 2).write(mark);
+                            block.add(size - 1).write(mark);
+                            sender.send((block as usize, size, mark)).unwrap();
+                        }
+                        let (block, size, mark) = receiver.lock().unwrap().recv().unwrap();
+                        let block = block as *mut u8;
+                        // SAFETY: as above.
+                        unsafe {
+                            for at in [0, size / 2, size - 1] {
+                                assert_eq!(block.add(at).read(), mark);
+                            }
+                            LargeBlocks.dealloc(block, layout(size, 8));
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    /// What is kept stays below a quarter of the most that was in use, and can be given back.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn memory_is_given_back() {
+        let _turn = turn();
+        LargeBlocks::give_back();
+        let kept = || blocks().kept;
+        assert_eq!(kept(), 0);
+        // SAFETY: every block is freed with its layout, once.
+        unsafe {
+            let many: Vec<*mut u8> = (0..8).map(|_| LargeBlocks.alloc(layout(HUGE, 8))).collect();
+            many.into_iter().for_each(|block| LargeBlocks.dealloc(block, layout(HUGE, 8)));
+            assert!(kept() >= 8 * HUGE);
+            // Of another size, so that what is kept does not fit.
+            let other = LargeBlocks.alloc(layout(6 * HUGE, 8));
+            let Blocks { used, kept: now, most, .. } = *blocks();
+            assert!(used + now <= most + most / 4, "{used} in use, {now} kept, {most} at most");
+            LargeBlocks.dealloc(other, layout(6 * HUGE, 8));
+        }
+        LargeBlocks::give_back();
+        assert_eq!(kept(), 0);
+    }
+
+    /// Freeing more blocks than are kept neither hangs nor loses one.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_list_of_kept_blocks_is_bounded() {
+        let _turn = turn();
+        // SAFETY: every block is freed with its layout, once. (Untouched, they take no memory.)
+        unsafe {
+            let many: Vec<*mut u8> = (0..KEPT + 100).map(|_| LargeBlocks.alloc(layout(LARGE, 8))).collect();
+            assert!(many.iter().all(|block| !block.is_null()));
+            many.into_iter().for_each(|block| LargeBlocks.dealloc(block, layout(LARGE, 8)));
+        }
+        {
+            let blocks = blocks();
+            assert_eq!(blocks.kept, blocks.free.iter().map(|&(_, size)| size).sum::<usize>());
+            assert!(blocks.free.len() <= KEPT);
+        }
+        LargeBlocks::give_back();
+    }
+
+    /// More than there is, is null, and nothing is lost by asking.
+    #[test]
+    fn too_much_is_null() {
+        let _turn = turn();
+        // SAFETY: nothing is used.
+        assert!(unsafe { LargeBlocks.alloc(layout(isize::MAX as usize - (1 << 20), 8)) }.is_null());
+        // SAFETY: freed with its layout, once.
+        unsafe {
+            let block = LargeBlocks.alloc(layout(LARGE, 8));
+            block.write(7);
+            let none = LargeBlocks.realloc(block, layout(LARGE, 8), isize::MAX as usize - (1 << 20));
+            assert!(none.is_null());
+            assert_eq!(block.read(), 7, "a block that could not grow stays as it is");
+            LargeBlocks.dealloc(block, layout(LARGE, 8));
         }
     }
 }

@@ -3,7 +3,8 @@
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::autograd::{View, fusible, gradient, record};
+use crate::autograd::{View, fusible, record};
+use crate::backward::gradient;
 use crate::composed;
 use crate::parallel::{for_pieces, for_pieces2, rows_per_task};
 use crate::simd::{add, sum, vectorised};
@@ -211,6 +212,9 @@ vectorised! {
 
     fn rms_forward(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         let dim = weight.len();
+        if dim == 0 {
+            return;
+        }
         for (x, out) in x.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
             let scale = 1.0 / (sum(dim, |i| x[i] * x[i]) / dim as f32 + eps).sqrt();
             for i in 0..dim {
@@ -234,6 +238,9 @@ vectorised! {
 
     fn layer_forward(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
         let dim = weight.len();
+        if dim == 0 {
+            return;
+        }
         let bias = &bias[..dim];
         for (x, out) in x.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
             let (mean, scale) = mean_and_scale(x, eps);

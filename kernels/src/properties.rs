@@ -30,6 +30,59 @@ proptest! {
     }
 
     #[test]
+    fn projections_match(
+        batch in 1usize..4,
+        tokens in 1usize..60,
+        heads in 1usize..5,
+        half in 1usize..12,
+        width in 1usize..70,
+        turned: bool,
+    ) {
+        let dim = 2 * half;
+        let angles = random(&[tokens, half], 7);
+        let inputs = [random(&[batch, tokens, width], 1), random(&[heads * dim, width], 2)];
+        let to = |t: &[Tensor]| {
+            let angles = angles.to_dtype(t[0].dtype())?;
+            linear_to_heads(&t[0], &t[1], heads, turned.then_some((&angles.cos()?, &angles.sin()?)))
+        };
+        assert_matches_f64(&inputs, 2e-5, to);
+        assert_same_on_any_number_of_threads(&inputs, to);
+        let inputs = [
+            random(&[batch, heads, tokens, dim], 1),
+            random(&[width, heads * dim], 2),
+            random(&[batch, tokens, width], 3),
+        ];
+        let from = |t: &[Tensor]| linear_from_heads(&t[0], &t[1], &t[2]);
+        assert_matches_f64(&inputs, 2e-5, from);
+        assert_same_on_any_number_of_threads(&inputs, from);
+        let x = random(&[batch, tokens, heads * dim], 4);
+        assert_matches_f64(std::slice::from_ref(&x), 1e-6, |t| {
+            let angles = angles.to_dtype(t[0].dtype())?;
+            merge_heads(&rotary_heads(&split_heads(&t[0], heads)?.transpose(1, 2)?.reshape(x.dims())?, heads,
+                &angles.cos()?, &angles.sin()?)?)
+        });
+    }
+
+    #[test]
+    fn feed_forward_matches(
+        rows in 1usize..70,
+        input in 1usize..40,
+        inner in 1usize..150,
+        output in 1usize..40,
+    ) {
+        let inputs = [
+            random(&[rows, input], 1),
+            random(&[inner, input], 2),
+            random(&[inner, input], 3),
+            random(&[output, inner], 4),
+            random(&[rows, output], 5),
+        ];
+        let op = |t: &[Tensor]| gated_feed_forward(&t[0], &t[1], &t[2], &t[3], &t[4], Activation::Silu);
+        assert_matches_f64(&inputs, 2e-5, op);
+        assert_same_on_any_number_of_threads(&inputs, op);
+    }
+
+    #[test]
     fn linear_layers_match(rows in 1usize..90, input in 1usize..150, output in 1usize..150) {
         let inputs = [random(&[rows, input], 1), random(&[output, input], 2), random(&[rows, output], 3)];
         assert_matches_f64(&inputs, 2e-5, |t| linear_add(&t[0], &t[1], &t[2]));
@@ -96,19 +149,34 @@ proptest! {
             random(&[heads], 5),
         ];
         let mask = random(&[batch, keys], mask_seed).gt(0f32).unwrap();
-        assert_matches_f64(&inputs, 2e-5, |t| {
+        let op = |t: &[Tensor]| {
             let (bias, sink) = (Some(&t[3]), Some(&t[4]));
             let options = AttentionOptions { causal, bias, key_mask: Some(&mask), sink, ..AttentionOptions::scaled(0.3) };
             attention(&t[0], &t[1], &t[2], &options)
-        });
+        };
+        assert_matches_f64(&inputs, 2e-5, op);
+        assert_same_on_any_number_of_threads(&inputs, op);
     }
 
     #[test]
-    fn linear_cross_entropy_matches(tokens in 1usize..70, dim in 1usize..40, vocabulary in 1usize..300) {
+    fn linear_cross_entropy_matches(
+        tokens in 1usize..70,
+        dim in 1usize..40,
+        vocabulary in 1usize..300,
+        smoothing in 0f32..1.0,
+        z_loss in 0f32..0.01,
+    ) {
         let inputs = [random(&[tokens, dim], 1), random(&[vocabulary, dim], 2)];
         let targets: Vec<u32> = (0..tokens).map(|i| (i * 13 % vocabulary) as u32).collect();
         let targets = Tensor::new(targets, &Device::Cpu).unwrap();
-        assert_matches_f64(&inputs, 2e-5, |t| linear_cross_entropy(&t[0], &t[1], &targets, &CrossEntropyOptions::ignoring(0)));
+        for options in [
+            CrossEntropyOptions::ignoring(0),
+            CrossEntropyOptions { ignore: None, label_smoothing: smoothing, z_loss },
+        ] {
+            let op = |t: &[Tensor]| linear_cross_entropy(&t[0], &t[1], &targets, &options);
+            assert_matches_f64(&inputs, 2e-5, op);
+            assert_same_on_any_number_of_threads(&inputs, op);
+        }
     }
 }
 
@@ -218,6 +286,18 @@ fn nan_is_not_swallowed() {
         rotary(&nan, &angles, &angles),
         attention(&nan, &nan, &nan, &options),
         linear_cross_entropy(&flat, &random(&[3, 4], 1), &targets, &CrossEntropyOptions::default()),
+        dropout(&nan, 0.5, 1),
+        linear(&flat, &random(&[3, 4], 1)),
+        linear_to_heads(&nan.squeeze(0).unwrap(), &random(&[6, 4], 1), 3, None),
+        linear_from_heads(&nan, &random(&[6, 4], 1), &random(&[1, 2, 6], 1)),
+        gated_feed_forward(
+            &flat,
+            &random(&[3, 4], 1),
+            &random(&[3, 4], 2),
+            &random(&[4, 3], 1),
+            &flat,
+            Activation::Silu,
+        ),
     ] {
         let value = value.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert!(value.iter().all(|x| x.is_nan()), "{value:?}");
@@ -260,6 +340,16 @@ fn nothing_in_nothing_out() {
     let x = |shape: &[usize]| random(shape, 1);
     let options = AttentionOptions { causal: true, ..AttentionOptions::scaled(1.0) };
     assert_eq!(rms_norm(&x(&[0, 3]), &x(&[3]), 1e-5).unwrap().dims(), [0, 3]);
+    assert_eq!(rms_norm(&x(&[3, 0]), &x(&[0]), 1e-5).unwrap().dims(), [3, 0]);
+    assert_eq!(layer_norm(&x(&[3, 0]), &x(&[0]), &x(&[0]), 1e-5).unwrap().dims(), [3, 0]);
+    let weights = [x(&[4, 3]), x(&[4, 3]), x(&[2, 4])];
+    for rows in [0, 2] {
+        let (input, residual) = (x(&[rows, 3]), x(&[rows, 2]));
+        let value =
+            gated_feed_forward(&input, &weights[0], &weights[1], &weights[2], &residual, Activation::Silu);
+        assert_eq!(value.unwrap().dims(), [rows, 2]);
+    }
+    assert_eq!(linear_to_heads(&x(&[1, 0, 3]), &weights[0], 2, None).unwrap().dims(), [1, 2, 0, 2]);
     assert_eq!(rotary(&x(&[0, 2, 3, 4]), &x(&[3, 2]), &x(&[3, 2])).unwrap().dims(), [0, 2, 3, 4]);
     let (q, none) = (x(&[1, 2, 3, 4]), x(&[1, 2, 0, 4]));
     let value = attention(&q, &none, &none, &options).unwrap();

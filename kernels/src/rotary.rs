@@ -2,7 +2,8 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::autograd::{View, fusible, gradient, record};
+use crate::autograd::{View, fusible, record};
+use crate::backward::gradient;
 use crate::composed;
 use crate::heads::split_heads;
 use crate::parallel::for_pieces;
@@ -18,23 +19,16 @@ use crate::simd::vectorised;
 /// When the shapes do not fit together.
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (_, _, tokens, dim) = x.dims4()?;
-    if !dim.is_multiple_of(2) || cos.dims() != [tokens, dim / 2] || sin.dims() != cos.dims() {
-        bail!(
-            "rotary: x is {:?}, so cos and sin are [tokens, dim / 2], not {:?} and {:?}",
-            x.dims(),
-            cos.dims(),
-            sin.dims()
-        );
-    }
+    check_angles(tokens, dim, cos, sin)?;
     if !fusible(&[x, cos, sin]) {
         return composed::rotary(x, cos, sin);
     }
     let (x, cos, sin) = (x.contiguous()?, cos.detach().contiguous()?, sin.detach().contiguous()?);
     let out = turn(&x, &cos, &sin, 1.0)?;
+    let input = x.clone();
     record(&[&x], out, x.shape().clone(), move |_, grad| {
         // The inverse of a turn is its transpose.
-        let dx = turn(grad, &cos, &sin, -1.0)?;
-        Ok(vec![Some(Tensor::from_vec(dx, grad.shape(), grad.device())?)])
+        Ok(vec![gradient(turn(grad, &cos, &sin, -1.0)?, &input)?])
     })
 }
 
@@ -49,34 +43,38 @@ pub fn rotary_heads(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor) -> Res
         return rotary(&split_heads(x, heads)?, cos, sin);
     }
     let dim = width / heads;
+    check_angles(tokens, dim, cos, sin)?;
+    let (x, cos, sin) = (x.contiguous()?, cos.detach().contiguous()?, sin.detach().contiguous()?);
+    let sizes = [batch, tokens, heads, dim];
+    let out = split_and_turn(&View::of(&x)?, (&cos, &sin), sizes, false)?;
+    let input = x.clone();
+    record(&[&x], out, (batch, heads, tokens, dim), move |_, grad| {
+        Ok(vec![gradient(split_and_turn(&View::of(grad)?, (&cos, &sin), sizes, true)?, &input)?])
+    })
+}
+
+/// Cosines and sines of a layer's angles must be `[tokens, dim / 2]`.
+pub(crate) fn check_angles(tokens: usize, dim: usize, cos: &Tensor, sin: &Tensor) -> Result<()> {
     if !dim.is_multiple_of(2) || cos.dims() != [tokens, dim / 2] || sin.dims() != cos.dims() {
         bail!(
-            "rotary_heads: x is {:?} in {heads} heads, so cos and sin are [tokens, dim / 2], not {:?} and {:?}",
-            x.dims(),
+            "rotary: {tokens} tokens in heads of {dim}, so cos and sin are [tokens, dim / 2], not {:?} and {:?}",
             cos.dims(),
             sin.dims()
         );
     }
-    let (x, cos, sin) = (x.contiguous()?, cos.detach().contiguous()?, sin.detach().contiguous()?);
-    let sizes = [batch, tokens, heads, dim];
-    let out = split_and_turn(&x, &cos, &sin, sizes, false)?;
-    let input = x.clone();
-    record(&[&x], out, (batch, heads, tokens, dim), move |_, grad| {
-        Ok(vec![gradient(split_and_turn(grad, &cos, &sin, sizes, true)?, &input)?])
-    })
+    Ok(())
 }
 
-/// Splits heads and turns; `back` turns back and merges them.
-fn split_and_turn(
-    x: &Tensor,
-    cos: &Tensor,
-    sin: &Tensor,
+/// Splits heads and turns; `back` turns back and merges them. The sizes are batch, tokens, heads and dim.
+pub(crate) fn split_and_turn(
+    x: &[f32],
+    (cos, sin): (&Tensor, &Tensor),
     [_, tokens, heads, dim]: [usize; 4],
     back: bool,
 ) -> Result<Vec<f32>> {
-    let mut out = vec![0f32; x.elem_count()];
-    let (x, cos, sin) = (View::of(x)?, View::of(cos)?, View::of(sin)?);
-    let (x, cos, sin) = (&x[..], &cos[..], &sin[..]);
+    let mut out = vec![0f32; x.len()];
+    let (cos, sin) = (View::of(cos)?, View::of(sin)?);
+    let (cos, sin) = (&cos[..], &sin[..]);
     for_pieces(&mut out, dim, |at, out| {
         for (row, out) in (at / dim.max(1)..).zip(out.chunks_exact_mut(dim.max(1))) {
             // Where this row comes from, and its token.

@@ -25,7 +25,8 @@ pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
     worst
 }
 
-/// The value of `op` and the gradients of a random weighting of it with regard to every input.
+/// The value of `op` and the gradients of a random weighting of it with regard to every input, which must be the
+/// same by [`crate::backward`] and by candle.
 pub fn value_and_gradients(
     inputs: &[Tensor],
     dtype: DType,
@@ -35,8 +36,14 @@ pub fn value_and_gradients(
         inputs.iter().map(|x| Var::from_tensor(&x.to_dtype(dtype).unwrap()).unwrap()).collect();
     let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
     let value = op(&tensors).unwrap();
-    let grads = weighted(&value).backward().unwrap();
-    let gradients = vars.iter().map(|v| grads.get(v).expect("an input got no gradient").clone()).collect();
+    let loss = weighted(&value);
+    let (grads, candles) = (crate::backward(&loss).unwrap(), loss.backward().unwrap());
+    let gradients: Vec<Tensor> =
+        vars.iter().map(|v| grads.get(v).expect("an input got no gradient").clone()).collect();
+    for (gradient, var) in gradients.iter().zip(&vars) {
+        let difference = distance(gradient, candles.get(var).expect("candle gives no gradient"));
+        assert!(difference == 0.0, "candle's backward pass differs by {difference}");
+    }
     (value, gradients)
 }
 

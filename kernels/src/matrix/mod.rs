@@ -196,4 +196,38 @@ mod tests {
             }
         }
     }
+
+    /// Operands in the midst of NaN: whatever lay before, between and behind their elements, if it were read, would
+    /// show in the output. (valgrind, which knows no AVX-512, cannot look into the tiles.)
+    #[test]
+    fn nothing_beside_the_operands_is_read() {
+        const MARGIN: usize = 64;
+        for [m, k, n] in [[8, 128, 33], [13, 257, 31], [29, 17, 97], [113, 31, 64], [14, 300, 1]] {
+            for flipped in 0..4 {
+                let inside = |rows: usize, columns: usize, gap: usize| {
+                    let mut values = vec![f32::NAN; MARGIN + rows * (columns + gap) + MARGIN];
+                    for row in values[MARGIN..][..rows * (columns + gap)].chunks_exact_mut(columns + gap) {
+                        row[..columns].fill(0.5);
+                    }
+                    values
+                };
+                let (ta, tb) = (flipped & 1 != 0, flipped & 2 != 0);
+                let a = if ta { inside(k, m, 5) } else { inside(m, k, 5) };
+                let b = if tb { inside(n, k, 3) } else { inside(k, n, 3) };
+                let left = match ta {
+                    false => Matrix::rows(&a[MARGIN..], k + 5),
+                    true => Matrix::rows(&a[MARGIN..], m + 5).t(),
+                };
+                let right = match tb {
+                    false => Matrix::rows(&b[MARGIN..], n + 3),
+                    true => Matrix::rows(&b[MARGIN..], k + 3).t(),
+                };
+                for threads in [Threads::One, Threads::All] {
+                    let mut out = vec![f32::NAN; m * n];
+                    multiply([m, k, n], 1.0, left, right, &mut out, n, false, threads);
+                    assert!(out.iter().all(|&x| x == 0.25 * k as f32), "[{m}, {k}, {n}], flipped {flipped}");
+                }
+            }
+        }
+    }
 }
