@@ -1,12 +1,13 @@
-//! Named weights: read from safetensors or started from a seed, trainable or frozen.
+//! Named weights: read from a checkpoint or started from a seed, trainable or frozen.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 
 use candle_core::{Device, Shape, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::place::Place;
+use super::source::Source;
 use crate::error::{Error, Result};
 
 /// How a weight starts when it is not read from a file.
@@ -24,9 +25,13 @@ pub enum Start {
 pub struct Weights {
     seed: u64,
     device: Device,
-    loaded: Option<HashMap<String, Tensor>>,
+    source: Option<Source>,
+    /// Tensors of several weights that are not all handed out, with the number of those that are.
+    shared: HashMap<String, (Tensor, usize)>,
+    /// Ends of names of tensors that are no weights.
+    ignored: Vec<&'static str>,
     trainable: bool,
-    tensors: BTreeMap<String, Tensor>,
+    tensors: BTreeMap<Place, Tensor>,
     variables: Vec<(String, Var)>,
 }
 
@@ -36,18 +41,18 @@ impl Weights {
         Self {
             seed,
             device: device.clone(),
-            loaded: None,
+            source: None,
+            shared: HashMap::new(),
+            ignored: Vec::new(),
             trainable: true,
             tensors: BTreeMap::new(),
             variables: Vec::new(),
         }
     }
 
-    /// Weights read from the safetensors file at `path`, as f32.
-    pub fn from_file(path: &Path, device: &Device) -> Result<Self> {
-        let loaded = candle_core::safetensors::load(path, &Device::Cpu)
-            .map_err(|e| Error::file(path, format!("not a readable safetensors file: {e}")))?;
-        Ok(Self { loaded: Some(loaded), ..Self::from_seed(0, device) })
+    /// Weights taken out of `source`, as f32.
+    pub fn from_source(source: Source, device: &Device) -> Self {
+        Self { source: Some(source), ..Self::from_seed(0, device) }
     }
 
     /// Whether weights handed out from now on are trained.
@@ -55,43 +60,73 @@ impl Weights {
         self.trainable = trainable;
     }
 
-    /// From now on, weights start from the seed even if the rest was read from a file.
+    /// From now on, weights start from the seed even if the rest was read from a checkpoint.
     pub fn start_fresh(&mut self, seed: u64) {
-        self.loaded = None;
+        self.source = None;
         self.seed = seed;
     }
 
-    /// The weight called `name`.
-    pub fn get(&mut self, name: &str, shape: impl Into<Shape>, start: Start) -> Result<Tensor> {
-        let shape = shape.into();
-        let tensor = match &mut self.loaded {
-            Some(loaded) => {
-                let tensor = loaded
-                    .remove(name)
-                    .ok_or_else(|| Error::setting(name, "this tensor is missing from the checkpoint"))?;
-                if tensor.shape() != &shape {
-                    let why = format!(
-                        "the checkpoint has shape {:?}, but config.json asks for {:?}",
-                        tensor.dims(),
-                        shape.dims()
-                    );
-                    return Err(Error::setting(name, why));
-                }
-                tensor.to_dtype(candle_core::DType::F32)?.to_device(&self.device)?
-            }
-            None => self.start(name, shape, start)?,
+    /// The weight at `place`, of this shape.
+    pub fn get(&mut self, place: impl Into<Place>, shape: impl Into<Shape>, start: Start) -> Result<Tensor> {
+        let (place, shape) = (place.into(), shape.into());
+        let tensor = match &self.source {
+            Some(_) => self.read(&place, shape.dims())?.to_device(&self.device)?,
+            None => self.start(&place.to_string(), shape, start)?,
         };
         let tensor = match self.trainable {
             true => {
                 let variable = Var::from_tensor(&tensor)?;
                 let tensor = variable.as_tensor().clone();
-                self.variables.push((name.to_string(), variable));
+                self.variables.push((place.to_string(), variable));
                 tensor
             }
             false => tensor,
         };
-        self.tensors.insert(name.to_string(), tensor.clone());
+        self.tensors.insert(place, tensor.clone());
         Ok(tensor)
+    }
+
+    /// The weight at `place` of the checkpoint, as f32.
+    fn read(&mut self, place: &Place, shape: &[usize]) -> Result<Tensor> {
+        let (tensor, taken) = match self.shared.remove(&place.tensor) {
+            Some(shared) => shared,
+            None => (self.take(place, shape)?, 0),
+        };
+        let weight = place.read(&tensor)?;
+        if let Some(rows) = place.rows
+            && taken + 1 < rows.of
+        {
+            self.shared.insert(place.tensor.clone(), (tensor, taken + 1));
+        }
+        Ok(weight)
+    }
+
+    /// The whole tensor in which a weight of `shape` has its `place`, as f32.
+    fn take(&mut self, place: &Place, shape: &[usize]) -> Result<Tensor> {
+        let name = &place.tensor;
+        let Some(source) = &mut self.source else {
+            return Err(Error::setting(name, "there is no checkpoint to take it from"));
+        };
+        let stored = match source.take(name)? {
+            Some(stored) => Some(stored),
+            // A network that was saved without its output head does not say whose part it is.
+            None => name.split_once('.').map(|(_, own)| source.take(own)).transpose()?.flatten(),
+        };
+        let stored = stored
+            .ok_or_else(|| source.fault(format!("{name}: this tensor is missing from the checkpoint")))?;
+        let expected = place.tensor_shape(shape);
+        if stored.shape() != expected {
+            let shape = stored.shape();
+            return Err(source.fault(format!(
+                "{name}: the checkpoint has shape {shape:?}, but config.json asks for {expected:?}"
+            )));
+        }
+        stored.to_f32()
+    }
+
+    /// Tensors whose names end so are no weights: they may be left over.
+    pub fn ignore(&mut self, ends: &[&'static str]) {
+        self.ignored.extend(ends);
     }
 
     fn start(&self, name: &str, shape: Shape, start: Start) -> Result<Tensor> {
@@ -109,13 +144,22 @@ impl Weights {
         &self.device
     }
 
-    /// Names in the file that no part of the model asked for.
-    pub fn unused(&self) -> Vec<&str> {
-        self.loaded.iter().flat_map(|loaded| loaded.keys().map(String::as_str)).collect()
+    /// Refuses a checkpoint with a tensor that no part of the model has asked for: the model is not what its
+    /// configuration says.
+    pub fn check_all_taken(&self) -> Result<()> {
+        let Some(source) = &self.source else { return Ok(()) };
+        let ignored = |name: &str| self.ignored.iter().any(|end| name.ends_with(end));
+        match source.left().find(|name| !ignored(name)) {
+            Some(name) => {
+                let why = format!("tensor {name} belongs to no part of the model that config.json describes");
+                Err(source.fault(why))
+            }
+            None => Ok(()),
+        }
     }
 
     /// All weights handed out, and those among them that are trained.
-    pub fn finish(self) -> (BTreeMap<String, Tensor>, Vec<(String, Var)>) {
+    pub fn finish(self) -> (BTreeMap<Place, Tensor>, Vec<(String, Var)>) {
         (self.tensors, self.variables)
     }
 }
