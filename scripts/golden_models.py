@@ -84,7 +84,8 @@ def make(family: str, settings: dict, seed: int):
     dtype = DTYPES.get(family, torch.float32)
     folder = DATA / family
     model.to(dtype).save_pretrained(folder)
-    model = model.to(torch.float32)
+    # Read again, so that nothing but the weights has been rounded.
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     out = {}
     for i, (prompt, values) in enumerate(zip(PROMPTS, logits(model, PROMPTS))):
         out[f"tokens.{i}"], out[f"logits.{i}"] = torch.tensor(prompt, dtype=torch.int64), values
