@@ -98,8 +98,10 @@ impl Trainer {
         };
         let (tensors, variables) = weights.finish();
         if let Some(file) = file {
-            let named: HashMap<String, _> =
-                tensors.into_iter().map(|(place, t)| (place.to_string(), t)).collect();
+            let named: HashMap<String, _> = tensors
+                .into_iter()
+                .map(|(place, t)| Ok((place.to_string(), t.dense()?)))
+                .collect::<Result<_>>()?;
             candle_core::safetensors::save(&named, file)?;
         }
         let options = AdamWOptions { beta2: 0.95, weight_decay: 0.1, ..Default::default() };
@@ -139,7 +141,7 @@ impl Trainer {
         let hidden = self.network.forward(&inputs, retrieved.as_ref())?.flatten(0, 1)?;
         let loss = linear_cross_entropy(
             &hidden,
-            self.network.decoder().head(),
+            &self.network.decoder().head()?,
             &targets,
             &CrossEntropyOptions::default(),
         )?;

@@ -141,7 +141,7 @@ fn gradients(model: &LanguageModel, hidden: &Tensor) -> BTreeMap<String, f32> {
     let hidden = hidden.flatten(0, 1).unwrap();
     let targets: Vec<u32> = (0..hidden.dim(0).unwrap() as u32).map(|i| (i * 31 + 4) % 97).collect();
     let targets = Tensor::new(targets, &Device::Cpu).unwrap();
-    let head = model.network.decoder().head();
+    let head = &model.network.decoder().head().unwrap();
     let loss = sidenote_kernels::linear_cross_entropy(&hidden, head, &targets, &Default::default()).unwrap();
     let gradients = loss.backward().unwrap();
     let size = |(name, variable): &(String, candle_core::Var)| {

@@ -1,16 +1,77 @@
 //! What the networks are put together from.
 
-use candle_core::Tensor;
-use sidenote_kernels::{self as kernels, Activation};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use sidenote_kernels::{self as kernels, Activation, QuantisedLinear};
 
 use super::decoder::{NormConfig, NormKind};
 use super::place::Place;
 use super::weights::{Start, Weights};
 use crate::error::Result;
 
+/// A weight `[out, in]` that inputs are multiplied by, or whose rows are embeddings.
+#[derive(Clone)]
+pub enum Matrix {
+    /// Numbers.
+    Dense(Tensor),
+    /// Blocks of few bits, as a GGUF file holds them. There are no gradients, and inputs are rounded to 8 bits.
+    Quantised(Arc<QuantisedLinear>),
+}
+
+impl Matrix {
+    /// The device that it is on.
+    pub fn device(&self) -> &Device {
+        match self {
+            Self::Dense(weight) => weight.device(),
+            Self::Quantised(weight) => weight.device(),
+        }
+    }
+
+    /// The number of its values.
+    pub fn elem_count(&self) -> usize {
+        match self {
+            Self::Dense(weight) => weight.elem_count(),
+            Self::Quantised(weight) => weight.shape().iter().product(),
+        }
+    }
+
+    /// All its values in f32: the tensor itself, or a new one.
+    pub fn dense(&self) -> Result<Tensor> {
+        match self {
+            Self::Dense(weight) => Ok(weight.clone()),
+            Self::Quantised(weight) => Ok(weight.weight()?),
+        }
+    }
+
+    /// `x W^T`; `[.., in]` to `[.., out]`.
+    fn multiply(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Dense(weight) => kernels::linear(x, weight)?,
+            Self::Quantised(weight) => weight.forward(x)?,
+        })
+    }
+
+    /// `residual + x W^T`; `[.., in]` and `[.., out]` to `[.., out]`.
+    fn multiply_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Dense(weight) => kernels::linear_add(x, weight, residual)?,
+            Self::Quantised(weight) => weight.forward_add(x, residual)?,
+        })
+    }
+
+    /// The rows that `ids` `[..]` name, `[.., in]`.
+    fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Dense(weight) => kernels::embedding(weight, ids)?,
+            Self::Quantised(weight) => weight.rows(ids)?,
+        })
+    }
+}
+
 /// `x W^T + b`, or without the bias; W is `[out, in]`.
 pub struct Linear {
-    weight: Tensor,
+    weight: Matrix,
     bias: Option<Tensor>,
 }
 
@@ -36,7 +97,7 @@ impl Linear {
         bias: bool,
     ) -> Result<Self> {
         let place = name.into();
-        let weight = w.get(&place.join("weight"), (output, input), start)?;
+        let weight = w.matrix(&place.join("weight"), [output, input], start)?;
         let bias = match bias {
             true => Some(w.get(&place.join("bias"), output, Start::Constant(0.0))?),
             false => None,
@@ -45,39 +106,35 @@ impl Linear {
     }
 
     /// The product with a weight that is there already, such as a tied embedding table.
-    pub fn of(weight: Tensor) -> Self {
+    pub fn of(weight: Matrix) -> Self {
         Self { weight, bias: None }
     }
 
     /// The weight, `[out, in]`.
-    pub fn weight(&self) -> &Tensor {
+    pub fn weight(&self) -> &Matrix {
         &self.weight
     }
 
     /// `[.., in]` to `[.., out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.bias {
-            None => Ok(kernels::linear(x, &self.weight)?),
-            Some(bias) => {
-                let mut shape = x.dims().to_vec();
-                *shape.last_mut().unwrap_or(&mut 0) = bias.elem_count();
-                Ok(kernels::linear_add(x, &self.weight, &bias.broadcast_as(shape)?)?)
-            }
-        }
+        let Some(bias) = &self.bias else { return self.weight.multiply(x) };
+        let mut shape = x.dims().to_vec();
+        *shape.last_mut().unwrap_or(&mut 0) = bias.elem_count();
+        self.weight.multiply_add(x, &bias.broadcast_as(shape)?)
     }
 
     /// `residual + x W^T + b`; `[.., in]` and `[.., out]` to `[.., out]`.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         match &self.bias {
-            None => Ok(kernels::linear_add(x, &self.weight, residual)?),
-            Some(bias) => Ok(kernels::linear_add(x, &self.weight, &residual.broadcast_add(bias)?)?),
+            None => self.weight.multiply_add(x, residual),
+            Some(bias) => self.weight.multiply_add(x, &residual.broadcast_add(bias)?),
         }
     }
 }
 
 /// A table of embeddings, `[rows, d]`.
 pub struct Embedding {
-    table: Tensor,
+    table: Matrix,
 }
 
 impl Embedding {
@@ -89,16 +146,16 @@ impl Embedding {
         dim: usize,
         start: Start,
     ) -> Result<Self> {
-        Ok(Self { table: w.get(&name.into().join("weight"), (rows, dim), start)? })
+        Ok(Self { table: w.matrix(&name.into().join("weight"), [rows, dim], start)? })
     }
 
     /// The rows that `ids` `[..]` name, `[.., d]`.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        Ok(kernels::embedding(&self.table, ids)?)
+        self.table.rows(ids)
     }
 
     /// The table, `[rows, d]`.
-    pub fn table(&self) -> &Tensor {
+    pub fn table(&self) -> &Matrix {
         &self.table
     }
 }

@@ -73,6 +73,11 @@ impl Place {
         if self.turned(tensor.rank()) { tensor.t()?.contiguous() } else { Ok(tensor) }
     }
 
+    /// Whether the weight is the tensor as it is.
+    pub fn is_whole(&self) -> bool {
+        self.rows.is_none() && !self.transposed
+    }
+
     fn turned(&self, rank: usize) -> bool {
         self.transposed && rank == 2
     }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::cache::Cache;
 use super::decoder::{Decoder, DecoderConfig};
+use super::layers::Matrix;
 use super::place::Place;
 use super::retro::{Retrieved, Retro, RetroConfig};
 use super::source::Source;
@@ -77,7 +78,7 @@ pub struct LanguageModel {
     pub network: Network,
     /// The tokenizer it was trained with.
     pub tokenizer: Tokenizer,
-    tensors: BTreeMap<Place, Tensor>,
+    tensors: BTreeMap<Place, Matrix>,
     variables: Vec<(String, Var)>,
 }
 
@@ -144,6 +145,8 @@ impl LanguageModel {
         };
         let mut weights = Weights::from_source(source, device);
         weights.set_trainable(trainable == Trainable::Everything);
+        // RETRO-fit's gradients pass through the frozen decoder.
+        weights.keep_blocks(trainable == Trainable::Nothing);
         let base = Decoder::new(decoder, &mut weights).map_err(named)?;
         let network = match retro {
             Some(config) => {
@@ -200,7 +203,7 @@ impl LanguageModel {
     fn whole_tensors(&self) -> Result<HashMap<&str, Tensor>> {
         let mut groups: BTreeMap<&str, (&Place, Vec<Tensor>)> = BTreeMap::new();
         for (place, tensor) in &self.tensors {
-            groups.entry(&place.tensor).or_insert((place, Vec::new())).1.push(tensor.clone());
+            groups.entry(&place.tensor).or_insert((place, Vec::new())).1.push(tensor.dense()?);
         }
         let whole = groups.into_iter().map(|(name, (place, weights))| Ok((name, place.write(&weights)?)));
         whole.collect()
@@ -237,7 +240,7 @@ impl LanguageModel {
 
     /// Number of values in all weights.
     pub fn parameters(&self) -> usize {
-        self.tensors.values().map(Tensor::elem_count).sum()
+        self.tensors.values().map(Matrix::elem_count).sum()
     }
 }
 

@@ -1,13 +1,16 @@
 //! Named weights: read from a checkpoint or started from a seed, trainable or frozen.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use candle_core::{Device, Shape, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use sidenote_kernels::{BlockKind, QuantisedLinear};
 
+use super::layers::Matrix;
 use super::place::Place;
-use super::source::Source;
+use super::source::{self, Source, Stored};
 use crate::error::{Error, Result};
 
 /// How a weight starts when it is not read from a file.
@@ -31,7 +34,9 @@ pub struct Weights {
     /// Ends of names of tensors that are no weights.
     ignored: Vec<&'static str>,
     trainable: bool,
-    tensors: BTreeMap<Place, Tensor>,
+    /// Whether matrices that the checkpoint has in blocks stay so where nothing is trained.
+    keeps_blocks: bool,
+    tensors: BTreeMap<Place, Matrix>,
     variables: Vec<(String, Var)>,
 }
 
@@ -45,6 +50,7 @@ impl Weights {
             shared: HashMap::new(),
             ignored: Vec::new(),
             trainable: true,
+            keeps_blocks: false,
             tensors: BTreeMap::new(),
             variables: Vec::new(),
         }
@@ -58,6 +64,12 @@ impl Weights {
     /// Whether weights handed out from now on are trained.
     pub fn set_trainable(&mut self, trainable: bool) {
         self.trainable = trainable;
+    }
+
+    /// Whether matrices handed out from now on stay in blocks if the checkpoint has them so; for networks that are
+    /// only run, since no gradient passes through them.
+    pub fn keep_blocks(&mut self, keep: bool) {
+        self.keeps_blocks = keep;
     }
 
     /// From now on, weights start from the seed even if the rest was read from a checkpoint.
@@ -82,15 +94,35 @@ impl Weights {
             }
             false => tensor,
         };
-        self.tensors.insert(place, tensor.clone());
+        self.tensors.insert(place, Matrix::Dense(tensor.clone()));
         Ok(tensor)
+    }
+
+    /// The matrix at `place`, of this shape.
+    pub fn matrix(&mut self, place: &Place, shape: [usize; 2], start: Start) -> Result<Matrix> {
+        let may_be_blocks = self.keeps_blocks && !self.trainable && self.device.is_cpu();
+        if may_be_blocks && place.is_whole() && self.source.is_some() {
+            let stored = self.take(place, &shape)?;
+            if let Stored::Blocks(blocks) = &stored
+                && let Some(kind) = block_kind(blocks.kind())
+            {
+                let weight = QuantisedLinear::from_blocks(kind, blocks.bytes(), shape, &self.device)?;
+                let matrix = Matrix::Quantised(Arc::new(weight));
+                self.tensors.insert(place.clone(), matrix.clone());
+                return Ok(matrix);
+            }
+            let matrix = Matrix::Dense(stored.to_f32()?);
+            self.tensors.insert(place.clone(), matrix.clone());
+            return Ok(matrix);
+        }
+        Ok(Matrix::Dense(self.get(place, shape.to_vec(), start)?))
     }
 
     /// The weight at `place` of the checkpoint, as f32.
     fn read(&mut self, place: &Place, shape: &[usize]) -> Result<Tensor> {
         let (tensor, taken) = match self.shared.remove(&place.tensor) {
             Some(shared) => shared,
-            None => (self.take(place, shape)?, 0),
+            None => (self.take(place, shape)?.to_f32()?, 0),
         };
         let weight = place.read(&tensor)?;
         if let Some(rows) = place.rows
@@ -101,8 +133,8 @@ impl Weights {
         Ok(weight)
     }
 
-    /// The whole tensor in which a weight of `shape` has its `place`, as f32.
-    fn take(&mut self, place: &Place, shape: &[usize]) -> Result<Tensor> {
+    /// The whole tensor in which a weight of `shape` has its `place`.
+    fn take(&mut self, place: &Place, shape: &[usize]) -> Result<Stored> {
         let name = &place.tensor;
         let Some(source) = &mut self.source else {
             return Err(Error::setting(name, "there is no checkpoint to take it from"));
@@ -121,7 +153,7 @@ impl Weights {
                 "{name}: the checkpoint has shape {shape:?}, but config.json asks for {expected:?}"
             )));
         }
-        stored.to_f32()
+        Ok(stored)
     }
 
     /// Tensors whose names end so are no weights: they may be left over.
@@ -159,9 +191,25 @@ impl Weights {
     }
 
     /// All weights handed out, and those among them that are trained.
-    pub fn finish(self) -> (BTreeMap<Place, Tensor>, Vec<(String, Var)>) {
+    pub fn finish(self) -> (BTreeMap<Place, Matrix>, Vec<(String, Var)>) {
         (self.tensors, self.variables)
     }
+}
+
+/// The kernels' name of a block format, if they have it.
+fn block_kind(kind: source::BlockKind) -> Option<BlockKind> {
+    use source::BlockKind as Stored;
+    Some(match kind {
+        Stored::Q4_0 => BlockKind::Q4_0,
+        Stored::Q4_1 => BlockKind::Q4_1,
+        Stored::Q5_0 => BlockKind::Q5_0,
+        Stored::Q5_1 => BlockKind::Q5_1,
+        Stored::Q8_0 => BlockKind::Q8_0,
+        Stored::Q4K => BlockKind::Q4K,
+        Stored::Q5K => BlockKind::Q5K,
+        Stored::Q6K => BlockKind::Q6K,
+        _ => return None,
+    })
 }
 
 /// `n` values of a normal distribution that depend on `seed` and `name` only.

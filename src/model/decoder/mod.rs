@@ -136,12 +136,12 @@ impl Decoder {
         self.norm.forward(h)
     }
 
-    /// The output head, `[vocabulary, d]`.
-    pub fn head(&self) -> &Tensor {
-        self.head.weight()
+    /// The output head, `[vocabulary, d]`, in f32: a new tensor where the weights are in blocks.
+    pub fn head(&self) -> Result<Tensor> {
+        self.head.weight().dense()
     }
 
-    /// Hidden states `[batch, tokens, d]` to logits `[batch, tokens, vocabulary]`.
+    /// Hidden states `[.., d]` to logits `[.., vocabulary]`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.head.forward(hidden)
     }

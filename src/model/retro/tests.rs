@@ -275,7 +275,7 @@ fn every_trainable_tensor_gets_a_gradient() {
         let packed = Retrieved::pack(&[neighbours(3, 1), neighbours(3, 9)], K, R, &Device::Cpu).unwrap();
         let hidden = retro.forward(&text, Some(&packed)).unwrap().flatten(0, 1).unwrap();
         let targets = Tensor::new(&tokens(34, 8)[..], &Device::Cpu).unwrap();
-        let head = retro.base().head();
+        let head = &retro.base().head().unwrap();
         let loss =
             sidenote_kernels::linear_cross_entropy(&hidden, head, &targets, &Default::default()).unwrap();
         let gradients = loss.backward().unwrap();

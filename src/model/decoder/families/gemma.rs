@@ -84,10 +84,9 @@ pub(super) fn write(config: &DecoderConfig) -> Value {
     let mut fields = llama::write_shape(config);
     fields["hidden_activation"] = json!(activation_name(config.activation));
     fields["attention_bias"] = json!(config.qkv_bias);
-    let scale = config.attention_scale.map(|scale| scale.powi(-2));
-    // A root and its square are a little off.
-    fields["query_pre_attn_scalar"] =
-        json!(scale.map_or(config.head_dim as f64, |s| (s * 1e4).round() / 1e4));
+    // transformers takes whole numbers only; a root and its square are a little off.
+    let scalar = config.attention_scale.map_or(config.head_dim as f64, |scale| scale.powi(-2)).round();
+    fields["query_pre_attn_scalar"] = json!(scalar as u64);
     if let Some(window) = &config.window {
         fields["sliding_window"] = json!(window.tokens);
         fields["layer_types"] = qwen::write_layer_types(config);
