@@ -138,6 +138,11 @@ pub struct Window {
     pub blocks: Vec<bool>,
 }
 
+/// The width of a head where nothing says another; 0 if there is none.
+pub(super) fn usual_head_dim(hidden_size: usize, heads: usize) -> usize {
+    if heads > 0 && hidden_size.is_multiple_of(heads) { hidden_size / heads } else { 0 }
+}
+
 /// Larger sizes are taken for a slip of the hand.
 const LARGEST: usize = 1 << 20;
 /// But positions go further.
@@ -181,7 +186,7 @@ impl DecoderConfig {
 
     /// The same decoder with heads `hidden_size / num_attention_heads` wide that turn as a whole.
     pub fn with_usual_heads(mut self) -> Self {
-        self.head_dim = self.hidden_size.checked_div(self.num_attention_heads).unwrap_or(0);
+        self.head_dim = usual_head_dim(self.hidden_size, self.num_attention_heads);
         if let Positions::Rotary(rotary) = &mut self.positions {
             rotary.dim = self.head_dim;
         }
@@ -212,12 +217,16 @@ impl DecoderConfig {
             let why = format!("{value} is more than any model has; at most {largest}");
             return Err(Error::setting(*name, why));
         }
-        if self.head_dim == 0 || self.head_dim > LARGEST {
-            let why = format!(
-                "{} a head; hidden_size is {} and num_attention_heads {}",
-                self.head_dim, self.hidden_size, self.num_attention_heads
-            );
+        if self.head_dim > LARGEST {
+            let why = format!("{} is more than any model has; at most {LARGEST}", self.head_dim);
             return Err(Error::setting("head_dim", why));
+        }
+        if self.head_dim == 0 {
+            let why = format!(
+                "{} is not a multiple of num_attention_heads, {}, and no head_dim is given",
+                self.hidden_size, self.num_attention_heads
+            );
+            return Err(Error::setting("hidden_size", why));
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             let why = format!(
@@ -230,8 +239,9 @@ impl DecoderConfig {
             && (rotary.dim == 0 || rotary.dim > self.head_dim || !rotary.dim.is_multiple_of(2))
         {
             let why = format!(
-                "{} of a head's {} components turn; it must be an even number from 2 to that",
-                rotary.dim, self.head_dim
+                "{} of a head's {} components turn; it must be an even number from 2 to that (hidden_size is {}, \
+                 num_attention_heads {})",
+                rotary.dim, self.head_dim, self.hidden_size, self.num_attention_heads
             );
             return Err(Error::setting("head_dim", why));
         }
@@ -278,7 +288,7 @@ mod tests {
         assert!(complaint(|c| c.num_key_value_heads = 3).contains("num_key_value_heads"));
         assert!(complaint(|c| c.vocab_size = 0).contains("vocab_size"));
         assert!(complaint(|c| c.intermediate_size = usize::MAX).contains("intermediate_size"));
-        assert!(complaint(|c| c.head_dim = 0).contains("head_dim"));
+        assert!(complaint(|c| c.head_dim = 0).contains("num_attention_heads"));
         assert!(complaint(|c| c.head_dim = 1).contains("head_dim"));
         let window = |tokens, blocks| Some(Window { tokens, blocks: vec![true; blocks] });
         let mut config = sound.clone();

@@ -8,7 +8,7 @@ use super::fields::{Fields, activation_name};
 use super::names::Names;
 use super::{Family, rope};
 use crate::error::Result;
-use crate::model::decoder::config::{DecoderConfig, NormConfig, NormKind, Positions, Window};
+use crate::model::decoder::config::{DecoderConfig, NormConfig, NormKind, Positions, Window, usual_head_dim};
 
 pub(super) const NAMES: Names = Names {
     embedding: "model.embed_tokens",
@@ -58,7 +58,7 @@ pub(super) fn read_shape(family: Family, fields: &Fields) -> Result<DecoderConfi
     let hidden_size = fields.size("hidden_size")?;
     let heads = fields.size("num_attention_heads")?;
     let head_dim = fields.optional_size("head_dim")?;
-    let head_dim = head_dim.unwrap_or(hidden_size.checked_div(heads).unwrap_or(0));
+    let head_dim = head_dim.unwrap_or(usual_head_dim(hidden_size, heads));
     Ok(DecoderConfig {
         family,
         vocab_size: fields.size("vocab_size")?,
