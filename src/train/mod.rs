@@ -4,6 +4,7 @@ mod checkpoint;
 pub mod config;
 pub mod copy;
 mod log;
+pub mod objective;
 mod order;
 mod run;
 mod schedule;
