@@ -6,10 +6,12 @@ pub mod decoder;
 pub mod generate;
 mod layers;
 pub mod retro;
+pub mod source;
 mod store;
 pub mod weights;
 
 pub use config::{DecoderConfig, Initialisation, RetroConfig};
 pub use decoder::Decoder;
 pub use retro::{Retrieved, Retro};
+pub use source::Source;
 pub use store::{LanguageModel, Network, Trainable};
