@@ -61,8 +61,10 @@ pub fn dropout(x: &Tensor, rate: f32, seed: u64) -> Result<Tensor> {
 /// See [`crate::rotary`].
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let half = x.dim(D::Minus1)? / 2;
-    let cos = cos.detach().to_dtype(x.dtype())?;
-    let sin = sin.detach().to_dtype(x.dtype())?;
+    // Sequences share their angles, or have their own, which all heads share.
+    let angles = |x: &Tensor| if x.rank() == 3 { x.unsqueeze(1) } else { Ok(x.clone()) };
+    let cos = angles(&cos.detach().to_dtype(x.dtype())?)?;
+    let sin = angles(&sin.detach().to_dtype(x.dtype())?)?;
     let first = x.narrow(D::Minus1, 0, half)?;
     let second = x.narrow(D::Minus1, half, half)?;
     let rotated_first = (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?;

@@ -9,8 +9,9 @@ use std::path::Path;
 use candle_core::{Device, Tensor, Var};
 use serde_json::{Value, json};
 
+use super::cache::Cache;
 use super::config::{DecoderConfig, RetroConfig};
-use super::decoder::{Cache, Decoder};
+use super::decoder::Decoder;
 use super::retro::{Retrieved, Retro};
 use super::source::Source;
 use super::weights::Weights;
