@@ -13,7 +13,7 @@ use sidenote::progress::Progress;
 use sidenote::retriever::{Retriever, neighbours};
 use sidenote::train::Order;
 use sidenote::train::config::{ModelSection, RetroSection};
-use sidenote_kernels::{AdamW, AdamWOptions, CrossEntropyOptions, linear_cross_entropy};
+use sidenote_kernels::{AdamW, AdamWOptions, CrossEntropyOptions, backward, linear_cross_entropy};
 
 const WIDTH: usize = 128;
 const CHUNKS: usize = 4;
@@ -89,11 +89,11 @@ fn measure(
     let mut optimiser = AdamW::new(variables, AdamWOptions { weight_decay: 0.1, ..Default::default() });
     let mut step = || -> Result<f64> {
         let hidden = model.network.forward(&batch.tokens, retrieved)?.flatten(0, 1)?;
-        let head = model.network.decoder().head();
+        let head = &model.network.decoder().head().unwrap();
         let loss =
             linear_cross_entropy(&hidden, head, &batch.targets, &CrossEntropyOptions::ignoring(IGNORE))?;
         let loss = (loss / batch.scored as f64)?;
-        let stats = optimiser.step(&loss.backward()?, LEARNING_RATE, Some(1.0))?;
+        let stats = optimiser.step(&backward(&loss)?, LEARNING_RATE, Some(1.0))?;
         Ok(stats.grad_norm)
     };
     group.bench_function(name, |bencher| bencher.iter(|| step().expect("a good step")));

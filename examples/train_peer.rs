@@ -6,7 +6,8 @@
 //! Each line of standard input is a number of steps; each is answered with a line of JSON: seconds and
 //! loss of every step, and the most memory that the process has held. A number below zero asks for the
 //! machine's rate in products of two large matrices instead. With a file name, the weights are saved
-//! there before the first step, for a peer that starts from the same ones.
+//! there before the first step, for a peer that starts from the same ones. `SIDENOTE_MEMORY=plain` leaves memory to the
+//! C library, `kept` has it keep what is freed; otherwise large blocks are on huge pages, as in `sidenote train`.
 
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
@@ -18,7 +19,7 @@ use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use sidenote::model::weights::Weights;
 use sidenote::model::{Decoder, DecoderConfig, Initialisation, Network, Retrieved, Retro, RetroConfig};
-use sidenote_kernels::{AdamW, AdamWOptions, CrossEntropyOptions, linear_cross_entropy};
+use sidenote_kernels::{AdamW, AdamWOptions, CrossEntropyOptions, backward, linear_cross_entropy};
 
 #[global_allocator]
 static ALLOCATOR: sidenote_kernels::LargeBlocks = sidenote_kernels::LargeBlocks;
@@ -39,8 +40,13 @@ struct Trainer {
 }
 
 fn main() -> Result<()> {
-    sidenote_kernels::keep_freed_memory();
-    sidenote_kernels::LargeBlocks::start();
+    let memory = std::env::var("SIDENOTE_MEMORY").unwrap_or_default();
+    if memory != "plain" {
+        sidenote_kernels::keep_freed_memory();
+    }
+    if memory.is_empty() {
+        sidenote_kernels::LargeBlocks::start();
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (kind, numbers, file) = match &arguments[..] {
         [kind, width, layers, batch] => (kind, [width, layers, batch], None),
@@ -79,11 +85,11 @@ impl Trainer {
             num_attention_heads: 8,
             num_key_value_heads: 8,
             max_position_embeddings: TOKENS,
-            rms_norm_eps: 1e-5,
-            rope_theta: 1e4,
             // retro-pytorch has a head of its own.
             tie_word_embeddings: !retro,
-        };
+            ..DecoderConfig::llama()
+        }
+        .with_usual_heads();
         let mut weights = Weights::from_seed(0, &Device::Cpu);
         let base = Decoder::new(&decoder, &mut weights)?;
         let network = if retro {
@@ -98,7 +104,11 @@ impl Trainer {
         };
         let (tensors, variables) = weights.finish();
         if let Some(file) = file {
-            candle_core::safetensors::save(&tensors.into_iter().collect::<HashMap<_, _>>(), file)?;
+            let named: HashMap<String, _> = tensors
+                .into_iter()
+                .map(|(place, t)| Ok((place.to_string(), t.dense()?)))
+                .collect::<Result<_>>()?;
+            candle_core::safetensors::save(&named, file)?;
         }
         let options = AdamWOptions { beta2: 0.95, weight_decay: 0.1, ..Default::default() };
         Ok(Self { network, optimiser: AdamW::new(variables, options), batch, step: 0 })
@@ -137,12 +147,12 @@ impl Trainer {
         let hidden = self.network.forward(&inputs, retrieved.as_ref())?.flatten(0, 1)?;
         let loss = linear_cross_entropy(
             &hidden,
-            self.network.decoder().head(),
+            &self.network.decoder().head()?,
             &targets,
             &CrossEntropyOptions::default(),
         )?;
         let loss = (loss / targets.elem_count() as f64)?;
-        self.optimiser.step(&loss.backward()?, RATE, Some(1.0))?;
+        self.optimiser.step(&backward(&loss)?, RATE, Some(1.0))?;
         self.step += 1;
         Ok(loss.to_scalar()?)
     }

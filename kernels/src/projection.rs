@@ -9,7 +9,7 @@ use crate::heads::{exchange, merge_heads, split_heads};
 use crate::linear::{input_gradient, linear, linear_add, product, product_back, weight_gradient};
 use crate::rotary::{check_angles, rotary_heads, split_and_turn};
 
-/// [`crate::linear`], then [`crate::split_heads`] or, with `angles` (cosines and sines, `[tokens, dim / 2]`),
+/// [`crate::linear`], then [`crate::split_heads`] or, with `angles` (cosines and sines),
 /// [`crate::rotary_heads`].
 ///
 /// `x` is `[batch, tokens, in]`, `weight` is `[heads * dim, in]`, the result `[batch, heads, tokens, dim]`; both
@@ -45,7 +45,7 @@ pub fn linear_to_heads(
     let dim = width / heads;
     let angles = match angles {
         Some((cos, sin)) => {
-            check_angles(tokens, dim, cos, sin)?;
+            check_angles("linear_to_heads", [batch, tokens, dim], cos, sin)?;
             Some((cos.detach().contiguous()?, sin.detach().contiguous()?))
         }
         None => None,

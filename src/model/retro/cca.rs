@@ -5,8 +5,9 @@ use candle_core::Tensor;
 use sidenote_kernels::{self as kernels, AttentionOptions};
 
 use crate::error::Result;
-use crate::model::config::{DecoderConfig, RetroConfig};
+use crate::model::decoder::DecoderConfig;
 use crate::model::layers::{Linear, RelativeBias, RmsNorm};
+use crate::model::retro::RetroConfig;
 use crate::model::retro::copy::Starts;
 use crate::model::weights::Weights;
 
@@ -24,6 +25,7 @@ pub struct ChunkedCrossAttention {
 }
 
 /// The encoded neighbours of chunks, as keys and values of one layer.
+#[derive(Clone)]
 pub struct KeysValues {
     keys: Tensor,
     values: Tensor,
@@ -39,7 +41,7 @@ impl ChunkedCrossAttention {
         let starts = Starts::new(decoder, config);
         let attention = starts.cross_attention();
         Ok(Self {
-            norm: RmsNorm::new(w, &format!("{name}.norm"), d, decoder.rms_norm_eps)?,
+            norm: RmsNorm::new(w, &format!("{name}.norm"), d, decoder.norm.eps as f32)?,
             q: Linear::new(w, &format!("{name}.q_proj"), d, inner, attention.q)?,
             k: Linear::new(w, &format!("{name}.k_proj"), d_enc, inner, attention.k)?,
             v: Linear::new(w, &format!("{name}.v_proj"), d_enc, inner, attention.v)?,
@@ -65,8 +67,8 @@ impl ChunkedCrossAttention {
     pub fn keys_values(&self, encoded: &Tensor, mask: &Tensor) -> Result<KeysValues> {
         let (chunks, neighbours, r) = mask.dims3()?;
         Ok(KeysValues {
-            keys: kernels::split_heads(&self.k.forward(encoded)?, self.heads)?,
-            values: kernels::split_heads(&self.v.forward(encoded)?, self.heads)?,
+            keys: self.k.to_heads(encoded, self.heads, None)?,
+            values: self.v.to_heads(encoded, self.heads, None)?,
             mask: mask.reshape((chunks, neighbours * r))?,
             neighbours,
         })
@@ -76,11 +78,11 @@ impl ChunkedCrossAttention {
     /// of `neighbours` for each sequence's first complete chunks. Nothing is added to tokens that read none.
     pub fn forward(&self, h: &Tensor, neighbours: &KeysValues) -> Result<Tensor> {
         let columns = self.columns(0, self.chunk_size, neighbours)?;
-        let q = kernels::split_heads(&self.q.forward(&self.norm.forward(h)?)?, self.heads)?;
+        let q = self.q.to_heads(&self.norm.forward(h)?, self.heads, None)?;
         let KeysValues { keys, values, .. } = neighbours;
         let options = self.options(&columns, neighbours)?;
         let out = kernels::chunked_cross_attention(&q, keys, values, self.chunk_size, &options)?;
-        self.o.forward_add(&kernels::merge_heads(&out)?, h)
+        self.o.from_heads_add(&out, h)
     }
 
     /// Which distance each of the queries from `first` on has to each key.
@@ -111,7 +113,7 @@ impl ChunkedCrossAttention {
     pub fn attend(&self, h: &Tensor, first: usize, neighbours: &KeysValues) -> Result<Tensor> {
         let queries = h.dim(1)?;
         let columns = self.columns(first, queries, neighbours)?;
-        let q = kernels::split_heads(&self.q.forward(&self.norm.forward(h)?)?, self.heads)?;
+        let q = self.q.to_heads(&self.norm.forward(h)?, self.heads, None)?;
         let options = self.options(&columns, neighbours)?;
         debug_assert!(first + queries <= self.chunk_size);
         let out = kernels::attention(&q, &neighbours.keys, &neighbours.values, &options)?;
