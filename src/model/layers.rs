@@ -167,6 +167,7 @@ pub fn split_heads(x: &Tensor, heads: usize, angles: Option<&(Tensor, Tensor)>) 
 }
 
 /// A table of embeddings, `[rows, d]`.
+#[derive(Clone)]
 pub struct Embedding {
     table: Matrix,
 }
