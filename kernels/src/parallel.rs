@@ -39,7 +39,7 @@ pub fn for_tasks(tasks: usize, work: impl Fn(usize) + Sync) {
     match tasks {
         0 => {}
         1 => work(0),
-        _ => (0..tasks).into_par_iter().for_each(|task| work(task)),
+        _ => (0..tasks).into_par_iter().for_each(&work),
     }
 }
 

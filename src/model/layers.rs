@@ -150,7 +150,7 @@ impl Linear {
     }
 
     /// [`forward_add`](Self::forward_add) of merged heads `[batch, heads, tokens, dim]`.
-    pub fn from_heads_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    pub fn add_heads(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         match self.plain() {
             Some(weight) => Ok(kernels::linear_from_heads(x, weight, residual)?),
             None => self.forward_add(&kernels::merge_heads(x)?, residual),
@@ -273,9 +273,9 @@ impl FeedForward {
     pub fn new(w: &mut Weights, name: &str, dim: usize, inner: usize, down: Start) -> Result<Self> {
         let start = Start::Normal((dim as f32).powf(-0.5));
         Ok(Self {
-            gate: Some(Linear::new(w, &format!("{name}.gate_proj"), dim, inner, start.clone())?),
-            up: Linear::new(w, &format!("{name}.up_proj"), dim, inner, start)?,
-            down: Linear::new(w, &format!("{name}.down_proj"), inner, dim, down)?,
+            gate: Some(Linear::new(w, format!("{name}.gate_proj"), dim, inner, start.clone())?),
+            up: Linear::new(w, format!("{name}.up_proj"), dim, inner, start)?,
+            down: Linear::new(w, format!("{name}.down_proj"), inner, dim, down)?,
             activation: Activation::Silu,
         })
     }

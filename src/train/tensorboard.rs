@@ -128,7 +128,7 @@ mod tests {
         // A resumed run writes anew what it kept.
         let events = Events::create(dir.path(), &[line(20, None), line(300, Some(2.0))]).unwrap();
         let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
-        assert_eq!(files, [events.path.clone()], "{path:?}");
+        assert_eq!(files, std::slice::from_ref(&events.path), "{path:?}");
         let mut rest = &std::fs::read(&events.path).unwrap()[..];
         let mut messages = Vec::new();
         while !rest.is_empty() {

@@ -134,7 +134,7 @@ impl Attention {
         };
         let out = kernels::attention(&q, &k, &v, &options)?;
         match &self.after {
-            None => self.o.from_heads_add(&out, h),
+            None => self.o.add_heads(&out, h),
             Some(norm) => Ok((h + norm.forward(&self.o.forward(&kernels::merge_heads(&out)?)?)?)?),
         }
     }

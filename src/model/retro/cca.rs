@@ -82,7 +82,7 @@ impl ChunkedCrossAttention {
         let KeysValues { keys, values, .. } = neighbours;
         let options = self.options(&columns, neighbours)?;
         let out = kernels::chunked_cross_attention(&q, keys, values, self.chunk_size, &options)?;
-        self.o.from_heads_add(&out, h)
+        self.o.add_heads(&out, h)
     }
 
     /// Which distance each of the queries from `first` on has to each key.

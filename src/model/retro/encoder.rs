@@ -153,6 +153,6 @@ impl Attention {
         let scale = (q.dim(3)? as f32).powf(-0.5);
         let relative = self.bias.over(distances);
         let options = AttentionOptions { relative, key_mask: mask, ..AttentionOptions::scaled(scale) };
-        self.o.from_heads_add(&kernels::attention(&q, &k, &v, &options)?, residual)
+        self.o.add_heads(&kernels::attention(&q, &k, &v, &options)?, residual)
     }
 }
