@@ -10,6 +10,7 @@ pub mod retro;
 pub mod source;
 mod store;
 pub mod weights;
+mod writer;
 
 pub use cache::Cache;
 pub use config::{DecoderConfig, Initialisation, RetroConfig};
@@ -17,3 +18,4 @@ pub use decoder::Decoder;
 pub use retro::{Retrieved, Retro};
 pub use source::Source;
 pub use store::{LanguageModel, Network, Trainable};
+pub use writer::Writer;

@@ -24,6 +24,7 @@ use encoder::NeighbourEncoder;
 mod cca;
 pub mod copy;
 mod encoder;
+pub mod reading;
 
 /// Neighbours of the complete chunks of a batch of sequences.
 #[derive(Clone)]
