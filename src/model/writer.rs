@@ -43,13 +43,19 @@ impl LanguageModel {
 }
 
 impl LanguageModel {
-    /// Tokens of a text to go on from, with the token that the texts which the model was trained on begin with.
+    /// Tokens of a text to go on from: with what the tokenizer puts around a text, and, for a model that was trained
+    /// here, after the token that its documents begin with.
+    ///
+    /// # Errors
+    /// When the text is empty.
     pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
-        let words = self.tokenizer.encode(text)?.ids;
-        if words.is_empty() {
+        if text.is_empty() {
             return Err(Error::setting("prompt", "is empty; give at least one word to go on from"));
         }
-        Ok(self.tokenizer.end_of_text().into_iter().chain(words).collect())
+        let words = self.tokenizer.encode_whole(text)?;
+        let first = self.trained_here.then(|| self.tokenizer.end_of_text()).flatten();
+        let first = first.filter(|first| words.first() != Some(first));
+        Ok(first.into_iter().chain(words).collect())
     }
 }
 

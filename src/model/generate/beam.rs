@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::distribution::{log_sum_exp, penalise, top};
 use super::text::Text;
 use super::{Autoregressive, Ended, Generator, Job, Piece, TokenLogprob, Written, allowed, seen};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A text that beam search goes on with.
 #[derive(Clone)]
@@ -231,12 +231,6 @@ impl Beam {
             self.node = node;
             if choices.is_leaf(node) {
                 return Ok(choices.choice(node).map(Ended::Choice));
-            }
-            if self.tokens.len() >= longest {
-                return Err(Error::setting(
-                    "choice",
-                    "is longer than what the model can read after the prompt",
-                ));
             }
             return Ok(None);
         }

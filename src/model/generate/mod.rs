@@ -130,6 +130,14 @@ impl<'a, M: Autoregressive> Generator<'a, M> {
             true => None,
             false => Some(Choices::new(&options.choices, self.tokenizer, self.ends.first().copied())?),
         };
+        let longest = choices.iter().flat_map(Choices::paths).map(Vec::len).max().unwrap_or(0);
+        for prompt in prompts {
+            // The last token is not read.
+            if longest > self.room(prompt).saturating_add(1) {
+                let why = format!("{longest} tokens are more than the model can read after the prompt");
+                return Err(Error::setting("choice", why));
+            }
+        }
         // Prompts of like length side by side leave little padding.
         let mut order: Vec<usize> = (0..prompts.len()).collect();
         order.sort_by_key(|i| prompts[*i].len());
@@ -368,12 +376,6 @@ impl Row {
                 let number = choices.choice(self.node).unwrap_or_default();
                 self.shown = job.options.choices[number].clone();
                 return Ok(self.shown.clone());
-            }
-            if self.tokens.len() >= room {
-                return Err(Error::setting(
-                    "choice",
-                    "is longer than what the model can read after the prompt",
-                ));
             }
             return Ok(String::new());
         }

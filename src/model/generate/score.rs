@@ -81,9 +81,8 @@ impl<M: Autoregressive> Generator<'_, M> {
     fn score_after(&self, prompts: &[&[u32]], rows: &[(usize, &[u32])], batch: usize) -> Result<Vec<Score>> {
         let vocabulary = self.network.vocab_size();
         for (prompt, text) in rows {
-            let room = self.room(prompts[*prompt]);
             // The last token is predicted, not read.
-            if text.len() > room + 1 {
+            if text.len() > self.room(prompts[*prompt]).saturating_add(1) {
                 let why = format!(
                     "{} tokens after {} of prompt, but the model reads at most {}",
                     text.len(),

@@ -9,8 +9,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::model::config::{DecoderConfig, RetroConfig};
-use crate::model::{LanguageModel, Trainable};
+use crate::model::{DecoderConfig, LanguageModel, RetroConfig, Trainable};
 
 fn folder() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/generate")
@@ -297,7 +296,7 @@ fn nothing_more_is_written_than_there_is_room_for() {
     assert!(refused(&[vec![99]], nothing()).contains("token 99"));
     assert!(refused(&[vec![2; longest]], nothing()).contains("48"));
     let long = vec!["w5 w6 w7 w8 w9".to_string(), "w5".into()];
-    assert!(refused(&[vec![2; longest - 2]], Options { choices: long, ..nothing() }).contains("longer"));
+    assert!(refused(&[vec![2; longest - 2]], Options { choices: long, ..nothing() }).contains("more than"));
     for (options, word) in [
         (Options { temperature: f64::NAN, ..nothing() }, "temperature"),
         (Options { top_p: 0.0, ..nothing() }, "top-p"),
@@ -458,10 +457,10 @@ fn retro_writes_in_a_batch_what_it_writes_alone() {
         num_attention_heads: 4,
         num_key_value_heads: 2,
         max_position_embeddings: 64,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
         tie_word_embeddings: true,
-    };
+        ..DecoderConfig::llama()
+    }
+    .with_usual_heads();
     let retro = RetroConfig { neighbours: 2, ..RetroConfig::for_decoder(&decoder, 4) };
     let model = LanguageModel::new(&decoder, Some(&retro), tokenizer, 3, &Device::Cpu).unwrap();
     for (_, variable) in model.variables() {
