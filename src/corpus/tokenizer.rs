@@ -7,6 +7,7 @@ use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Model};
 
+use super::sentencepiece;
 use crate::artefact::write_atomically;
 use crate::{Error, Result};
 
@@ -64,6 +65,13 @@ impl Tokenizer {
         })
     }
 
+    /// Reads a SentencePiece Unigram model, as older T5 repositories have it (`spiece.model`), with so many
+    /// sentinels `<extra_id_0>`... after its own pieces.
+    pub fn from_sentencepiece(model: &[u8], extra_ids: usize) -> Result<Self> {
+        let json = sentencepiece::unigram_json(model, extra_ids).map_err(Error::Tokenizer)?;
+        Self::from_bytes(json.to_string().as_bytes())
+    }
+
     /// The tokenizer inside the program, which its language models use: byte-level BPE of 4,096
     /// tokens, trained with [`train`](Self::train) on the Simple English Wikipedia extract.
     pub fn default_lm() -> Result<Self> {
@@ -74,19 +82,6 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Tokens> {
         let encoding = self.inner.encode(text, false).map_err(failed)?;
         Ok(Tokens { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
-    }
-
-    /// The tokens of a whole text, with those that the tokenizer puts around one, such as `<s>` before it.
-    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self.inner.encode(text, true).map_err(failed)?.get_ids().to_vec())
-    }
-
-    /// The tokens of a text in which special tokens that are spelled out are meant, as in a chat that was put
-    /// together with a template.
-    pub fn encode_marked(&self, text: &str) -> Result<Vec<u32>> {
-        let mut marked = self.inner.clone();
-        marked.set_encode_special_tokens(false);
-        Ok(marked.encode(text, false).map_err(failed)?.get_ids().to_vec())
     }
 
     /// The text of `ids`, special tokens left out. Bytes that make no whole character become
@@ -217,10 +212,6 @@ mod tests {
         assert!(!tokens.ids.contains(&end));
         assert_eq!(tokenizer.decode(&tokens.ids).unwrap(), "a <|endoftext|> b");
         assert_eq!(tokenizer.decode(&[end]).unwrap(), "");
-        // Unless it is meant.
-        let marked = tokenizer.encode_marked("a <|endoftext|> b").unwrap();
-        assert_eq!(marked.iter().filter(|token| **token == end).count(), 1);
-        assert_eq!(tokenizer.encode_whole("a <|endoftext|> b").unwrap(), tokens.ids);
     }
 
     #[test]

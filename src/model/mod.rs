@@ -9,6 +9,7 @@ mod place;
 pub mod retro;
 pub mod source;
 mod store;
+pub mod t5;
 pub mod weights;
 mod writer;
 
@@ -17,4 +18,5 @@ pub use decoder::{Decoder, DecoderConfig};
 pub use retro::{Initialisation, Retrieved, Retro, RetroConfig};
 pub use source::Source;
 pub use store::{LanguageModel, Network, Trainable};
+pub use t5::EncoderDecoder;
 pub use writer::Writer;
