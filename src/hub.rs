@@ -16,7 +16,7 @@ use hf_hub::{Cache, Repo};
 use crate::error::{Error, Result};
 
 /// Files of a model besides its weights, of which it has some.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -24,6 +24,7 @@ const FILES: [&str; 13] = [
     "special_tokens_map.json",
     "vocab.json",
     "merges.txt",
+    "spiece.model",
     "chat_template.jinja",
     "modules.json",
     "sentence_bert_config.json",
