@@ -3,11 +3,13 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 
+use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::{Console, print};
-use crate::model::generate::{Ended, Options, Retrieve, Written};
-use crate::model::{LanguageModel, Trainable};
+use crate::model::WritingModel;
+use crate::model::generate::{Ended, Options, Retrieve, Score, Written};
+use crate::model::source::Message;
 use crate::retriever::Retriever;
 use crate::{Error, interrupt};
 
@@ -24,15 +26,21 @@ Examples:
   sidenote generate runs/plain/model \"The sky is\" --choice \" blue\" --choice \" green\" --json
   sidenote generate runs/plain/model --prompts prompts.txt --stop \"\\n\"")]
 pub struct Args {
-    /// The model: its folder.
+    /// The model: a folder, a file (GGUF, safetensors), or a name on the Hugging Face hub.
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// Texts to continue.
+    /// Texts to continue, or to answer: a model with a chat template gets each as a conversation of its own.
     #[arg(value_name = "PROMPT", required_unless_present = "prompts")]
     prompt: Vec<String>,
     /// A file with one prompt a line (.jsonl: an object a line, whose field "prompt" it is); - for stdin.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     prompts: Option<PathBuf>,
+    /// Continue the prompt as it is, whether or not the model has a chat template.
+    #[arg(long)]
+    raw: bool,
+    /// What the conversation begins with, for a model with a chat template.
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
     /// Index that a RETRO model reads from, at every chunk boundary; without it retrieval is off.
     #[arg(long, value_name = "DIR")]
     index: Option<PathBuf>,
@@ -110,22 +118,23 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         Some(file) => prompts::read(file)?,
         None => args.prompt.clone(),
     };
-    let model = LanguageModel::load(&args.model, Trainable::Nothing, &candle_core::Device::Cpu)?;
+    let model = WritingModel::load(&args.model, &candle_core::Device::Cpu)?;
     let retriever = args.index.as_deref().map(|dir| Retriever::open(dir, None)).transpose()?;
-    let k = model.network.neighbours();
+    let reader = match &model {
+        WritingModel::Decoder(model) if model.network.neighbours() > 0 => Some(model),
+        _ => None,
+    };
     if let Some(retriever) = &retriever {
-        anyhow::ensure!(
-            k > 0,
-            "{}: a plain decoder does not read; leave --index out, or give a RETRO model",
-            args.model.display()
-        );
-        model.check_fits(retriever.store())?;
+        let why = "this model does not read; leave --index out, or give a RETRO model";
+        let reader = reader.with_context(|| format!("{}: {why}", args.model.display()))?;
+        reader.check_fits(retriever.store())?;
     }
+    let k = reader.map_or(0, |model| model.network.neighbours());
     let looked_up = Cell::new(0);
     let find = |chunk: &[u32]| match &retriever {
         Some(retriever) => {
             looked_up.set(looked_up.get() + 1);
-            let text = model.tokenizer.decode(chunk)?;
+            let text = model.tokenizer().decode(chunk)?;
             let found = retriever.neighbour_search(&[&text], &[None], k)?;
             Ok(found
                 .into_iter()
@@ -136,7 +145,10 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         None => Ok(Vec::new()),
     };
     let retrieve: Option<&Retrieve<'_>> = retriever.as_ref().map(|_| &find as _);
-    let tokens = prompts.iter().map(|prompt| model.prompt(prompt)).collect::<Result<Vec<_>, _>>()?;
+    let tokens = prompts
+        .iter()
+        .map(|prompt| read_prompt(&model, prompt, &args))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let generator = model.generator(retrieve);
 
     // Among choices, the likeliest as a whole; step by step would be the likeliest beginning.
@@ -147,7 +159,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         let mut results = Vec::new();
         for (prompt, tokens) in prompts.iter().zip(&tokens) {
             let (best, scores) = generator.choose(tokens, &options.choices, options.batch)?;
-            let choice = |(text, score): (&String, &crate::model::generate::Score)| json!({"text": text, "logprob": score.sum(), "tokens": score.tokens.len()});
+            let choice = |(text, score): (&String, &Score)| json!({"text": text, "logprob": score.sum(), "tokens": score.tokens.len()});
             let scores: Vec<Value> = options.choices.iter().zip(&scores).map(choice).collect();
             results.push(json!({"prompt": prompt, "text": options.choices[best], "choices": scores}));
         }
@@ -200,8 +212,26 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     console.report(&value, human)
 }
 
+/// The tokens of a prompt; of a conversation that it begins, where the model was trained on some.
+fn read_prompt(model: &WritingModel, prompt: &str, args: &Args) -> anyhow::Result<Vec<u32>> {
+    let Some(chat) = model.chat_template().filter(|_| !args.raw) else {
+        let name = args.model.display();
+        anyhow::ensure!(
+            args.system.is_none(),
+            "--system: {name} has no chat template, and continues the prompt"
+        );
+        return Ok(model.prompt(prompt)?);
+    };
+    anyhow::ensure!(!prompt.is_empty(), "prompt: is empty; give at least one word to answer");
+    // What somebody else wrote ends no turn.
+    let message = |role, content| Message::new(role, model.tokenizer().unmarked(content));
+    let system = args.system.as_deref().map(|system| message("system", system));
+    let messages: Vec<Message> = system.into_iter().chain([message("user", prompt)]).collect();
+    Ok(model.tokenizer().encode_marked(&chat.render(&messages, true)?)?)
+}
+
 /// One text, for machines.
-fn report(model: &LanguageModel, prompt: &str, text: &Written) -> crate::Result<Value> {
+fn report(model: &WritingModel, prompt: &str, text: &Written) -> crate::Result<Value> {
     let mut value = json!({
         "prompt": prompt,
         "text": text.text,
@@ -216,7 +246,7 @@ fn report(model: &LanguageModel, prompt: &str, text: &Written) -> crate::Result<
     }
     if let Some(logprobs) = &text.logprobs {
         let spelled = |token: u32, logprob: f32| -> crate::Result<Value> {
-            Ok(json!({"token": model.tokenizer.decode(&[token])?, "id": token, "logprob": logprob}))
+            Ok(json!({"token": model.tokenizer().decode(&[token])?, "id": token, "logprob": logprob}))
         };
         let mut all = Vec::new();
         for one in logprobs {
