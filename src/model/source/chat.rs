@@ -238,7 +238,7 @@ mod tests {
             ("{{ bos_token }}|{{ eos_token }}", "<s>|</s>"),
             ("{{ messages[1].content.strip() }}.", "Yes?."),
             ("{{ messages[1]['content'] | trim }}.", "Yes?."),
-            ("{{ messages[2].content.startswith('Na') and not messages[2].content.endswith('x') }}", "true"),
+            ("{{ messages[2].content.startswith('Na') and not messages[2].content.endswith('x') }}", "True"),
             ("{% set loop_messages = messages[1:] %}{{ loop_messages | length }}", "2"),
             ("{% for m in messages[::-1] %}{{ m.role[0] }}{% endfor %}", "uau"),
             (
