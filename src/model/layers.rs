@@ -99,7 +99,7 @@ impl Linear {
         let place = name.into();
         let weight = w.matrix(&place.join("weight"), [output, input], start)?;
         let bias = match bias {
-            true => Some(w.get(&place.join("bias"), output, Start::Constant(0.0))?),
+            true => Some(w.get(place.join("bias"), output, Start::Constant(0.0))?),
             false => None,
         };
         Ok(Self { weight, bias })
@@ -211,9 +211,9 @@ impl Norm {
             NormKind::RmsOffset => 0.0,
             _ => 1.0,
         };
-        let weight = w.get(&place.join("weight"), dim, Start::Constant(start))?;
+        let weight = w.get(place.join("weight"), dim, Start::Constant(start))?;
         let bias = match config.kind {
-            NormKind::Layer => Some(w.get(&place.join("bias"), dim, Start::Constant(0.0))?),
+            NormKind::Layer => Some(w.get(place.join("bias"), dim, Start::Constant(0.0))?),
             _ => None,
         };
         Ok(Self { weight, bias, config })
@@ -273,9 +273,9 @@ impl FeedForward {
     pub fn new(w: &mut Weights, name: &str, dim: usize, inner: usize, down: Start) -> Result<Self> {
         let start = Start::Normal((dim as f32).powf(-0.5));
         Ok(Self {
-            gate: Some(Linear::new(w, format!("{name}.gate_proj"), dim, inner, start.clone())?),
-            up: Linear::new(w, format!("{name}.up_proj"), dim, inner, start)?,
-            down: Linear::new(w, format!("{name}.down_proj"), inner, dim, down)?,
+            gate: Some(Linear::new(w, &format!("{name}.gate_proj"), dim, inner, start.clone())?),
+            up: Linear::new(w, &format!("{name}.up_proj"), dim, inner, start)?,
+            down: Linear::new(w, &format!("{name}.down_proj"), inner, dim, down)?,
             activation: Activation::Silu,
         })
     }
