@@ -1,5 +1,7 @@
 //! Scaled dot-product attention.
 
+use std::ops::Range;
+
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -19,6 +21,9 @@ const TASKS: usize = 16;
 pub struct AttentionOptions<'a> {
     /// Query `i` sees only keys `j <= i + (keys - queries)`: the last query sees every key.
     pub causal: bool,
+    /// With `causal`: of the keys that a query sees, only this many, the last ones (a sliding window; Beltagy et
+    /// al. 2020, <https://arxiv.org/abs/2004.05150>, section 3.1).
+    pub window: Option<usize>,
     /// What the dot products are multiplied by, usually `1 / sqrt(dim)`; T5 uses 1.
     pub scale: f32,
     /// Added to the scores, `[heads, queries, keys]`; gets a gradient.
@@ -36,7 +41,7 @@ pub struct AttentionOptions<'a> {
 impl AttentionOptions<'_> {
     /// Plain attention, which sees every key: all scores times `scale`.
     pub fn scaled(scale: f32) -> Self {
-        Self { causal: false, scale, bias: None, relative: None, key_mask: None, sink: None }
+        Self { causal: false, window: None, scale, bias: None, relative: None, key_mask: None, sink: None }
     }
 }
 
@@ -265,6 +270,13 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Resu
         }
         _ => Ok(()),
     };
+    if options.window.is_some() && (!options.causal || options.window == Some(0)) {
+        bail!(
+            "attention: a window of {:?} with causal {}; a window is of at least 1 key, and for causal attention",
+            options.window,
+            options.causal
+        );
+    }
     if options.bias.is_some() && options.relative.is_some() {
         bail!("attention: there is a bias and a relative bias; give one of them");
     }
@@ -307,6 +319,7 @@ struct Plan {
     keys: usize,
     dim: usize,
     causal: bool,
+    window: Option<usize>,
     scale: f32,
     /// `[batch, keys]`: zero or minus infinity, added to the scores.
     mask: Option<Vec<f32>>,
@@ -327,7 +340,7 @@ impl Plan {
             }
             mask = Some(seen.into_iter().map(|s| if s != 0 { 0.0 } else { f32::NEG_INFINITY }).collect());
         }
-        let AttentionOptions { causal, scale, .. } = *options;
+        let AttentionOptions { causal, window, scale, .. } = *options;
         Ok(Self {
             batch,
             heads,
@@ -339,16 +352,28 @@ impl Plan {
             keys,
             dim,
             causal,
+            window,
             scale,
             mask,
             visible,
         })
     }
 
-    /// How many keys, counted from the first, `query` sees (unless masked).
+    /// Up to which key, exclusive, `query` sees (unless masked).
     fn sight(&self, batch: usize, query: usize) -> usize {
         let visible = self.visible[batch];
         if self.causal { (query + self.keys + 1).saturating_sub(self.queries).min(visible) } else { visible }
+    }
+
+    /// From which key on `query` sees: the first, or that which its window begins with.
+    fn begin(&self, query: usize) -> usize {
+        self.window.map_or(0, |window| (query + self.keys + 1).saturating_sub(self.queries + window))
+    }
+
+    /// The keys that some of the `rows` queries from `first` on may see.
+    fn span(&self, batch: usize, first: usize, rows: usize) -> Range<usize> {
+        let end = self.sight(batch, first + rows - 1);
+        self.begin(first).min(end)..end
     }
 
     /// The token that is the first query of a sequence of keys, and how many there are.
@@ -443,20 +468,22 @@ impl Operands<'_> {
     ) {
         let dim = self.plan.dim;
         let rows = log_totals.len();
-        let n = self.scores(batch, query_head, kv_head, first, rows, scores);
+        let span = self.plan.span(batch, first, rows);
+        let (begin, n) = (span.start, span.len());
         if n == 0 {
             log_totals.fill(f32::INFINITY);
             return;
         }
+        self.scores(batch, query_head, kv_head, first, rows, span, scores);
         let sink = self.sink.as_ref().map_or(f32::NEG_INFINITY, |sink| sink[query_head]);
         let mut inverses = [0f32; BLOCK];
         for (i, row) in scores.chunks_exact_mut(n).enumerate() {
             (inverses[i], log_totals[i]) = exponentials(row, sink);
         }
         match self.rows(&self.v, batch, kv_head).filter(|_| rows == 1) {
-            Some((v, stride)) => mix(scores, v, stride, out),
+            Some((v, stride)) => mix(scores, &v[begin * stride..], stride, out),
             None => {
-                let v = head(&self.v, batch, kv_head, 0);
+                let v = head(&self.v, batch, kv_head, begin);
                 multiply([rows, n, dim], 1.0, Matrix::rows(scores, n), v, out, dim, false, Threads::One);
             }
         }
@@ -465,8 +492,8 @@ impl Operands<'_> {
         }
     }
 
-    /// The scores of `rows` queries from `first` on against the first `n` keys, where `n` is what the
-    /// last of these queries sees; minus infinity where a query may not look. Returns `n`.
+    /// The scores of `rows` queries from `first` on against the keys of `span`, which is not empty; minus
+    /// infinity where a query may not look.
     fn scores(
         &self,
         batch: usize,
@@ -474,32 +501,31 @@ impl Operands<'_> {
         kv_head: usize,
         first: usize,
         rows: usize,
+        span: Range<usize>,
         scores: &mut Vec<f32>,
-    ) -> usize {
+    ) {
         let Plan { chunks, queries, keys, dim, scale, .. } = *self.plan;
-        let n = self.plan.sight(batch, first + rows - 1);
+        let (begin, n) = (span.start, span.len());
         scores.resize(rows * n, 0.0);
-        if n == 0 {
-            return 0;
-        }
         let token = self.plan.own(batch).0 + first;
-        let (q, k) = (head(&self.q, batch / chunks, query_head, token), head(&self.k, batch, kv_head, 0));
+        let (q, k) = (head(&self.q, batch / chunks, query_head, token), head(&self.k, batch, kv_head, begin));
         match (self.rows(&self.q, batch / chunks, query_head), self.rows(&self.k, batch, kv_head)) {
             (Some((q, down)), Some((k, stride))) if rows == 1 && dim > 0 => {
-                dots(&q[token * down..][..dim], k, stride, scale, scores);
+                dots(&q[token * down..][..dim], &k[begin * stride..], stride, scale, scores);
             }
             _ => multiply([rows, dim, n], scale, q, k.t(), scores, n, false, Threads::One),
         }
         for (i, row) in scores.chunks_exact_mut(n).enumerate() {
+            let query = first + i;
             if let Some(bias) = &self.bias {
-                add(row, &bias[(query_head * queries + first + i) * keys..][..n]);
+                add(row, &bias[(query_head * queries + query) * keys + begin..][..n]);
             }
             if let Some(mask) = &self.plan.mask {
-                add(row, &mask[batch * keys..][..n]);
+                add(row, &mask[batch * keys + begin..][..n]);
             }
-            row[self.plan.sight(batch, first + i).min(n)..].fill(f32::NEG_INFINITY);
+            row[self.plan.sight(batch, query).saturating_sub(begin).min(n)..].fill(f32::NEG_INFINITY);
+            row[..self.plan.begin(query).saturating_sub(begin).min(n)].fill(f32::NEG_INFINITY);
         }
-        n
     }
 
     /// One head's rows, and how far apart they begin, if the elements of each lie side by side.
@@ -580,15 +606,17 @@ impl Operands<'_> {
         let group = heads / kv_heads;
         let Share { batch, kv_head, .. } = share;
         let (own, of_own) = self.plan.own(batch);
-        let (k, v) = (head(&self.k, batch, kv_head, 0), head(&self.v, batch, kv_head, 0));
         for member in 0..group {
             let query_head = kv_head * group + member;
             for first in (0..of_own).step_by(BLOCK) {
                 let rows = BLOCK.min(of_own - first);
-                let n = self.scores(batch, query_head, kv_head, first, rows, p);
+                let span = self.plan.span(batch, first, rows);
+                let (begin, n) = (span.start, span.len());
                 if n == 0 {
                     continue;
                 }
+                self.scores(batch, query_head, kv_head, first, rows, span, p);
+                let (k, v) = (head(&self.k, batch, kv_head, begin), head(&self.v, batch, kv_head, begin));
                 let at = (batch / chunks * heads + query_head) * tokens + own + first;
                 let (grad, out) = (&grad[at * dim..][..rows * dim], &out[at * dim..][..rows * dim]);
                 let grad_rows = Matrix::rows(grad, dim);
@@ -602,14 +630,16 @@ impl Operands<'_> {
                         share.sink[member] -= exp(sink[query_head] - log_total) * along;
                     }
                     if self.bias.is_some() {
-                        add(&mut dbias[(member * queries + first + i) * keys..][..n], &dp[i * n..][..n]);
+                        let at = (member * queries + first + i) * keys + begin;
+                        add(&mut dbias[at..][..n], &dp[i * n..][..n]);
                     }
                 }
                 let (p, ds) = (Matrix::rows(p, n), Matrix::rows(dp, n));
                 let q = head(&self.q, batch / chunks, query_head, own + first);
                 let dq = &mut share.q[member][first * dim..];
-                multiply([n, rows, dim], 1.0, p.t(), grad_rows, share.v, dim, true, Threads::One);
-                multiply([n, rows, dim], scale, ds.t(), q, share.k, dim, true, Threads::One);
+                let (dk, dv) = (&mut share.k[begin * dim..], &mut share.v[begin * dim..]);
+                multiply([n, rows, dim], 1.0, p.t(), grad_rows, dv, dim, true, Threads::One);
+                multiply([n, rows, dim], scale, ds.t(), q, dk, dim, true, Threads::One);
                 multiply([rows, n, dim], scale, ds, k, dq, dim, false, Threads::One);
             }
         }
@@ -709,6 +739,7 @@ mod tests {
             let op = |t: &[Tensor]| {
                 let options = AttentionOptions {
                     causal,
+                    window: None,
                     scale: 0.7,
                     bias: biased.then(|| &t[3]),
                     relative: None,
@@ -723,6 +754,55 @@ mod tests {
             assert_matches_f64(&inputs, 1e-5, op);
             assert_same_on_any_number_of_threads(&inputs, op);
         }
+    }
+
+    #[test]
+    fn a_sliding_window_is_right() {
+        for [batch, heads, kv_heads, queries, keys, dim] in SHAPES {
+            for window in [1, 3, 40, 500] {
+                let inputs = [
+                    random(&[batch, heads, queries, dim], 1),
+                    random(&[batch, kv_heads, keys, dim], 2),
+                    random(&[batch, kv_heads, keys, dim], 3),
+                    random(&[heads, queries, keys], 4),
+                ];
+                for mask in masks(batch, keys) {
+                    let op = |t: &[Tensor]| {
+                        let options = AttentionOptions {
+                            causal: true,
+                            window: Some(window),
+                            bias: Some(&t[3]),
+                            key_mask: mask.as_ref(),
+                            ..AttentionOptions::scaled(0.7)
+                        };
+                        attention(&t[0], &t[1], &t[2], &options)
+                    };
+                    if queries * keys < 20 {
+                        assert_gradients_are_slopes(&inputs, op);
+                    }
+                    assert_matches_f64(&inputs, 1e-5, op);
+                    assert_same_on_any_number_of_threads(&inputs, op);
+                }
+            }
+        }
+    }
+
+    /// What the window does not reach changes nothing; what it just reaches does.
+    #[test]
+    fn a_window_ends_where_it_says() {
+        let (q, k) = (random(&[1, 1, 9, 4], 1), random(&[1, 1, 9, 4], 2));
+        let options = AttentionOptions { causal: true, window: Some(3), ..AttentionOptions::scaled(0.7) };
+        let before = attention(&q, &k, &k, &options).unwrap();
+        let (ones, rest) = (random(&[1, 1, 1, 4], 9), k.narrow(2, 1, 8).unwrap());
+        let changed = Tensor::cat(&[&ones, &rest], 2).unwrap();
+        let after = attention(&q, &changed, &changed, &options).unwrap();
+        let moved = |query: usize| {
+            distance(&before.narrow(2, query, 1).unwrap(), &after.narrow(2, query, 1).unwrap()) > 0.0
+        };
+        assert_eq!((0..9).filter(|query| moved(*query)).collect::<Vec<_>>(), [0, 1, 2]);
+        let without = AttentionOptions { causal: false, ..options };
+        assert!(attention(&q, &k, &k, &without).is_err());
+        assert!(attention(&q, &k, &k, &AttentionOptions { window: Some(0), ..options }).is_err());
     }
 
     /// Without a mask, and with one that leaves the first sequence nothing.

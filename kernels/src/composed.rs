@@ -3,7 +3,7 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use crate::{AttentionOptions, CrossEntropyOptions, RelativeBias};
+use crate::{Activation, AttentionOptions, CrossEntropyOptions, RelativeBias};
 
 /// See [`crate::rms_norm`].
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
@@ -21,14 +21,19 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resul
     normal.broadcast_mul(weight)?.broadcast_add(bias)
 }
 
-/// See [`crate::swiglu`].
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.silu()?.mul(up)
+/// See [`crate::activate`].
+pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    match activation {
+        Activation::Silu => x.silu(),
+        Activation::Gelu => x.gelu_erf(),
+        Activation::GeluTanh => x.gelu(),
+        Activation::Relu => x.relu(),
+    }
 }
 
-/// See [`crate::gelu`].
-pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    x.gelu_erf()
+/// See [`crate::gated`].
+pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+    activate(gate, activation)?.mul(up)
 }
 
 /// See [`crate::linear`].
@@ -56,8 +61,10 @@ pub fn dropout(x: &Tensor, rate: f32, seed: u64) -> Result<Tensor> {
 /// See [`crate::rotary`].
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let half = x.dim(D::Minus1)? / 2;
-    let cos = cos.detach().to_dtype(x.dtype())?;
-    let sin = sin.detach().to_dtype(x.dtype())?;
+    // Sequences share their angles, or have their own, which all heads share.
+    let angles = |x: &Tensor| if x.rank() == 3 { x.unsqueeze(1) } else { Ok(x.clone()) };
+    let cos = angles(&cos.detach().to_dtype(x.dtype())?)?;
+    let sin = angles(&sin.detach().to_dtype(x.dtype())?)?;
     let first = x.narrow(D::Minus1, 0, half)?;
     let second = x.narrow(D::Minus1, half, half)?;
     let rotated_first = (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?;
@@ -201,8 +208,9 @@ fn allowed(
     if !options.causal {
         return Ok(key_mask);
     }
-    let causal: Vec<u8> =
-        (0..queries).flat_map(|i| (0..keys).map(move |j| u8::from(j + queries <= i + keys))).collect();
+    let window = options.window.unwrap_or(keys + queries);
+    let sees = |i: usize, j: usize| j + queries <= i + keys && i + keys < j + queries + window;
+    let causal: Vec<u8> = (0..queries).flat_map(|i| (0..keys).map(move |j| u8::from(sees(i, j)))).collect();
     let causal = Tensor::from_vec(causal, (1, 1, queries, keys), device)?;
     match key_mask {
         Some(mask) => mask.broadcast_mul(&causal).map(Some),

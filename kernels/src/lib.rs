@@ -30,7 +30,7 @@ mod quantised;
 mod rotary;
 mod simd;
 
-pub use activation::{gelu, swiglu};
+pub use activation::{Activation, activate, gated, gelu, swiglu};
 pub use adafactor::{Adafactor, AdafactorOptions};
 pub use adamw::{AdamW, AdamWOptions, StepStats};
 pub use attention::{

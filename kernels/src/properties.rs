@@ -164,6 +164,7 @@ fn frozen_inputs_stay_frozen() {
             .collect();
         let options = AttentionOptions {
             causal: true,
+            window: None,
             scale: 1.0,
             bias: Some(&t[3]),
             relative: None,
@@ -284,6 +285,7 @@ fn half_precision_works() {
     let (value, _) = value_and_gradients(&inputs, DType::BF16, |t| {
         let options = AttentionOptions {
             causal: true,
+            window: None,
             scale: 0.5,
             bias: Some(&t[3]),
             relative: None,
@@ -313,6 +315,7 @@ fn concurrent_backward_passes_keep_apart() {
         .collect();
     let options = AttentionOptions {
         causal: true,
+        window: None,
         scale: 1.0,
         bias: Some(&vars[3]),
         relative: None,

@@ -11,21 +11,14 @@ use crate::simd::vectorised;
 /// Rotary position embedding (Su et al. 2021, <https://arxiv.org/abs/2104.09864>, equation 34) in the
 /// order of Llama and Hugging Face: component `i` turns together with component `i + dim / 2`.
 ///
-/// `x` is `[batch, heads, tokens, dim]` and gets a gradient; `cos` and `sin` are
-/// `[tokens, dim / 2]` and are constants.
+/// `x` is `[batch, heads, tokens, dim]` and gets a gradient; `cos` and `sin` are constants,
+/// `[tokens, dim / 2]`, or `[batch, tokens, dim / 2]` where sequences have positions of their own.
 ///
 /// # Errors
 /// When the shapes do not fit together.
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let (_, _, tokens, dim) = x.dims4()?;
-    if !dim.is_multiple_of(2) || cos.dims() != [tokens, dim / 2] || sin.dims() != cos.dims() {
-        bail!(
-            "rotary: x is {:?}, so cos and sin are [tokens, dim / 2], not {:?} and {:?}",
-            x.dims(),
-            cos.dims(),
-            sin.dims()
-        );
-    }
+    let (batch, _, tokens, dim) = x.dims4()?;
+    check("rotary", x, [batch, tokens, dim], cos, sin)?;
     if !fusible(&[x, cos, sin]) {
         return composed::rotary(x, cos, sin);
     }
@@ -49,14 +42,7 @@ pub fn rotary_heads(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor) -> Res
         return rotary(&split_heads(x, heads)?, cos, sin);
     }
     let dim = width / heads;
-    if !dim.is_multiple_of(2) || cos.dims() != [tokens, dim / 2] || sin.dims() != cos.dims() {
-        bail!(
-            "rotary_heads: x is {:?} in {heads} heads, so cos and sin are [tokens, dim / 2], not {:?} and {:?}",
-            x.dims(),
-            cos.dims(),
-            sin.dims()
-        );
-    }
+    check("rotary_heads", x, [batch, tokens, dim], cos, sin)?;
     let (x, cos, sin) = (x.contiguous()?, cos.detach().contiguous()?, sin.detach().contiguous()?);
     let sizes = [batch, tokens, heads, dim];
     let out = split_and_turn(&x, &cos, &sin, sizes, false)?;
@@ -64,6 +50,20 @@ pub fn rotary_heads(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor) -> Res
     record(&[&x], out, (batch, heads, tokens, dim), move |_, grad| {
         Ok(vec![gradient(split_and_turn(grad, &cos, &sin, sizes, true)?, &input)?])
     })
+}
+
+fn check(name: &str, x: &Tensor, [batch, tokens, dim]: [usize; 3], cos: &Tensor, sin: &Tensor) -> Result<()> {
+    let fits = cos.dims() == [tokens, dim / 2] || cos.dims() == [batch, tokens, dim / 2];
+    if !dim.is_multiple_of(2) || !fits || sin.dims() != cos.dims() {
+        bail!(
+            "{name}: x is {:?}, so cos and sin are [tokens, dim / 2] or [batch, tokens, dim / 2], here {tokens} and \
+             {dim} / 2, not {:?} and {:?}",
+            x.dims(),
+            cos.dims(),
+            sin.dims()
+        );
+    }
+    Ok(())
 }
 
 /// Splits heads and turns; `back` turns back and merges them.
@@ -86,7 +86,9 @@ fn split_and_turn(
                 true => (row / heads, row % heads * tokens + row / heads),
             };
             let x = &x[(sequence * tokens * heads + from) * dim..][..dim];
-            let (cos, sin) = (&cos[token * dim / 2..][..dim / 2], &sin[token * dim / 2..][..dim / 2]);
+            // Sequences share their angles or have their own.
+            let angle = (sequence * tokens + token) * (dim / 2) % cos.len();
+            let (cos, sin) = (&cos[angle..][..dim / 2], &sin[angle..][..dim / 2]);
             turn_rows(x, cos, sin, 0, dim, if back { -1.0 } else { 1.0 }, out);
         }
     });
@@ -94,13 +96,21 @@ fn split_and_turn(
 }
 
 fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) -> Result<Vec<f32>> {
-    let (_, _, tokens, dim) = x.dims4()?;
+    let (_, heads, tokens, dim) = x.dims4()?;
+    let own = cos.rank() == 3;
     let mut out = vec![0f32; x.elem_count()];
     let (x, cos, sin) = (View::of(x)?, View::of(cos)?, View::of(sin)?);
     let (x, cos, sin) = (&x[..], &cos[..], &sin[..]);
     for_pieces(&mut out, dim, |at, out| {
         let first = at / dim.max(1) % tokens.max(1);
-        turn_rows(&x[at..][..out.len()], cos, sin, first, dim, direction, out);
+        if !own {
+            return turn_rows(&x[at..][..out.len()], cos, sin, first, dim, direction, out);
+        }
+        for (row, out) in (at / dim.max(1)..).zip(out.chunks_exact_mut(dim.max(1))) {
+            let angle = (row / (heads * tokens) * tokens + row % tokens) * (dim / 2);
+            let (cos, sin) = (&cos[angle..][..dim / 2], &sin[angle..][..dim / 2]);
+            turn_rows(&x[row * dim..][..dim], cos, sin, 0, dim, direction, out);
+        }
     });
     Ok(out)
 }
@@ -146,6 +156,30 @@ mod tests {
             assert_matches_f64(&inputs, 1e-6, op);
             assert_same_on_any_number_of_threads(&inputs, op);
         }
+    }
+
+    #[test]
+    fn sequences_may_have_positions_of_their_own() {
+        for (batch, tokens, heads, dim) in [(1, 1, 1, 2), (3, 5, 2, 6), (2, 41, 3, 32)] {
+            let angles = (random(&[batch, tokens, dim / 2], 5) * 4.0).unwrap();
+            let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
+            let cast = |x: &Tensor, like: &Tensor| x.to_dtype(like.dtype());
+            let inputs = [random(&[batch, heads, tokens, dim], 1)];
+            assert_matches_f64(&inputs, 1e-6, |t| rotary(&t[0], &cast(&cos, &t[0])?, &cast(&sin, &t[0])?));
+            let wide = [random(&[batch, tokens, heads * dim], 1)];
+            assert_matches_f64(&wide, 1e-6, |t| {
+                rotary_heads(&t[0], heads, &cast(&cos, &t[0])?, &cast(&sin, &t[0])?)
+            });
+            // Each sequence as if it were alone.
+            let together = rotary(&inputs[0], &cos, &sin).unwrap();
+            for i in 0..batch {
+                let (x, cos, sin) = (inputs[0].get(i).unwrap(), cos.get(i).unwrap(), sin.get(i).unwrap());
+                let alone = rotary(&x.unsqueeze(0).unwrap(), &cos, &sin).unwrap();
+                assert_eq!(distance(&alone, &together.narrow(0, i, 1).unwrap()), 0.0);
+            }
+        }
+        let (x, angles) = (random(&[2, 3, 8], 1), random(&[3, 3, 4], 1));
+        assert!(rotary_heads(&x, 1, &angles, &angles).is_err());
     }
 
     #[test]

@@ -4,7 +4,9 @@
 use candle_core::{Device, Tensor};
 use sidenote_kernels::{self as kernels, AttentionOptions, KvCache};
 
+use super::cache::Cache;
 use super::config::DecoderConfig;
+use super::generate::{Autoregressive, left_padded};
 use super::layers::{FeedForward, Linear, RmsNorm};
 use super::weights::{Start, Weights};
 use crate::error::Result;
@@ -17,20 +19,6 @@ pub struct Decoder {
     norm: RmsNorm,
     head: Tensor,
     rotary: Rotary,
-}
-
-/// Keys and values of the tokens already read, block by block.
-#[derive(Default)]
-pub struct Cache {
-    blocks: Vec<KvCache>,
-    tokens: usize,
-}
-
-impl Cache {
-    /// Number of tokens already read.
-    pub fn tokens(&self) -> usize {
-        self.tokens
-    }
 }
 
 impl Decoder {
@@ -77,27 +65,26 @@ impl Decoder {
     /// Reads `tokens` `[batch, tokens]` after what the cache holds, and gives the hidden states
     /// before the output head, `[batch, tokens, d]`.
     pub fn forward(&self, tokens: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+        let places = self.places(cache, tokens.dim(1)?)?;
         let mut h = self.embed(tokens)?;
         for i in 0..self.blocks.len() {
-            h = self.attend(i, &h, cache)?;
+            h = self.attend(i, &h, &places, cache)?;
             h = self.blocks[i].feed_forward(&h)?;
         }
-        self.advance(cache, tokens.dim(1)?);
+        cache.advance(tokens.dim(1)?);
         self.finish(&h)
     }
 
-    /// The attention half of block `i`, with its residual connection.
-    pub fn attend(&self, i: usize, h: &Tensor, cache: &mut Cache) -> Result<Tensor> {
-        let (cos, sin) = self.rotary.at(cache.tokens, h.dim(1)?)?;
-        if cache.blocks.len() < self.blocks.len() {
-            cache.blocks.resize_with(self.blocks.len(), KvCache::default);
-        }
-        self.blocks[i].attend(h, &cos, &sin, &mut cache.blocks[i])
+    /// Where the next `tokens` tokens stand after what the cache holds.
+    pub fn places(&self, cache: &Cache, tokens: usize) -> Result<Places> {
+        let (cos, sin) = self.rotary.at(&cache.positions(tokens))?;
+        Ok(Places { cos, sin, key_mask: cache.key_mask(tokens, self.device())? })
     }
 
-    /// Notes that all blocks have read `tokens` more.
-    pub fn advance(&self, cache: &mut Cache, tokens: usize) {
-        cache.tokens += tokens;
+    /// The attention half of block `i`, with its residual connection, at the places that [`places`](Self::places)
+    /// gave for the tokens of `h`.
+    pub fn attend(&self, i: usize, h: &Tensor, places: &Places, cache: &mut Cache) -> Result<Tensor> {
+        self.blocks[i].attend(h, places, cache.layer(i))
     }
 
     /// The last norm.
@@ -116,6 +103,47 @@ impl Decoder {
         let logits = hidden.reshape((batch * tokens, d))?.matmul(&self.head.t()?)?;
         Ok(logits.reshape((batch, tokens, self.config.vocab_size))?)
     }
+}
+
+impl Autoregressive for Decoder {
+    type State = Cache;
+
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn longest(&self) -> usize {
+        self.config.max_position_embeddings
+    }
+
+    fn start(&self, prompts: &[&[u32]]) -> Result<(Cache, Tensor)> {
+        let (tokens, padding) = left_padded(prompts, self.device())?;
+        let mut cache = Cache::padded(&padding);
+        let hidden = self.forward(&tokens, &mut cache)?;
+        let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
+        Ok((cache, last))
+    }
+
+    fn read(&self, tokens: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+        self.forward(tokens, cache)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(kernels::linear(hidden, &self.head)?)
+    }
+
+    fn pick(&self, cache: &Cache, rows: &[usize]) -> Result<Cache> {
+        cache.pick(rows)
+    }
+}
+
+/// Where tokens stand in their sequences.
+pub struct Places {
+    /// Cosines and sines of the rotary angles, `[tokens, dim / 2]`, or `[batch, tokens, dim / 2]`.
+    cos: Tensor,
+    sin: Tensor,
+    /// 0 for padding, `[batch, keys]`.
+    key_mask: Option<Tensor>,
 }
 
 /// One block: attention, then feed-forward.
@@ -153,14 +181,16 @@ impl Block {
         })
     }
 
-    fn attend(&self, h: &Tensor, cos: &Tensor, sin: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+    fn attend(&self, h: &Tensor, places: &Places, cache: &mut KvCache) -> Result<Tensor> {
+        let Places { cos, sin, key_mask } = places;
         let x = self.attention_norm.forward(h)?;
         let q = kernels::rotary_heads(&self.q.forward(&x)?, self.heads, cos, sin)?;
         let k = kernels::rotary_heads(&self.k.forward(&x)?, self.kv_heads, cos, sin)?;
         let v = kernels::split_heads(&self.v.forward(&x)?, self.kv_heads)?;
         let (k, v) = cache.extend(&k, &v)?;
         let scale = (q.dim(3)? as f32).powf(-0.5);
-        let options = AttentionOptions { causal: true, ..AttentionOptions::scaled(scale) };
+        let options =
+            AttentionOptions { causal: true, key_mask: key_mask.as_ref(), ..AttentionOptions::scaled(scale) };
         let out = kernels::attention(&q, &k, &v, &options)?;
         self.o.forward_add(&kernels::merge_heads(&out)?, h)
     }
@@ -185,12 +215,18 @@ impl Rotary {
         Ok(Self { frequencies, device: device.clone() })
     }
 
-    /// Cosines and sines `[tokens, dim / 2]` of the positions from `first` on.
-    fn at(&self, first: usize, tokens: usize) -> Result<(Tensor, Tensor)> {
-        let angles: Vec<f32> = (first..first + tokens)
-            .flat_map(|position| self.frequencies.iter().map(move |f| position as f32 * f))
+    /// Cosines and sines of positions, `[tokens, dim / 2]` for one list, `[rows, tokens, dim / 2]` for more.
+    fn at(&self, positions: &[Vec<u32>]) -> Result<(Tensor, Tensor)> {
+        let (tokens, half) = (positions.first().map_or(0, Vec::len), self.frequencies.len());
+        let angles: Vec<f32> = positions
+            .iter()
+            .flatten()
+            .flat_map(|position| self.frequencies.iter().map(move |f| *position as f32 * f))
             .collect();
-        let angles = Tensor::from_vec(angles, (tokens, self.frequencies.len()), &self.device)?;
+        let angles = match positions.len() {
+            1 => Tensor::from_vec(angles, (tokens, half), &self.device)?,
+            rows => Tensor::from_vec(angles, (rows, tokens, half), &self.device)?,
+        };
         Ok((angles.cos()?, angles.sin()?))
     }
 }

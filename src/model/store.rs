@@ -9,9 +9,11 @@ use std::path::Path;
 use candle_core::{Device, Tensor, Var};
 use serde_json::{Value, json};
 
+use super::cache::Cache;
 use super::config::{DecoderConfig, RetroConfig};
-use super::decoder::{Cache, Decoder};
+use super::decoder::Decoder;
 use super::retro::{Retrieved, Retro};
+use super::source::Source;
 use super::weights::Weights;
 use crate::artefact::{self, FileEntry, Manifest};
 use crate::corpus::Store;
@@ -98,65 +100,64 @@ impl LanguageModel {
         Ok(Self { network, tokenizer, tensors, variables })
     }
 
-    /// Reads the model in `dir`.
-    pub fn load(dir: &Path, trainable: Trainable, device: &Device) -> Result<Self> {
-        let (decoder, retro) = read_config(dir)?;
-        Self::read(dir, &decoder, retro.as_ref(), trainable, None, device)
+    /// Reads the model called `name`, as [`Source::open`] understands it.
+    pub fn load(name: impl AsRef<Path>, trainable: Trainable, device: &Device) -> Result<Self> {
+        let source = open(name.as_ref())?;
+        let (decoder, retro) = read_config(&source)?;
+        Self::read(source, &decoder, retro.as_ref(), trainable, None, device)
     }
 
-    /// Reads the plain decoder in `dir`, freezes it, and adds RETRO's layers, which start from
+    /// Reads the plain decoder called `name`, freezes it, and adds RETRO's layers, which start from
     /// `seed` (RETRO-fit).
-    pub fn retrofit(dir: &Path, retro: &RetroConfig, seed: u64, device: &Device) -> Result<Self> {
-        let (decoder, existing) = read_config(dir)?;
+    pub fn retrofit(name: impl AsRef<Path>, retro: &RetroConfig, seed: u64, device: &Device) -> Result<Self> {
+        let source = open(name.as_ref())?;
+        let (decoder, existing) = read_config(&source)?;
         if existing.is_some() {
             let why = "already a RETRO model; give the plain model that it was made from";
-            return Err(Error::file(dir, why));
+            return Err(Error::file(source.path(), why));
         }
         retro.check(&decoder)?;
-        Self::read(dir, &decoder, Some(retro), Trainable::RetroOnly, Some(seed), device)
+        Self::read(source, &decoder, Some(retro), Trainable::RetroOnly, Some(seed), device)
     }
 
     fn read(
-        dir: &Path,
+        source: Source,
         decoder: &DecoderConfig,
         retro: Option<&RetroConfig>,
         trainable: Trainable,
         fresh_retro: Option<u64>,
         device: &Device,
     ) -> Result<Self> {
-        check_manifest(dir)?;
-        let path = dir.join("model.safetensors");
+        let path = source.path().to_path_buf();
+        let tokenizer = source.tokenizer()?;
+        if tokenizer.vocab_size() > decoder.vocab_size {
+            let why = format!(
+                "the tokenizer has {} tokens, but the configuration says vocab_size {}",
+                tokenizer.vocab_size(),
+                decoder.vocab_size
+            );
+            return Err(Error::file(path, why));
+        }
         let named = |e: Error| match e {
             Error::Setting { name, why } => Error::file(&path, format!("{name}: {why}")),
             other => other,
         };
-        let mut weights = Weights::from_file(&path, device)?;
+        let mut weights = Weights::from_source(source, device);
         weights.set_trainable(trainable == Trainable::Everything);
         let base = Decoder::new(decoder, &mut weights).map_err(named)?;
         let network = match retro {
             Some(config) => {
                 weights.set_trainable(trainable != Trainable::Nothing);
                 if let Some(seed) = fresh_retro {
+                    check_all_taken(&weights)?;
                     weights.start_fresh(seed);
                 }
                 Network::Retro(Retro::new(base, config, &mut weights).map_err(named)?)
             }
             None => Network::Plain(base),
         };
-        if let Some(name) = weights.unused().first() {
-            let why = format!("tensor {name} belongs to no part of the model that config.json describes");
-            return Err(Error::file(&path, why));
-        }
-        let tokenizer = Tokenizer::open(&dir.join("tokenizer.json"))?;
+        check_all_taken(&weights)?;
         let (tensors, variables) = weights.finish();
-        if tokenizer.vocab_size() > decoder.vocab_size {
-            let why = format!(
-                "the tokenizer has {} tokens, but config.json says vocab_size {}",
-                tokenizer.vocab_size(),
-                decoder.vocab_size
-            );
-            return Err(Error::file(dir.join("tokenizer.json"), why));
-        }
         Ok(Self { network, tokenizer, tensors, variables })
     }
 
@@ -241,18 +242,35 @@ impl LanguageModel {
     }
 }
 
-/// Reads `config.json` in `dir`.
-fn read_config(dir: &Path) -> Result<(DecoderConfig, Option<RetroConfig>)> {
-    let path = dir.join("config.json");
-    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let wrong = |e: serde_json::Error| Error::file(&path, e.to_string());
-    let value: Value = serde_json::from_str(&text).map_err(wrong)?;
+/// Opens the checkpoint `name`; every byte of one with a manifest is checked first.
+fn open(name: &Path) -> Result<Source> {
+    check_manifest(name)?;
+    Source::open(name)
+}
+
+/// A tensor that belongs to nothing means that the model is not what its configuration says.
+fn check_all_taken(weights: &Weights) -> Result<()> {
+    let Some(source) = weights.source() else { return Ok(()) };
+    match source.left().next() {
+        Some(name) => {
+            Err(source
+                .fault(format!("tensor {name} belongs to no part of the model that config.json describes")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What the checkpoint's configuration describes.
+fn read_config(source: &Source) -> Result<(DecoderConfig, Option<RetroConfig>)> {
+    let wrong = |e: serde_json::Error| Error::file(source.path(), format!("config.json: {e}"));
+    let value = source.config();
     let kind = value.get("model_type").and_then(Value::as_str).unwrap_or("llama");
     if kind != "llama" {
-        return Err(Error::file(&path, format!("model_type {kind:?} is not known; \"llama\" is")));
+        let why = format!("config.json: model_type {kind:?} is not known; \"llama\" is");
+        return Err(Error::file(source.path(), why));
     }
     let retro = value.get("retro").cloned().map(serde_json::from_value).transpose().map_err(wrong)?;
-    Ok((serde_json::from_value(value).map_err(wrong)?, retro))
+    Ok((serde_json::from_value(value.clone()).map_err(wrong)?, retro))
 }
 
 /// Reads every byte of a model that has a manifest; one from elsewhere has none.

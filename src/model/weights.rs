@@ -1,13 +1,13 @@
-//! Named weights: read from safetensors or started from a seed, trainable or frozen.
+//! Named weights: read from a checkpoint or started from a seed, trainable or frozen.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::collections::BTreeMap;
 
 use candle_core::{Device, Shape, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::error::{Error, Result};
+use super::source::Source;
+use crate::error::Result;
 
 /// How a weight starts when it is not read from a file.
 #[derive(Debug, Clone)]
@@ -24,7 +24,7 @@ pub enum Start {
 pub struct Weights {
     seed: u64,
     device: Device,
-    loaded: Option<HashMap<String, Tensor>>,
+    source: Option<Source>,
     trainable: bool,
     tensors: BTreeMap<String, Tensor>,
     variables: Vec<(String, Var)>,
@@ -36,18 +36,16 @@ impl Weights {
         Self {
             seed,
             device: device.clone(),
-            loaded: None,
+            source: None,
             trainable: true,
             tensors: BTreeMap::new(),
             variables: Vec::new(),
         }
     }
 
-    /// Weights read from the safetensors file at `path`, as f32.
-    pub fn from_file(path: &Path, device: &Device) -> Result<Self> {
-        let loaded = candle_core::safetensors::load(path, &Device::Cpu)
-            .map_err(|e| Error::file(path, format!("not a readable safetensors file: {e}")))?;
-        Ok(Self { loaded: Some(loaded), ..Self::from_seed(0, device) })
+    /// Weights taken out of `source`, as f32.
+    pub fn from_source(source: Source, device: &Device) -> Self {
+        Self { source: Some(source), ..Self::from_seed(0, device) }
     }
 
     /// Whether weights handed out from now on are trained.
@@ -55,29 +53,29 @@ impl Weights {
         self.trainable = trainable;
     }
 
-    /// From now on, weights start from the seed even if the rest was read from a file.
+    /// From now on, weights start from the seed even if the rest was read from a checkpoint.
     pub fn start_fresh(&mut self, seed: u64) {
-        self.loaded = None;
+        self.source = None;
         self.seed = seed;
     }
 
     /// The weight called `name`.
     pub fn get(&mut self, name: &str, shape: impl Into<Shape>, start: Start) -> Result<Tensor> {
         let shape = shape.into();
-        let tensor = match &mut self.loaded {
-            Some(loaded) => {
-                let tensor = loaded
-                    .remove(name)
-                    .ok_or_else(|| Error::setting(name, "this tensor is missing from the checkpoint"))?;
-                if tensor.shape() != &shape {
-                    let why = format!(
-                        "the checkpoint has shape {:?}, but config.json asks for {:?}",
-                        tensor.dims(),
+        let tensor = match &mut self.source {
+            Some(source) => {
+                let stored = source.take(name)?;
+                let stored = stored.ok_or_else(|| {
+                    source.fault(format!("{name}: this tensor is missing from the checkpoint"))
+                })?;
+                if stored.shape() != shape.dims() {
+                    return Err(source.fault(format!(
+                        "{name}: the checkpoint has shape {:?}, but config.json asks for {:?}",
+                        stored.shape(),
                         shape.dims()
-                    );
-                    return Err(Error::setting(name, why));
+                    )));
                 }
-                tensor.to_dtype(candle_core::DType::F32)?.to_device(&self.device)?
+                stored.to_f32()?.to_device(&self.device)?
             }
             None => self.start(name, shape, start)?,
         };
@@ -109,9 +107,9 @@ impl Weights {
         &self.device
     }
 
-    /// Names in the file that no part of the model asked for.
-    pub fn unused(&self) -> Vec<&str> {
-        self.loaded.iter().flat_map(|loaded| loaded.keys().map(String::as_str)).collect()
+    /// The checkpoint that weights are taken from.
+    pub fn source(&self) -> Option<&Source> {
+        self.source.as_ref()
     }
 
     /// All weights handed out, and those among them that are trained.

@@ -24,6 +24,7 @@ pub struct ChunkedCrossAttention {
 }
 
 /// The encoded neighbours of chunks, as keys and values of one layer.
+#[derive(Clone)]
 pub struct KeysValues {
     keys: Tensor,
     values: Tensor,

@@ -13,8 +13,9 @@
 
 use candle_core::{DType, Tensor};
 
+use super::cache::Cache;
 use super::config::RetroConfig;
-use super::decoder::{Cache, Decoder};
+use super::decoder::Decoder;
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use cca::{ChunkedCrossAttention, KeysValues};
@@ -78,6 +79,11 @@ impl State {
     pub fn tokens(&self) -> usize {
         self.cache.tokens()
     }
+
+    /// A state of its own that goes on from here.
+    pub fn copy(&self) -> Result<Self> {
+        Ok(Self { cache: self.cache.pick(&[0])?, chunk: self.chunk.clone(), active: self.active.clone() })
+    }
 }
 
 /// A decoder with chunked cross-attention.
@@ -130,9 +136,10 @@ impl Retro {
         let mask = retrieved.mask.reshape((batch * chunks, k, r))?;
         let mut cache = Cache::default();
         let mut encoded: Option<Tensor> = None;
+        let places = self.base.places(&cache, tokens.dim(1)?)?;
         let mut h = self.base.embed(tokens)?;
         for (i, block) in self.base.blocks().iter().enumerate() {
-            h = self.base.attend(i, &h, &mut cache)?;
+            h = self.base.attend(i, &h, &places, &mut cache)?;
             if let Some((_, cross)) = self.cross_at(i) {
                 if encoded.is_none() {
                     let own = h.narrow(1, 0, chunks * m)?.reshape((batch * chunks, m, d))?;
@@ -211,8 +218,9 @@ impl Retro {
         if neighbours.is_some() {
             state.active = None;
         }
+        let places = self.base.places(&state.cache, tokens.len())?;
         for (i, block) in self.base.blocks().iter().enumerate() {
-            h = self.base.attend(i, &h, &mut state.cache)?;
+            h = self.base.attend(i, &h, &places, &mut state.cache)?;
             if let Some((which, cross)) = self.cross_at(i) {
                 if which == 0 {
                     let own = match state.chunk.take() {
@@ -230,7 +238,7 @@ impl Retro {
             }
             h = block.feed_forward(&h)?;
         }
-        self.base.advance(&mut state.cache, tokens.len());
+        state.cache.advance(tokens.len());
         self.base.finish(&h)
     }
 

@@ -5,8 +5,9 @@
 use candle_core::{Device, Tensor};
 
 use super::{Retrieved, Retro, State};
+use crate::model::cache::Cache;
 use crate::model::config::{DecoderConfig, Initialisation, RetroConfig};
-use crate::model::decoder::{Cache, Decoder};
+use crate::model::decoder::Decoder;
 use crate::model::weights::{Weights, normal};
 
 const VOCABULARY: u32 = 31;
