@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 use serde::Deserialize;
+use sidenote_index::Metric;
 use sidenote_kernels::inference::Threads;
 use tokenizers::{Tokenizer, TruncationParams};
 
@@ -28,7 +29,9 @@ const BATCH_TOKENS: usize = 224;
 /// text. Without those it pools by the mean, as sentence-transformers does.
 ///
 /// Vectors are those of `SentenceTransformer.encode_document(normalize_embeddings=True)` and, for queries,
-/// `encode_query`, except that a text without a token gives a zero row. A vector depends on its text alone, to the
+/// `encode_query`, except that a text without a token gives a zero row. They are not normalised, and compared by
+/// the inner product, where no `modules.json` says how they were meant (Contriever), or where it names no Normalize
+/// and the prompts' file `"dot"` as `similarity_fn_name`. A vector depends on its text alone, to the
 /// last bit where the processor has AVX-512: not on what it is encoded with, nor on the number of threads.
 pub struct SentenceEncoder {
     name: String,
@@ -37,6 +40,7 @@ pub struct SentenceEncoder {
     network: Network,
     pooling: Pooling,
     prompts: Prompts,
+    metric: Metric,
     dim: usize,
 }
 
@@ -45,6 +49,8 @@ pub struct SentenceEncoder {
 struct Prompts {
     query: String,
     document: String,
+    /// Whether the model was trained for the inner product; not a prompt, but in their file.
+    by_inner_product: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -78,8 +84,13 @@ impl SentenceEncoder {
     pub(super) fn read(name: &str, mut files: Files, family: Family) -> Result<Self> {
         let config = files.json(CONFIG)?;
         let config = Config::read(family, &config).map_err(|why| files.fault(CONFIG, why))?;
-        let pooling = read_pooling(&mut files)?;
+        let (pooling, normalised) = read_modules(&mut files)?;
         let prompts = read_prompts(&mut files)?;
+        let metric = match normalised {
+            Some(true) => Metric::Cosine,
+            Some(false) if !prompts.by_inner_product => Metric::Cosine,
+            _ => Metric::InnerProduct,
+        };
         let max_length = read_limit(&mut files)?.min(config.tokens);
         let mut tokenizer = files.tokenizer()?;
         let truncation = TruncationParams { max_length, ..Default::default() };
@@ -92,7 +103,16 @@ impl SentenceEncoder {
         }
         let network = files.weights(|weights| Network::load(&config, weights))?;
         let identity = files.identity();
-        Ok(Self { name: name.into(), identity, tokenizer, network, pooling, prompts, dim: config.hidden })
+        Ok(Self {
+            name: name.into(),
+            identity,
+            tokenizer,
+            network,
+            pooling,
+            prompts,
+            metric,
+            dim: config.hidden,
+        })
     }
 
     /// The tokenizer, truncating to the longest text that the network reads.
@@ -163,7 +183,9 @@ impl SentenceEncoder {
 
     fn encode_after(&self, prompt: &str, texts: &[&str]) -> Result<Vec<f32>> {
         let mut rows = self.pool_ids(&self.tokenize(prompt, texts)?)?;
-        normalise_rows(&mut rows, self.dim);
+        if self.metric == Metric::Cosine {
+            normalise_rows(&mut rows, self.dim);
+        }
         Ok(rows)
     }
 }
@@ -179,6 +201,10 @@ impl Encoder for SentenceEncoder {
 
     fn encode_queries(&self, texts: &[&str]) -> Result<Vec<f32>> {
         self.encode_after(&self.prompts.query, texts)
+    }
+
+    fn metric(&self) -> Metric {
+        self.metric
     }
 
     fn name(&self) -> &str {
@@ -213,8 +239,10 @@ fn read_prompts(files: &mut Files) -> Result<Prompts> {
         #[serde(default)]
         prompts: std::collections::BTreeMap<String, String>,
         default_prompt_name: Option<String>,
+        similarity_fn_name: Option<String>,
     }
-    let Some(Settings { prompts, default_prompt_name }) = files.json_optional(PROMPTS)? else {
+    let Some(Settings { prompts, default_prompt_name, similarity_fn_name }) = files.json_optional(PROMPTS)?
+    else {
         return Ok(Prompts::default());
     };
     if let Some(name) = default_prompt_name.as_ref().filter(|name| !prompts.contains_key(*name)) {
@@ -225,20 +253,24 @@ fn read_prompts(files: &mut Files) -> Result<Prompts> {
         let found = names.iter().copied().chain(default).find_map(|name| prompts.get(name));
         found.cloned().unwrap_or_default()
     };
-    Ok(Prompts { query: prompt(&["query"]), document: prompt(&["document", "passage", "corpus"]) })
+    Ok(Prompts {
+        query: prompt(&["query"]),
+        document: prompt(&["document", "passage", "corpus"]),
+        by_inner_product: matches!(similarity_fn_name.as_deref(), Some("dot" | "dot_product")),
+    })
 }
 
-/// The pooling that `modules.json` leads to.
-fn read_pooling(files: &mut Files) -> Result<Pooling> {
+/// The pooling that `modules.json` leads to, and whether it normalises; unknown without that file.
+fn read_modules(files: &mut Files) -> Result<(Pooling, Option<bool>)> {
     let Some(modules) = files.json_optional::<Vec<ModuleEntry>>(MODULES)? else {
-        return Ok(Pooling::Mean);
+        return Ok((Pooling::Mean, None));
     };
-    let mut pooling = None;
+    let (mut pooling, mut normalised) = (None, false);
     for module in &modules {
         // "sentence_transformers.models.Pooling"; later versions have longer paths.
         match module.kind.rsplit('.').next().unwrap_or_default() {
             "Transformer" if module.path.is_empty() => {}
-            "Normalize" => {}
+            "Normalize" => normalised = true,
             "Pooling" if pooling.is_none() && is_plain(&module.path) => {
                 pooling = Some(read_pooling_config(files, &format!("{}/config.json", module.path))?);
             }
@@ -251,7 +283,8 @@ fn read_pooling(files: &mut Files) -> Result<Pooling> {
             }
         }
     }
-    pooling.ok_or_else(|| files.fault(MODULES, "names no Pooling module"))
+    let pooling = pooling.ok_or_else(|| files.fault(MODULES, "names no Pooling module"))?;
+    Ok((pooling, Some(normalised)))
 }
 
 /// Whether a path from a file names a plain folder, so that it cannot lead elsewhere.
@@ -261,6 +294,11 @@ fn is_plain(path: &str) -> bool {
 
 fn read_pooling_config(files: &mut Files, file: &str) -> Result<Pooling> {
     let config: serde_json::Map<String, serde_json::Value> = files.json(file)?;
+    if config.get("include_prompt").and_then(|include| include.as_bool()) == Some(false) {
+        return Err(
+            files.fault(file, "include_prompt is false; pooling that leaves out the prompt is not read here")
+        );
+    }
     // Either one name, or a flag per mode; several modes set would be concatenated.
     let mut modes: Vec<&str> = config
         .iter()
