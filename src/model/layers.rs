@@ -99,7 +99,7 @@ impl Linear {
         let place = name.into();
         let weight = w.matrix(&place.join("weight"), [output, input], start)?;
         let bias = match bias {
-            true => Some(w.get(&place.join("bias"), output, Start::Constant(0.0))?),
+            true => Some(w.get(place.join("bias"), output, Start::Constant(0.0))?),
             false => None,
         };
         Ok(Self { weight, bias })
@@ -121,6 +121,27 @@ impl Linear {
         let mut shape = x.dims().to_vec();
         *shape.last_mut().unwrap_or(&mut 0) = bias.elem_count();
         self.weight.multiply_add(x, &bias.broadcast_as(shape)?)
+    }
+
+    /// What several layers make of the same input, such as queries, keys and values; together where that is faster.
+    pub fn forward_each<const N: usize>(layers: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
+        let quantised = layers.iter().map(|layer| match &layer.weight {
+            Matrix::Quantised(weight) => Some(&**weight),
+            Matrix::Dense(_) => None,
+        });
+        let out = match quantised.collect::<Option<Vec<_>>>() {
+            None => layers.iter().map(|layer| layer.forward(x)).collect::<Result<Vec<_>>>()?,
+            Some(weights) => {
+                let products = QuantisedLinear::forward_each(weights, x)?;
+                let with_bias = layers.iter().zip(products).map(|(layer, product)| match &layer.bias {
+                    None => Ok(product),
+                    Some(bias) => Ok(product.broadcast_add(bias)?),
+                });
+                with_bias.collect::<Result<Vec<_>>>()?
+            }
+        };
+        let wrong = |out: Vec<_>| candle_core::Error::msg(format!("{} products of {N} layers", out.len()));
+        Ok(out.try_into().map_err(wrong)?)
     }
 
     /// `residual + x W^T + b`; `[.., in]` and `[.., out]` to `[.., out]`.
@@ -176,9 +197,9 @@ impl Norm {
             NormKind::RmsOffset => 0.0,
             _ => 1.0,
         };
-        let weight = w.get(&place.join("weight"), dim, Start::Constant(start))?;
+        let weight = w.get(place.join("weight"), dim, Start::Constant(start))?;
         let bias = match config.kind {
-            NormKind::Layer => Some(w.get(&place.join("bias"), dim, Start::Constant(0.0))?),
+            NormKind::Layer => Some(w.get(place.join("bias"), dim, Start::Constant(0.0))?),
             _ => None,
         };
         Ok(Self { weight, bias, config })
@@ -256,11 +277,13 @@ impl FeedForward {
     }
 
     fn inner(&self, x: &Tensor) -> Result<Tensor> {
-        let up = self.up.forward(x)?;
-        Ok(match &self.gate {
-            Some(gate) => kernels::gated(&gate.forward(x)?, &up, self.activation)?,
-            None => kernels::activate(&up, self.activation)?,
-        })
+        match &self.gate {
+            Some(gate) => {
+                let [gate, up] = Linear::forward_each([gate, &self.up], x)?;
+                Ok(kernels::gated(&gate, &up, self.activation)?)
+            }
+            None => Ok(kernels::activate(&self.up.forward(x)?, self.activation)?),
+        }
     }
 }
 
