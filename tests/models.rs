@@ -195,23 +195,11 @@ fn what_is_saved_is_what_was_loaded_under_transformers_names() {
         assert_eq!(files, ["config.json", "manifest.json", "model.safetensors", "tokenizer.json"]);
         let again = LanguageModel::load(&saved, Trainable::Nothing, &Device::Cpu).unwrap();
         assert_eq!(again.network.decoder().config(), model.network.decoder().config());
-        assert_eq!((again.end_tokens(), model.end_tokens()), (&[2u32][..], &[2u32][..]));
         for (prompt, _) in golden(family) {
             let (before, after) = (&model.network, &again.network);
             assert_eq!(forward(before.decoder(), &prompt), forward(after.decoder(), &prompt), "{family}");
         }
     }
-}
-
-#[test]
-fn tokens_that_end_a_text_are_kept() {
-    let dir = checkpoint("llama", |config| config["eos_token_id"] = json!([2, 64]));
-    let model = LanguageModel::load(dir.path(), Trainable::Nothing, &Device::Cpu).unwrap();
-    assert_eq!(model.end_tokens(), [2, 64]);
-    let saved = dir.path().join("saved");
-    model.save(&saved).unwrap();
-    let config: Value = serde_json::from_slice(&fs::read(saved.join("config.json")).unwrap()).unwrap();
-    assert_eq!((&config["eos_token_id"], &config["bos_token_id"]), (&json!([2, 64]), &json!(1)));
 }
 
 #[test]

@@ -78,8 +78,6 @@ pub struct LanguageModel {
     pub network: Network,
     /// The tokenizer it was trained with.
     pub tokenizer: Tokenizer,
-    begin: Option<u32>,
-    end: Vec<u32>,
     tensors: BTreeMap<Place, Matrix>,
     variables: Vec<(String, Var)>,
 }
@@ -100,9 +98,7 @@ impl LanguageModel {
             None => Network::Plain(base),
         };
         let (tensors, variables) = weights.finish();
-        let begin = tokenizer.end_of_text();
-        let end = begin.into_iter().collect();
-        Ok(Self { network, tokenizer, begin, end, tensors, variables })
+        Ok(Self { network, tokenizer, tensors, variables })
     }
 
     /// Reads the model called `name`, as [`Source::open`] understands it.
@@ -135,12 +131,6 @@ impl LanguageModel {
     ) -> Result<Self> {
         let path = source.path().to_path_buf();
         let tokenizer = source.tokenizer()?;
-        let begin = source.config().get("bos_token_id").and_then(Value::as_u64);
-        let begin = begin.and_then(|id| u32::try_from(id).ok());
-        let mut end = source.end_tokens();
-        if end.is_empty() {
-            end.extend(tokenizer.end_of_text());
-        }
         if tokenizer.vocab_size() > decoder.vocab_size {
             let why = format!(
                 "the tokenizer has {} tokens, but the configuration says vocab_size {}",
@@ -171,12 +161,7 @@ impl LanguageModel {
         };
         weights.check_all_taken()?;
         let (tensors, variables) = weights.finish();
-        Ok(Self { network, tokenizer, begin, end, tensors, variables })
-    }
-
-    /// Tokens that end a text: those that the checkpoint names, or else the tokenizer's end of text.
-    pub fn end_tokens(&self) -> &[u32] {
-        &self.end
+        Ok(Self { network, tokenizer, tensors, variables })
     }
 
     /// Writes the model to the new folder `dir`, which appears whole or not at all.
@@ -204,13 +189,9 @@ impl LanguageModel {
 
     fn config_json(&self) -> Result<Value> {
         let mut config = self.network.decoder().config().to_json();
-        let end = match &self.end[..] {
-            [one] => json!(one),
-            [] => Value::Null,
-            several => json!(several),
-        };
-        config.insert("bos_token_id".into(), json!(self.begin));
-        config.insert("eos_token_id".into(), end);
+        let end = self.tokenizer.end_of_text();
+        config.insert("bos_token_id".into(), json!(end));
+        config.insert("eos_token_id".into(), json!(end));
         if let Network::Retro(retro) = &self.network {
             let retro = serde_json::to_value(retro.config());
             config.insert("retro".into(), retro.map_err(|e| Error::setting("retro", e.to_string()))?);
