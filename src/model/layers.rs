@@ -1,73 +1,12 @@
 //! What the networks are put together from.
 
-use std::sync::Arc;
-
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use sidenote_kernels::{self as kernels, Activation, QuantisedLinear};
 
-use super::decoder::{NormConfig, NormKind};
+use super::matrix::Matrix;
 use super::place::Place;
 use super::weights::{Start, Weights};
 use crate::error::Result;
-
-/// A weight `[out, in]` that inputs are multiplied by, or whose rows are embeddings.
-#[derive(Clone)]
-pub enum Matrix {
-    /// Numbers.
-    Dense(Tensor),
-    /// Blocks of few bits, as a GGUF file holds them. There are no gradients, and inputs are rounded to 8 bits.
-    Quantised(Arc<QuantisedLinear>),
-}
-
-impl Matrix {
-    /// The device that it is on.
-    pub fn device(&self) -> &Device {
-        match self {
-            Self::Dense(weight) => weight.device(),
-            Self::Quantised(weight) => weight.device(),
-        }
-    }
-
-    /// The number of its values.
-    pub fn elem_count(&self) -> usize {
-        match self {
-            Self::Dense(weight) => weight.elem_count(),
-            Self::Quantised(weight) => weight.shape().iter().product(),
-        }
-    }
-
-    /// All its values in f32: the tensor itself, or a new one.
-    pub fn dense(&self) -> Result<Tensor> {
-        match self {
-            Self::Dense(weight) => Ok(weight.clone()),
-            Self::Quantised(weight) => Ok(weight.weight()?),
-        }
-    }
-
-    /// `x W^T`; `[.., in]` to `[.., out]`.
-    fn multiply(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::Dense(weight) => kernels::linear(x, weight)?,
-            Self::Quantised(weight) => weight.forward(x)?,
-        })
-    }
-
-    /// `residual + x W^T`; `[.., in]` and `[.., out]` to `[.., out]`.
-    fn multiply_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::Dense(weight) => kernels::linear_add(x, weight, residual)?,
-            Self::Quantised(weight) => weight.forward_add(x, residual)?,
-        })
-    }
-
-    /// The rows that `ids` `[..]` name, `[.., in]`.
-    fn rows(&self, ids: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::Dense(weight) => kernels::embedding(weight, ids)?,
-            Self::Quantised(weight) => weight.rows(ids)?,
-        })
-    }
-}
 
 /// `x W^T + b`, or without the bias; W is `[out, in]`.
 pub struct Linear {
@@ -180,6 +119,26 @@ impl Embedding {
     pub fn table(&self) -> &Matrix {
         &self.table
     }
+}
+
+/// What a norm computes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormConfig {
+    /// Which.
+    pub kind: NormKind,
+    /// Added to the mean square or the variance.
+    pub eps: f64,
+}
+
+/// Kinds of norms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / rms(x) * w` (Zhang and Sennrich 2019, <https://arxiv.org/abs/1910.07467>).
+    Rms,
+    /// The same with `1 + w` for `w`, as Gemma has it.
+    RmsOffset,
+    /// `(x - mean) / deviation * w + b` (Ba et al. 2016, <https://arxiv.org/abs/1607.06450>).
+    Layer,
 }
 
 /// A norm of any kind over the last dimension.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::cache::Cache;
 use super::decoder::{Decoder, DecoderConfig};
-use super::layers::Matrix;
+use super::matrix::Matrix;
 use super::place::Place;
 use super::retro::{Retrieved, Retro, RetroConfig};
 use super::source::Source;
