@@ -203,6 +203,17 @@ fn what_is_saved_is_what_was_loaded_under_transformers_names() {
 }
 
 #[test]
+fn tokens_that_end_a_text_are_kept() {
+    let dir = checkpoint("llama", |config| config["eos_token_id"] = json!([2, 64]));
+    let model = LanguageModel::load(dir.path(), Trainable::Nothing, &Device::Cpu).unwrap();
+    assert_eq!(model.end_tokens(), [2, 64]);
+    let saved = dir.path().join("saved");
+    model.save(&saved).unwrap();
+    let config: Value = serde_json::from_slice(&fs::read(saved.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["eos_token_id"], json!([2, 64]));
+}
+
+#[test]
 fn retro_reads_over_any_decoder() {
     const M: usize = 4;
     let retro = RetroConfig {

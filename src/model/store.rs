@@ -211,9 +211,13 @@ impl LanguageModel {
 
     fn config_json(&self) -> Result<Value> {
         let mut config = self.network.decoder().config().to_json();
-        let end = self.tokenizer.end_of_text();
-        config.insert("bos_token_id".into(), json!(end));
-        config.insert("eos_token_id".into(), json!(end));
+        let end = match self.end_tokens() {
+            [one] => json!(one),
+            [] => Value::Null,
+            several => json!(several),
+        };
+        config.insert("bos_token_id".into(), json!(self.start_tokens().first()));
+        config.insert("eos_token_id".into(), end);
         if let Network::Retro(retro) = &self.network {
             let retro = serde_json::to_value(retro.config());
             config.insert("retro".into(), retro.map_err(|e| Error::setting("retro", e.to_string()))?);
