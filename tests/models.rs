@@ -368,7 +368,7 @@ fn smollm2_gives_the_logits_of_transformers() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/smollm2_golden.json");
     let golden: SmolLm2 = serde_json::from_slice(&fs::read(golden).unwrap()).unwrap();
     // What is trained is dequantised; what is only run stays in blocks, and rounds its inputs to 8 bits.
-    for (trainable, tolerance) in [(Trainable::Everything, 1e-3), (Trainable::Nothing, 1.0)] {
+    for (trainable, tolerance) in [(Trainable::Everything, 1e-4), (Trainable::Nothing, 1.0)] {
         let model = LanguageModel::load(Path::new(&file), trainable, &Device::Cpu).unwrap();
         let mut worst = 0f32;
         for row in &golden.rows {
