@@ -127,7 +127,11 @@ impl LanguageModel {
 
     /// Reads the model called `name`, as [`Source::open`] understands it.
     pub fn load(name: impl AsRef<Path>, trainable: Trainable, device: &Device) -> Result<Self> {
-        let source = open(name.as_ref())?;
+        Self::from_source(open(name.as_ref())?, trainable, device)
+    }
+
+    /// Reads the model out of an opened checkpoint.
+    pub fn from_source(source: Source, trainable: Trainable, device: &Device) -> Result<Self> {
         let (decoder, retro) = read_config(&source)?;
         Self::read(source, &decoder, retro.as_ref(), trainable, None, device)
     }
