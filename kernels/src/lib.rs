@@ -21,6 +21,7 @@ mod dropout;
 mod embedding;
 mod feed_forward;
 mod heads;
+pub mod inference;
 mod linear;
 #[doc(hidden)]
 pub mod matrix;

@@ -116,14 +116,23 @@ impl Attention {
     fn forward(&self, h: &Tensor, places: &Places, cache: &mut KvCache) -> Result<Tensor> {
         let x = self.norm.forward(h)?;
         let angles = places.angles.as_ref().map(|angles| &angles[usize::from(self.window.is_some())]);
-        let (q, k) = match &self.head_norms {
-            None => (self.q.to_heads(&x, self.heads, angles)?, self.k.to_heads(&x, self.kv_heads, angles)?),
-            Some((q_norm, k_norm)) => (
-                split_heads(&q_norm.forward_heads(&self.q.forward(&x)?)?, self.heads, angles)?,
-                split_heads(&k_norm.forward_heads(&self.k.forward(&x)?)?, self.kv_heads, angles)?,
-            ),
+        let layers = [&self.q, &self.k, &self.v];
+        let (q, k, v) = if self.head_norms.is_none() && layers.iter().all(|layer| layer.plain().is_some()) {
+            let [q, k, v] = layers;
+            let (heads, kv_heads) = (self.heads, self.kv_heads);
+            (
+                q.to_heads(&x, heads, angles)?,
+                k.to_heads(&x, kv_heads, angles)?,
+                v.to_heads(&x, kv_heads, None)?,
+            )
+        } else {
+            let [mut q, mut k, v] = Linear::forward_each(layers, &x)?;
+            if let Some((q_norm, k_norm)) = &self.head_norms {
+                (q, k) = (q_norm.forward_heads(&q)?, k_norm.forward_heads(&k)?);
+            }
+            let (q, k) = (split_heads(&q, self.heads, angles)?, split_heads(&k, self.kv_heads, angles)?);
+            (q, k, split_heads(&v, self.kv_heads, None)?)
         };
-        let v = self.v.to_heads(&x, self.kv_heads, None)?;
         let (k, v) = cache.extend(&k, &v)?;
         let options = AttentionOptions {
             causal: true,
