@@ -84,6 +84,19 @@ impl Tokenizer {
         Ok(Tokens { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
     }
 
+    /// The tokens of a whole text, with those that the tokenizer puts around one, such as `<s>` before it.
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.inner.encode(text, true).map_err(failed)?.get_ids().to_vec())
+    }
+
+    /// The tokens of a text in which special tokens that are spelled out are meant, as in a chat that was put
+    /// together with a template.
+    pub fn encode_marked(&self, text: &str) -> Result<Vec<u32>> {
+        let mut marked = self.inner.clone();
+        marked.set_encode_special_tokens(false);
+        Ok(marked.encode(text, false).map_err(failed)?.get_ids().to_vec())
+    }
+
     /// The text of `ids`, special tokens left out. Bytes that make no whole character become
     /// U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
@@ -212,6 +225,10 @@ mod tests {
         assert!(!tokens.ids.contains(&end));
         assert_eq!(tokenizer.decode(&tokens.ids).unwrap(), "a <|endoftext|> b");
         assert_eq!(tokenizer.decode(&[end]).unwrap(), "");
+        // Unless it is meant.
+        let marked = tokenizer.encode_marked("a <|endoftext|> b").unwrap();
+        assert_eq!(marked.iter().filter(|token| **token == end).count(), 1);
+        assert_eq!(tokenizer.encode_whole("a <|endoftext|> b").unwrap(), tokens.ids);
     }
 
     #[test]

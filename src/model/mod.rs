@@ -11,6 +11,7 @@ pub mod source;
 mod store;
 pub mod t5;
 pub mod weights;
+mod writer;
 
 pub use cache::Cache;
 pub use decoder::{Decoder, DecoderConfig};
@@ -18,3 +19,4 @@ pub use retro::{Initialisation, Retrieved, Retro, RetroConfig};
 pub use source::Source;
 pub use store::{LanguageModel, Network, Trainable};
 pub use t5::EncoderDecoder;
+pub use writer::Writer;

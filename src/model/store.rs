@@ -78,6 +78,8 @@ pub struct LanguageModel {
     pub network: Network,
     /// The tokenizer it was trained with.
     pub tokenizer: Tokenizer,
+    /// Whether it was trained here, on documents that each begin with the end of the one before.
+    pub(super) trained_here: bool,
     tensors: BTreeMap<Place, Matrix>,
     variables: Vec<(String, Var)>,
 }
@@ -98,7 +100,7 @@ impl LanguageModel {
             None => Network::Plain(base),
         };
         let (tensors, variables) = weights.finish();
-        Ok(Self { network, tokenizer, tensors, variables })
+        Ok(Self { network, tokenizer, trained_here: true, tensors, variables })
     }
 
     /// Reads the model called `name`, as [`Source::open`] understands it.
@@ -130,6 +132,7 @@ impl LanguageModel {
         device: &Device,
     ) -> Result<Self> {
         let path = source.path().to_path_buf();
+        let trained_here = path.join(artefact::MANIFEST).exists();
         let tokenizer = source.tokenizer()?;
         if tokenizer.vocab_size() > decoder.vocab_size {
             let why = format!(
@@ -161,7 +164,7 @@ impl LanguageModel {
         };
         weights.check_all_taken()?;
         let (tensors, variables) = weights.finish();
-        Ok(Self { network, tokenizer, tensors, variables })
+        Ok(Self { network, tokenizer, trained_here, tensors, variables })
     }
 
     /// Writes the model to the new folder `dir`, which appears whole or not at all.
