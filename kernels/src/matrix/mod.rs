@@ -4,6 +4,9 @@ use gemm::Parallelism;
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod packed;
+
+pub use packed::PackedLinear;
 
 /// From how many multiplications on, and how many rows, packing the operands pays.
 #[cfg(target_arch = "x86_64")]
