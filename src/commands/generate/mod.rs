@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::{Console, print};
-use crate::model::generate::{Ended, Options, Retrieve, Written};
-use crate::model::{LanguageModel, Trainable};
+use crate::corpus::Tokenizer;
+use crate::model::generate::{Autoregressive, Ended, Generator, Options, Retrieve, Written};
+use crate::model::{EncoderDecoder, LanguageModel, Source, Trainable};
 use crate::retriever::Retriever;
 use crate::{Error, interrupt};
 
@@ -110,7 +111,19 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         Some(file) => prompts::read(file)?,
         None => args.prompt.clone(),
     };
-    let model = LanguageModel::load(&args.model, Trainable::Nothing, &candle_core::Device::Cpu)?;
+    let device = candle_core::Device::Cpu;
+    if EncoderDecoder::is_in(&Source::open(&args.model)?) {
+        anyhow::ensure!(
+            args.index.is_none(),
+            "{}: an encoder-decoder does not read an index; leave --index out",
+            args.model.display()
+        );
+        let model = EncoderDecoder::load(&args.model, false, &device)?;
+        let tokens = prompts.iter().map(|prompt| model.prompt(prompt)).collect::<Result<Vec<_>, _>>()?;
+        let results = write(&model.generator(), &model.tokenizer, &prompts, &tokens, &options, console)?;
+        return show(&results.unwrap_or_default(), prompts.len(), &options, 0, console);
+    }
+    let model = LanguageModel::load(&args.model, Trainable::Nothing, &device)?;
     let retriever = args.index.as_deref().map(|dir| Retriever::open(dir, None)).transpose()?;
     let k = model.network.neighbours();
     if let Some(retriever) = &retriever {
@@ -138,70 +151,88 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let retrieve: Option<&Retrieve<'_>> = retriever.as_ref().map(|_| &find as _);
     let tokens = prompts.iter().map(|prompt| model.prompt(prompt)).collect::<Result<Vec<_>, _>>()?;
     let generator = model.generator(retrieve);
+    let results = write(&generator, &model.tokenizer, &prompts, &tokens, &options, console)?;
+    show(&results.unwrap_or_default(), prompts.len(), &options, looked_up.get(), console)
+}
 
+/// Writes for all prompts and describes each text. One text for people is shown as it is written; nothing is left
+/// to show of it, and `None` is given, unless log-probabilities were asked for.
+fn write<M: Autoregressive>(
+    generator: &Generator<'_, M>,
+    tokenizer: &Tokenizer,
+    prompts: &[String],
+    tokens: &[Vec<u32>],
+    options: &Options,
+    console: Console,
+) -> anyhow::Result<Option<Vec<Value>>> {
     // Among choices, the likeliest as a whole; step by step would be the likeliest beginning.
-    let results: Vec<Value> = if !options.choices.is_empty()
-        && options.temperature == 0.0
-        && options.beams == 1
-    {
+    if !options.choices.is_empty() && options.temperature == 0.0 && options.beams == 1 {
         let mut results = Vec::new();
-        for (prompt, tokens) in prompts.iter().zip(&tokens) {
+        for (prompt, tokens) in prompts.iter().zip(tokens) {
             let (best, scores) = generator.choose(tokens, &options.choices, options.batch)?;
             let choice = |(text, score): (&String, &crate::model::generate::Score)| json!({"text": text, "logprob": score.sum(), "tokens": score.tokens.len()});
             let scores: Vec<Value> = options.choices.iter().zip(&scores).map(choice).collect();
             results.push(json!({"prompt": prompt, "text": options.choices[best], "choices": scores}));
         }
-        results
-    } else {
-        let live = !console.json && prompts.len() == 1 && options.samples == 1;
-        let mut failed = None;
-        let written = generator.generate(&tokens, &options, &mut |piece| {
-            let read_on = !live
-                || piece.text.is_empty()
-                || print(piece.text).unwrap_or_else(|error| {
-                    failed = Some(error);
-                    false
-                });
-            read_on && !interrupt::requested()
-        })?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        if interrupt::requested() {
-            let count: usize = written.iter().flatten().map(|text| text.tokens.len()).sum();
-            if live {
-                print("\n")?;
-            }
-            return Err(Error::Interrupted(format!("{count} tokens were written")).into());
-        }
-        if live {
-            print("\n")?;
-            if options.logprobs.is_none() {
-                return Ok(());
-            }
-        }
-        let texts = prompts
-            .iter()
-            .zip(&written)
-            .flat_map(|(prompt, texts)| texts.iter().map(move |text| (prompt, text)));
-        texts.map(|(prompt, text)| report(&model, prompt, text)).collect::<Result<_, _>>()?
-    };
-    let shown_already = !console.json
-        && options.choices.is_empty()
-        && results.len() == 1
-        && prompts.len() == 1
-        && options.samples == 1;
-    let human = || human(&results, options.samples, shown_already);
-    let mut value = match results.as_slice() {
+        return Ok(Some(results));
+    }
+    let live = is_live(prompts.len(), options, console);
+    let mut failed = None;
+    let written = generator.generate(tokens, options, &mut |piece| {
+        let read_on = !live
+            || piece.text.is_empty()
+            || print(piece.text).unwrap_or_else(|error| {
+                failed = Some(error);
+                false
+            });
+        read_on && !interrupt::requested()
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    if live {
+        print("\n")?;
+    }
+    if interrupt::requested() {
+        let count: usize = written.iter().flatten().map(|text| text.tokens.len()).sum();
+        return Err(Error::Interrupted(format!("{count} tokens were written")).into());
+    }
+    if live && options.logprobs.is_none() {
+        return Ok(None);
+    }
+    let texts =
+        prompts.iter().zip(&written).flat_map(|(prompt, texts)| texts.iter().map(move |text| (prompt, text)));
+    let results = texts.map(|(prompt, text)| report(tokenizer, prompt, text)).collect::<Result<_, _>>()?;
+    Ok(Some(results))
+}
+
+/// Whether the text is shown as it is written.
+fn is_live(prompts: usize, options: &Options, console: Console) -> bool {
+    !console.json && prompts == 1 && options.samples == 1
+}
+
+/// Shows what was not shown as it was written.
+fn show(
+    results: &[Value],
+    prompts: usize,
+    options: &Options,
+    retrievals: usize,
+    console: Console,
+) -> anyhow::Result<()> {
+    let live = is_live(prompts, options, console);
+    let mut value = match results {
+        // One text that was shown as it was written.
+        [] if live => return Ok(()),
         [only] => only.clone(),
         all => json!({"results": all}),
     };
-    value["retrievals"] = looked_up.get().into();
-    console.report(&value, human)
+    value["retrievals"] = retrievals.into();
+    let shown_already = live && options.choices.is_empty() && results.len() == 1;
+    console.report(&value, || human(results, options.samples, shown_already))
 }
 
 /// One text, for machines.
-fn report(model: &LanguageModel, prompt: &str, text: &Written) -> crate::Result<Value> {
+fn report(tokenizer: &Tokenizer, prompt: &str, text: &Written) -> crate::Result<Value> {
     let mut value = json!({
         "prompt": prompt,
         "text": text.text,
@@ -216,7 +247,7 @@ fn report(model: &LanguageModel, prompt: &str, text: &Written) -> crate::Result<
     }
     if let Some(logprobs) = &text.logprobs {
         let spelled = |token: u32, logprob: f32| -> crate::Result<Value> {
-            Ok(json!({"token": model.tokenizer.decode(&[token])?, "id": token, "logprob": logprob}))
+            Ok(json!({"token": tokenizer.decode(&[token])?, "id": token, "logprob": logprob}))
         };
         let mut all = Vec::new();
         for one in logprobs {

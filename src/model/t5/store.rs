@@ -6,9 +6,10 @@ use std::path::Path;
 use candle_core::{Device, Var};
 use serde_json::{Value, json};
 
-use super::{T5, T5Config, checkpoint};
+use super::{MODEL_TYPES, T5, T5Config, checkpoint};
 use crate::corpus::Tokenizer;
 use crate::error::{Error, Result};
+use crate::model::generate::Generator;
 use crate::model::layers::Matrix;
 use crate::model::place::Place;
 use crate::model::source::Source;
@@ -48,7 +49,10 @@ impl EncoderDecoder {
             other => other,
         };
         let config = checkpoint::settle(&mut source).map_err(named)?;
-        let (tokenizer, end_tokens) = (source.tokenizer()?, source.end_tokens());
+        let (tokenizer, mut end_tokens) = (source.tokenizer()?, source.end_tokens());
+        if end_tokens.is_empty() {
+            end_tokens.extend(tokenizer.end_of_text());
+        }
         let mut weights = Weights::from_source(source, device);
         weights.set_trainable(trainable);
         weights.keep_blocks(!trainable);
@@ -100,11 +104,28 @@ impl EncoderDecoder {
         Ok(Value::Object(fields))
     }
 
-    /// The tokens of a prompt as the encoder reads it, which ends like a text.
+    /// Whether a checkpoint is one of these.
+    pub fn is_in(source: &Source) -> bool {
+        source.config()["model_type"].as_str().is_some_and(|kind| MODEL_TYPES.contains(&kind))
+    }
+
+    /// The tokens of a prompt as the encoder reads it, which ends like a text. Sentinels such as `<extra_id_0>` are
+    /// meant where they are spelled out.
+    ///
+    /// # Errors
+    /// When the text is empty.
     pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.tokenizer.encode(text)?.ids;
+        if text.is_empty() {
+            return Err(Error::setting("prompt", "is empty; give at least one word to read"));
+        }
+        let mut ids = self.tokenizer.encode_marked(text)?;
         ids.extend(self.tokenizer.end_of_text());
         Ok(ids)
+    }
+
+    /// Writes and scores texts with this model.
+    pub fn generator(&self) -> Generator<'_, &T5> {
+        Generator::new(&self.network, &self.tokenizer, self.end_tokens.clone())
     }
 
     /// Tokens that end what the decoder writes.
