@@ -19,4 +19,4 @@ pub use retro::{Initialisation, Retrieved, Retro, RetroConfig};
 pub use source::Source;
 pub use store::{LanguageModel, Network, Trainable};
 pub use t5::EncoderDecoder;
-pub use writer::Writer;
+pub use writer::{Writer, WritingModel};

@@ -3,12 +3,13 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 
+use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::{Console, print};
-use crate::corpus::Tokenizer;
-use crate::model::generate::{Autoregressive, Ended, Generator, Options, Retrieve, Written};
-use crate::model::{EncoderDecoder, LanguageModel, Source, Trainable};
+use crate::model::WritingModel;
+use crate::model::generate::{Ended, Options, Retrieve, Score, Written};
+use crate::model::source::Message;
 use crate::retriever::Retriever;
 use crate::{Error, interrupt};
 
@@ -25,15 +26,21 @@ Examples:
   sidenote generate runs/plain/model \"The sky is\" --choice \" blue\" --choice \" green\" --json
   sidenote generate runs/plain/model --prompts prompts.txt --stop \"\\n\"")]
 pub struct Args {
-    /// The model: its folder.
+    /// The model: a folder, a file (GGUF, safetensors), or a name on the Hugging Face hub.
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// Texts to continue.
+    /// Texts to continue, or to answer: a model with a chat template gets each as a conversation of its own.
     #[arg(value_name = "PROMPT", required_unless_present = "prompts")]
     prompt: Vec<String>,
     /// A file with one prompt a line (.jsonl: an object a line, whose field "prompt" it is); - for stdin.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     prompts: Option<PathBuf>,
+    /// Continue the prompt as it is, whether or not the model has a chat template.
+    #[arg(long)]
+    raw: bool,
+    /// What the conversation begins with, for a model with a chat template.
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
     /// Index that a RETRO model reads from, at every chunk boundary; without it retrieval is off.
     #[arg(long, value_name = "DIR")]
     index: Option<PathBuf>,
@@ -111,34 +118,23 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         Some(file) => prompts::read(file)?,
         None => args.prompt.clone(),
     };
-    let device = candle_core::Device::Cpu;
-    if EncoderDecoder::is_in(&Source::open(&args.model)?) {
-        anyhow::ensure!(
-            args.index.is_none(),
-            "{}: an encoder-decoder does not read an index; leave --index out",
-            args.model.display()
-        );
-        let model = EncoderDecoder::load(&args.model, false, &device)?;
-        let tokens = prompts.iter().map(|prompt| model.prompt(prompt)).collect::<Result<Vec<_>, _>>()?;
-        let results = write(&model.generator(), &model.tokenizer, &prompts, &tokens, &options, console)?;
-        return show(&results.unwrap_or_default(), prompts.len(), &options, 0, console);
-    }
-    let model = LanguageModel::load(&args.model, Trainable::Nothing, &device)?;
+    let model = WritingModel::load(&args.model, &candle_core::Device::Cpu)?;
     let retriever = args.index.as_deref().map(|dir| Retriever::open(dir, None)).transpose()?;
-    let k = model.network.neighbours();
+    let reader = match &model {
+        WritingModel::Decoder(model) if model.network.neighbours() > 0 => Some(model),
+        _ => None,
+    };
     if let Some(retriever) = &retriever {
-        anyhow::ensure!(
-            k > 0,
-            "{}: a plain decoder does not read; leave --index out, or give a RETRO model",
-            args.model.display()
-        );
-        model.check_fits(retriever.store())?;
+        let why = "this model does not read; leave --index out, or give a RETRO model";
+        let reader = reader.with_context(|| format!("{}: {why}", args.model.display()))?;
+        reader.check_fits(retriever.store())?;
     }
+    let k = reader.map_or(0, |model| model.network.neighbours());
     let looked_up = Cell::new(0);
     let find = |chunk: &[u32]| match &retriever {
         Some(retriever) => {
             looked_up.set(looked_up.get() + 1);
-            let text = model.tokenizer.decode(chunk)?;
+            let text = model.tokenizer().decode(chunk)?;
             let found = retriever.neighbour_search(&[&text], &[None], k)?;
             Ok(found
                 .into_iter()
@@ -149,90 +145,93 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         None => Ok(Vec::new()),
     };
     let retrieve: Option<&Retrieve<'_>> = retriever.as_ref().map(|_| &find as _);
-    let tokens = prompts.iter().map(|prompt| model.prompt(prompt)).collect::<Result<Vec<_>, _>>()?;
+    let tokens = prompts
+        .iter()
+        .map(|prompt| read_prompt(&model, prompt, &args))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let generator = model.generator(retrieve);
-    let results = write(&generator, &model.tokenizer, &prompts, &tokens, &options, console)?;
-    show(&results.unwrap_or_default(), prompts.len(), &options, looked_up.get(), console)
-}
 
-/// Writes for all prompts and describes each text. One text for people is shown as it is written; nothing is left
-/// to show of it, and `None` is given, unless log-probabilities were asked for.
-fn write<M: Autoregressive>(
-    generator: &Generator<'_, M>,
-    tokenizer: &Tokenizer,
-    prompts: &[String],
-    tokens: &[Vec<u32>],
-    options: &Options,
-    console: Console,
-) -> anyhow::Result<Option<Vec<Value>>> {
     // Among choices, the likeliest as a whole; step by step would be the likeliest beginning.
-    if !options.choices.is_empty() && options.temperature == 0.0 && options.beams == 1 {
+    let results: Vec<Value> = if !options.choices.is_empty()
+        && options.temperature == 0.0
+        && options.beams == 1
+    {
         let mut results = Vec::new();
-        for (prompt, tokens) in prompts.iter().zip(tokens) {
+        for (prompt, tokens) in prompts.iter().zip(&tokens) {
             let (best, scores) = generator.choose(tokens, &options.choices, options.batch)?;
-            let choice = |(text, score): (&String, &crate::model::generate::Score)| json!({"text": text, "logprob": score.sum(), "tokens": score.tokens.len()});
+            let choice = |(text, score): (&String, &Score)| json!({"text": text, "logprob": score.sum(), "tokens": score.tokens.len()});
             let scores: Vec<Value> = options.choices.iter().zip(&scores).map(choice).collect();
             results.push(json!({"prompt": prompt, "text": options.choices[best], "choices": scores}));
         }
-        return Ok(Some(results));
-    }
-    let live = is_live(prompts.len(), options, console);
-    let mut failed = None;
-    let written = generator.generate(tokens, options, &mut |piece| {
-        let read_on = !live
-            || piece.text.is_empty()
-            || print(piece.text).unwrap_or_else(|error| {
-                failed = Some(error);
-                false
-            });
-        read_on && !interrupt::requested()
-    })?;
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    if live {
-        print("\n")?;
-    }
-    if interrupt::requested() {
-        let count: usize = written.iter().flatten().map(|text| text.tokens.len()).sum();
-        return Err(Error::Interrupted(format!("{count} tokens were written")).into());
-    }
-    if live && options.logprobs.is_none() {
-        return Ok(None);
-    }
-    let texts =
-        prompts.iter().zip(&written).flat_map(|(prompt, texts)| texts.iter().map(move |text| (prompt, text)));
-    let results = texts.map(|(prompt, text)| report(tokenizer, prompt, text)).collect::<Result<_, _>>()?;
-    Ok(Some(results))
-}
-
-/// Whether the text is shown as it is written.
-fn is_live(prompts: usize, options: &Options, console: Console) -> bool {
-    !console.json && prompts == 1 && options.samples == 1
-}
-
-/// Shows what was not shown as it was written.
-fn show(
-    results: &[Value],
-    prompts: usize,
-    options: &Options,
-    retrievals: usize,
-    console: Console,
-) -> anyhow::Result<()> {
-    let live = is_live(prompts, options, console);
-    let mut value = match results {
-        // One text that was shown as it was written.
-        [] if live => return Ok(()),
+        results
+    } else {
+        let live = !console.json && prompts.len() == 1 && options.samples == 1;
+        let mut failed = None;
+        let written = generator.generate(&tokens, &options, &mut |piece| {
+            let read_on = !live
+                || piece.text.is_empty()
+                || print(piece.text).unwrap_or_else(|error| {
+                    failed = Some(error);
+                    false
+                });
+            read_on && !interrupt::requested()
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if interrupt::requested() {
+            let count: usize = written.iter().flatten().map(|text| text.tokens.len()).sum();
+            if live {
+                print("\n")?;
+            }
+            return Err(Error::Interrupted(format!("{count} tokens were written")).into());
+        }
+        if live {
+            print("\n")?;
+            if options.logprobs.is_none() {
+                return Ok(());
+            }
+        }
+        let texts = prompts
+            .iter()
+            .zip(&written)
+            .flat_map(|(prompt, texts)| texts.iter().map(move |text| (prompt, text)));
+        texts.map(|(prompt, text)| report(&model, prompt, text)).collect::<Result<_, _>>()?
+    };
+    let shown_already = !console.json
+        && options.choices.is_empty()
+        && results.len() == 1
+        && prompts.len() == 1
+        && options.samples == 1;
+    let human = || human(&results, options.samples, shown_already);
+    let mut value = match results.as_slice() {
         [only] => only.clone(),
         all => json!({"results": all}),
     };
-    value["retrievals"] = retrievals.into();
-    let shown_already = live && options.choices.is_empty() && results.len() == 1;
-    console.report(&value, || human(results, options.samples, shown_already))
+    value["retrievals"] = looked_up.get().into();
+    console.report(&value, human)
+}
+
+/// The tokens of a prompt; of a conversation that it begins, where the model was trained on some.
+fn read_prompt(model: &WritingModel, prompt: &str, args: &Args) -> anyhow::Result<Vec<u32>> {
+    let Some(chat) = model.chat_template().filter(|_| !args.raw) else {
+        let name = args.model.display();
+        anyhow::ensure!(
+            args.system.is_none(),
+            "--system: {name} has no chat template, and continues the prompt"
+        );
+        return Ok(model.prompt(prompt)?);
+    };
+    anyhow::ensure!(!prompt.is_empty(), "prompt: is empty; give at least one word to answer");
+    // What somebody else wrote ends no turn.
+    let message = |role, content| Message::new(role, model.tokenizer().unmarked(content));
+    let system = args.system.as_deref().map(|system| message("system", system));
+    let messages: Vec<Message> = system.into_iter().chain([message("user", prompt)]).collect();
+    Ok(model.tokenizer().encode_marked(&chat.render(&messages, true)?)?)
 }
 
 /// One text, for machines.
-fn report(tokenizer: &Tokenizer, prompt: &str, text: &Written) -> crate::Result<Value> {
+fn report(model: &WritingModel, prompt: &str, text: &Written) -> crate::Result<Value> {
     let mut value = json!({
         "prompt": prompt,
         "text": text.text,
@@ -247,7 +246,7 @@ fn report(tokenizer: &Tokenizer, prompt: &str, text: &Written) -> crate::Result<
     }
     if let Some(logprobs) = &text.logprobs {
         let spelled = |token: u32, logprob: f32| -> crate::Result<Value> {
-            Ok(json!({"token": tokenizer.decode(&[token])?, "id": token, "logprob": logprob}))
+            Ok(json!({"token": model.tokenizer().decode(&[token])?, "id": token, "logprob": logprob}))
         };
         let mut all = Vec::new();
         for one in logprobs {

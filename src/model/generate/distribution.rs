@@ -44,10 +44,23 @@ pub fn log_sum_exp(logits: &[f32]) -> f32 {
 
 /// The `n` largest logits with their tokens, largest first; of equal ones, the earlier token first.
 pub fn top(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
-    let mut all: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, logit)| (i as u32, *logit)).collect();
-    order(&mut all, n);
-    all.truncate(n);
-    all
+    let room = 4 * n.max(16);
+    let mut best: Vec<(u32, f32)> = Vec::with_capacity(room);
+    let mut least = f32::NEG_INFINITY;
+    for (token, logit) in logits.iter().enumerate() {
+        if *logit > least || best.len() < n {
+            best.push((token as u32, *logit));
+        }
+        // Now and then all but the best are thrown out; what is no larger than the last of them cannot be among them.
+        if best.len() == room {
+            order(&mut best, n);
+            best.truncate(n);
+            least = best.last().map_or(f32::INFINITY, |(_, logit)| *logit);
+        }
+    }
+    order(&mut best, n);
+    best.truncate(n);
+    best
 }
 
 /// Brings the `n` largest to the front, in order.
@@ -81,14 +94,15 @@ impl Distribution {
             tokens.retain(|(_, logit)| *logit >= least);
         }
         let largest = tokens.iter().map(|(_, logit)| *logit).fold(f32::NEG_INFINITY, f32::max);
+        // The largest weight is 1, however cold it is.
+        let scale = (1.0 / options.temperature).min(f64::from(f32::MAX)) as f32;
         for (_, logit) in &mut tokens {
-            *logit = (f64::from(*logit - largest) / options.temperature).exp() as f32;
+            *logit = ((*logit - largest) * scale).exp();
         }
         if options.top_p < 1.0 {
             keep_mass(&mut tokens, options.top_p);
         }
         if options.min_p > 0.0 {
-            // The largest weight is 1.
             tokens.retain(|(_, weight)| f64::from(*weight) >= options.min_p);
         }
         // Whatever order the tokens were brought into, a draw depends on the weights alone.
@@ -203,6 +217,14 @@ mod tests {
         assert_eq!(largest([1.0, 3.0, 3.0].into_iter()), 1);
         assert_eq!(top(&[1.0, 3.0, 2.0, 3.0], 3), [(1, 3.0), (3, 3.0), (2, 2.0)]);
         assert!((log_sum_exp(&[1000.0, 1000.0]) - 1000.6931).abs() < 1e-3);
+        let many: Vec<f32> = logits(1000, 4).iter().map(|(_, logit)| (logit * 20.0).round()).collect();
+        for n in [0, 1, 17, 400, 1000, 2000] {
+            let mut sorted: Vec<(u32, f32)> =
+                many.iter().enumerate().map(|(token, logit)| (token as u32, *logit)).collect();
+            sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
+            sorted.truncate(n);
+            assert_eq!(top(&many, n), sorted, "{n}");
+        }
         let mut logits = [2.0, -2.0, 5.0];
         penalise(&mut logits, &HashSet::from([0, 1, 9]), 2.0);
         assert_eq!(logits, [1.0, -4.0, 5.0]);

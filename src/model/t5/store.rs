@@ -6,10 +6,9 @@ use std::path::Path;
 use candle_core::{Device, Var};
 use serde_json::{Value, json};
 
-use super::{MODEL_TYPES, T5, T5Config, checkpoint};
+use super::{T5, T5Config, checkpoint};
 use crate::corpus::Tokenizer;
 use crate::error::{Error, Result};
-use crate::model::generate::Generator;
 use crate::model::layers::Matrix;
 use crate::model::place::Place;
 use crate::model::source::Source;
@@ -104,11 +103,6 @@ impl EncoderDecoder {
         Ok(Value::Object(fields))
     }
 
-    /// Whether a checkpoint is one of these.
-    pub fn is_in(source: &Source) -> bool {
-        source.config()["model_type"].as_str().is_some_and(|kind| MODEL_TYPES.contains(&kind))
-    }
-
     /// The tokens of a prompt as the encoder reads it, which ends like a text. Sentinels such as `<extra_id_0>` are
     /// meant where they are spelled out.
     ///
@@ -121,11 +115,6 @@ impl EncoderDecoder {
         let mut ids = self.tokenizer.encode_marked(text)?;
         ids.extend(self.tokenizer.end_of_text());
         Ok(ids)
-    }
-
-    /// Writes and scores texts with this model.
-    pub fn generator(&self) -> Generator<'_, &T5> {
-        Generator::new(&self.network, &self.tokenizer, self.end_tokens.clone())
     }
 
     /// Tokens that end what the decoder writes.
