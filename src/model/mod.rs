@@ -5,6 +5,7 @@ mod cache;
 pub mod decoder;
 pub mod generate;
 mod layers;
+mod matrix;
 mod place;
 pub mod retro;
 pub mod source;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::cache::Cache;
 use super::decoder::{Decoder, DecoderConfig};
-use super::layers::Matrix;
+use super::matrix::Matrix;
 use super::place::Place;
 use super::retro::{Retrieved, Retro, RetroConfig};
 use super::source::{ChatTemplate, Source};
@@ -215,9 +215,13 @@ impl LanguageModel {
 
     fn config_json(&self) -> Result<Value> {
         let mut config = self.network.decoder().config().to_json();
-        let end = self.tokenizer.end_of_text();
-        config.insert("bos_token_id".into(), json!(end));
-        config.insert("eos_token_id".into(), json!(end));
+        let end = match self.end_tokens() {
+            [one] => json!(one),
+            [] => Value::Null,
+            several => json!(several),
+        };
+        config.insert("bos_token_id".into(), json!(self.start_tokens().first()));
+        config.insert("eos_token_id".into(), end);
         if let Network::Retro(retro) = &self.network {
             let retro = serde_json::to_value(retro.config());
             config.insert("retro".into(), retro.map_err(|e| Error::setting("retro", e.to_string()))?);

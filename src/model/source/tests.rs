@@ -154,6 +154,29 @@ fn torch_files_hold_what_was_saved() {
 }
 
 #[test]
+fn a_checkpoint_is_opened_by_whatever_it_is_in() {
+    let whole = Source::open(data("llama")).unwrap();
+    let file = Source::open(data("llama/model.safetensors")).unwrap();
+    assert_eq!(file.names(), whole.names());
+    assert_eq!(file.config(), whole.config());
+    // PyTorch's file, where there are no safetensors.
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config.json"), "{\"eos_token_id\": [4, 5]}").unwrap();
+    fs::copy(data("torch/plain.bin"), dir.path().join("pytorch_model.bin")).unwrap();
+    for path in [dir.path().to_path_buf(), dir.path().join("pytorch_model.bin")] {
+        let mut source = Source::open(path).unwrap();
+        assert_eq!(source.end_tokens(), [4, 5]);
+        assert_eq!(source.take("turned").unwrap().unwrap().shape(), [4, 6]);
+    }
+    // The only GGUF file of a folder.
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(data("gguf/gpt2.gguf"), dir.path().join("a.gguf")).unwrap();
+    assert_eq!(Source::open(dir.path()).unwrap().config()["model_type"], "gpt2");
+    fs::copy(data("gguf/gpt2.gguf"), dir.path().join("b.gguf")).unwrap();
+    assert!(Source::open(dir.path()).err().unwrap().to_string().contains("2 GGUF files"));
+}
+
+#[test]
 fn torch_files_that_cannot_be_read_say_why() {
     for (file, word) in [("strided.bin", "tensor strided: strides"), ("legacy.bin", "save it again")] {
         let said = torch::Files::single(data("torch").join(file)).err().unwrap().to_string();
