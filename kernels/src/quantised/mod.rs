@@ -22,7 +22,8 @@ use self::packed::{Packed, ROWS};
 use self::product::Instructions;
 use crate::autograd::{View, fusible};
 use crate::composed;
-use crate::parallel::{Shared, for_pieces, for_tasks};
+use crate::parallel::{Shared, for_pieces};
+use crate::team::for_tasks;
 
 /// About how many products of a weight and an input one task makes, at least.
 const GRAIN: usize = 1 << 16;
