@@ -67,6 +67,31 @@ impl KvCache {
         (self.tokens, self.room) = (total, true);
         Ok(all)
     }
+
+    /// Forgets all but the first `tokens` tokens; no effect where it holds no more.
+    pub fn truncate(&mut self, tokens: usize) {
+        self.tokens = self.tokens.min(tokens);
+    }
+
+    /// A cache of its own that holds these sequences of the batch, in this order; one may be named more than
+    /// once. What is added to either is not seen by the other.
+    ///
+    /// # Errors
+    /// When there is no such sequence.
+    pub fn pick(&self, rows: &[usize]) -> Result<Self> {
+        let Some((keys, values)) = &self.held else {
+            return Ok(Self::default());
+        };
+        let batch = keys.dim(0)?;
+        if let Some(row) = rows.iter().find(|row| **row >= batch) {
+            bail!("key cache: it holds {batch} sequences, numbered from 0; there is no {row}");
+        }
+        let rows: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
+        let rows = Tensor::new(rows, keys.device())?;
+        // Keys from outside may have any strides; room of our own is copied along, to be used again.
+        let picked = |held: &Tensor| held.contiguous()?.index_select(&rows, 0);
+        Ok(Self { held: Some((picked(keys)?, picked(values)?)), tokens: self.tokens, room: self.room })
+    }
 }
 
 #[cfg(test)]
@@ -97,6 +122,66 @@ mod tests {
                 assert!(distance(&out, &whole.narrow(2, at - n, n).unwrap()) < 1e-5);
             }
         }
+    }
+
+    /// What a cache of `tokens` tokens of `x` [batch, heads, tokens, dim] holds after one more step.
+    fn step(cache: &mut KvCache, x: &Tensor, at: usize) -> Tensor {
+        let part = x.narrow(2, at, 1).unwrap();
+        cache.extend(&part, &part).unwrap().0
+    }
+
+    #[test]
+    fn a_cache_that_was_cut_back_goes_on_as_if_it_had_read_no_more() {
+        let (x, other) = (random(&[2, 2, 90, 4], 1), random(&[2, 2, 90, 4], 2));
+        for keep in [0, 1, 3, 70] {
+            let mut cache = KvCache::default();
+            let first = x.narrow(2, 0, 3).unwrap();
+            cache.extend(&first, &first).unwrap();
+            for at in 3..80 {
+                step(&mut cache, &x, at);
+            }
+            cache.truncate(keep);
+            assert_eq!(cache.tokens(), keep);
+            let held = step(&mut cache, &other, keep);
+            let right = Tensor::cat(&[x.narrow(2, 0, keep).unwrap(), other.narrow(2, keep, 1).unwrap()], 2);
+            assert_eq!(distance(&held, &right.unwrap()), 0.0, "{keep}");
+        }
+        // What was given first is not ours to write to.
+        let first = x.narrow(2, 0, 3).unwrap();
+        let mut cache = KvCache::default();
+        cache.extend(&first, &first).unwrap();
+        cache.truncate(1);
+        step(&mut cache, &other, 1);
+        assert_eq!(distance(&x, &random(&[2, 2, 90, 4], 1)), 0.0);
+    }
+
+    #[test]
+    fn picked_sequences_go_their_own_way() {
+        let (x, other) = (random(&[3, 2, 9, 4], 1), random(&[4, 2, 9, 4], 2));
+        for first in [4, 1] {
+            let mut cache = KvCache::default();
+            for at in 0..first {
+                step(&mut cache, &x, at);
+            }
+            let part = x.narrow(2, first, 2).unwrap();
+            cache.extend(&part, &part).unwrap();
+            let rows = [2, 0, 0, 1];
+            let mut picked = cache.pick(&rows).unwrap();
+            let held = step(&mut picked, &other, first + 2);
+            let whole = step(&mut cache, &x, first + 2);
+            for (new, old) in rows.into_iter().enumerate() {
+                let part =
+                    |x: &Tensor, row: usize| x.narrow(0, row, 1).unwrap().narrow(2, 0, first + 2).unwrap();
+                assert_eq!(distance(&part(&held, new), &part(&x, old)), 0.0);
+            }
+            let last = |x: &Tensor| x.narrow(2, first + 2, 1).unwrap();
+            assert_eq!(distance(&last(&held), &last(&other)), 0.0);
+            assert_eq!(distance(&last(&whole), &last(&x)), 0.0);
+        }
+        assert!(KvCache::default().pick(&[5]).unwrap().tokens() == 0);
+        let mut cache = KvCache::default();
+        step(&mut cache, &x, 0);
+        assert!(cache.pick(&[3]).is_err());
     }
 
     #[test]

@@ -29,12 +29,22 @@ pub(crate) struct Mapped<T> {
     of: PhantomData<T>,
 }
 
+impl Mapped<u8> {
+    /// Maps the file at `path`, however long it is.
+    pub fn whole(path: &Path) -> Result<Self> {
+        let length = std::fs::metadata(path).map_err(Error::io(path))?.len();
+        let length = usize::try_from(length).map_err(|_| Error::file(path, "too large to be mapped"))?;
+        Self::open(path, length)
+    }
+}
+
 impl<T: Plain> Mapped<T> {
     /// Maps the file at `path`, which must hold exactly `len` numbers.
     pub fn open(path: &Path, len: usize) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path))?;
         // SAFETY: the files of an artefact are written once under a temporary name and never
-        // changed after; whoever truncates one under a running program breaks that program.
+        // changed after, and so are the checkpoints of other programs; whoever truncates one under
+        // a running program breaks that program.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         if Some(map.len()) != len.checked_mul(size_of::<T>()) {
             let why = format!("{} bytes, but {len} numbers of {} bytes are due", map.len(), size_of::<T>());

@@ -9,9 +9,12 @@ use std::path::Path;
 use candle_core::{Device, Tensor, Var};
 use serde_json::{Value, json};
 
-use super::config::{DecoderConfig, RetroConfig};
-use super::decoder::{Cache, Decoder};
-use super::retro::{Retrieved, Retro};
+use super::cache::Cache;
+use super::decoder::{Decoder, DecoderConfig};
+use super::layers::Matrix;
+use super::place::Place;
+use super::retro::{Retrieved, Retro, RetroConfig};
+use super::source::Source;
 use super::weights::Weights;
 use crate::artefact::{self, FileEntry, Manifest};
 use crate::corpus::Store;
@@ -75,7 +78,7 @@ pub struct LanguageModel {
     pub network: Network,
     /// The tokenizer it was trained with.
     pub tokenizer: Tokenizer,
-    tensors: BTreeMap<String, Tensor>,
+    tensors: BTreeMap<Place, Matrix>,
     variables: Vec<(String, Var)>,
 }
 
@@ -98,65 +101,66 @@ impl LanguageModel {
         Ok(Self { network, tokenizer, tensors, variables })
     }
 
-    /// Reads the model in `dir`.
-    pub fn load(dir: &Path, trainable: Trainable, device: &Device) -> Result<Self> {
-        let (decoder, retro) = read_config(dir)?;
-        Self::read(dir, &decoder, retro.as_ref(), trainable, None, device)
+    /// Reads the model called `name`, as [`Source::open`] understands it.
+    pub fn load(name: impl AsRef<Path>, trainable: Trainable, device: &Device) -> Result<Self> {
+        let source = open(name.as_ref())?;
+        let (decoder, retro) = read_config(&source)?;
+        Self::read(source, &decoder, retro.as_ref(), trainable, None, device)
     }
 
-    /// Reads the plain decoder in `dir`, freezes it, and adds RETRO's layers, which start from
+    /// Reads the plain decoder called `name`, freezes it, and adds RETRO's layers, which start from
     /// `seed` (RETRO-fit).
-    pub fn retrofit(dir: &Path, retro: &RetroConfig, seed: u64, device: &Device) -> Result<Self> {
-        let (decoder, existing) = read_config(dir)?;
+    pub fn retrofit(name: impl AsRef<Path>, retro: &RetroConfig, seed: u64, device: &Device) -> Result<Self> {
+        let source = open(name.as_ref())?;
+        let (decoder, existing) = read_config(&source)?;
         if existing.is_some() {
             let why = "already a RETRO model; give the plain model that it was made from";
-            return Err(Error::file(dir, why));
+            return Err(Error::file(source.path(), why));
         }
         retro.check(&decoder)?;
-        Self::read(dir, &decoder, Some(retro), Trainable::RetroOnly, Some(seed), device)
+        Self::read(source, &decoder, Some(retro), Trainable::RetroOnly, Some(seed), device)
     }
 
     fn read(
-        dir: &Path,
+        source: Source,
         decoder: &DecoderConfig,
         retro: Option<&RetroConfig>,
         trainable: Trainable,
         fresh_retro: Option<u64>,
         device: &Device,
     ) -> Result<Self> {
-        check_manifest(dir)?;
-        let path = dir.join("model.safetensors");
+        let path = source.path().to_path_buf();
+        let tokenizer = source.tokenizer()?;
+        if tokenizer.vocab_size() > decoder.vocab_size {
+            let why = format!(
+                "the tokenizer has {} tokens, but the configuration says vocab_size {}",
+                tokenizer.vocab_size(),
+                decoder.vocab_size
+            );
+            return Err(Error::file(path, why));
+        }
         let named = |e: Error| match e {
             Error::Setting { name, why } => Error::file(&path, format!("{name}: {why}")),
             other => other,
         };
-        let mut weights = Weights::from_file(&path, device)?;
+        let mut weights = Weights::from_source(source, device);
         weights.set_trainable(trainable == Trainable::Everything);
+        // RETRO-fit's gradients pass through the frozen decoder.
+        weights.keep_blocks(trainable == Trainable::Nothing);
         let base = Decoder::new(decoder, &mut weights).map_err(named)?;
         let network = match retro {
             Some(config) => {
                 weights.set_trainable(trainable != Trainable::Nothing);
                 if let Some(seed) = fresh_retro {
+                    weights.check_all_taken()?;
                     weights.start_fresh(seed);
                 }
                 Network::Retro(Retro::new(base, config, &mut weights).map_err(named)?)
             }
             None => Network::Plain(base),
         };
-        if let Some(name) = weights.unused().first() {
-            let why = format!("tensor {name} belongs to no part of the model that config.json describes");
-            return Err(Error::file(&path, why));
-        }
-        let tokenizer = Tokenizer::open(&dir.join("tokenizer.json"))?;
+        weights.check_all_taken()?;
         let (tensors, variables) = weights.finish();
-        if tokenizer.vocab_size() > decoder.vocab_size {
-            let why = format!(
-                "the tokenizer has {} tokens, but config.json says vocab_size {}",
-                tokenizer.vocab_size(),
-                decoder.vocab_size
-            );
-            return Err(Error::file(dir.join("tokenizer.json"), why));
-        }
         Ok(Self { network, tokenizer, tensors, variables })
     }
 
@@ -175,8 +179,7 @@ impl LanguageModel {
         let config = temporary.join("config.json");
         fs::write(&config, format!("{:#}\n", self.config_json()?)).map_err(Error::io(config))?;
         self.tokenizer.save(&temporary.join("tokenizer.json"))?;
-        let tensors: HashMap<&str, Tensor> =
-            self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
+        let tensors = self.whole_tensors()?;
         candle_core::safetensors::save(&tensors, temporary.join("model.safetensors"))?;
         seal(temporary)?;
         fs::rename(temporary, dir).map_err(Error::io(dir))?;
@@ -185,25 +188,25 @@ impl LanguageModel {
     }
 
     fn config_json(&self) -> Result<Value> {
-        let failed = |e: serde_json::Error| Error::setting("config.json", e.to_string());
-        let mut config = json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_act": "silu",
-            "attention_bias": false,
-            "mlp_bias": false,
-            "torch_dtype": "float32",
-            "bos_token_id": self.tokenizer.end_of_text(),
-            "eos_token_id": self.tokenizer.end_of_text(),
-        });
-        let decoder = serde_json::to_value(self.network.decoder().config()).map_err(failed)?;
-        if let (Some(all), Value::Object(fields)) = (config.as_object_mut(), decoder) {
-            all.extend(fields);
-            if let Network::Retro(retro) = &self.network {
-                all.insert("retro".into(), serde_json::to_value(retro.config()).map_err(failed)?);
-            }
+        let mut config = self.network.decoder().config().to_json();
+        let end = self.tokenizer.end_of_text();
+        config.insert("bos_token_id".into(), json!(end));
+        config.insert("eos_token_id".into(), json!(end));
+        if let Network::Retro(retro) = &self.network {
+            let retro = serde_json::to_value(retro.config());
+            config.insert("retro".into(), retro.map_err(|e| Error::setting("retro", e.to_string()))?);
         }
-        Ok(config)
+        Ok(config.into())
+    }
+
+    /// The tensors of the checkpoint that the weights make up, by name.
+    fn whole_tensors(&self) -> Result<HashMap<&str, Tensor>> {
+        let mut groups: BTreeMap<&str, (&Place, Vec<Tensor>)> = BTreeMap::new();
+        for (place, tensor) in &self.tensors {
+            groups.entry(&place.tensor).or_insert((place, Vec::new())).1.push(tensor.dense()?);
+        }
+        let whole = groups.into_iter().map(|(name, (place, weights))| Ok((name, place.write(&weights)?)));
+        whole.collect()
     }
 
     /// Refuses a chunk store that was cut with another tokenizer, or into other chunks than a
@@ -237,22 +240,22 @@ impl LanguageModel {
 
     /// Number of values in all weights.
     pub fn parameters(&self) -> usize {
-        self.tensors.values().map(Tensor::elem_count).sum()
+        self.tensors.values().map(Matrix::elem_count).sum()
     }
 }
 
-/// Reads `config.json` in `dir`.
-fn read_config(dir: &Path) -> Result<(DecoderConfig, Option<RetroConfig>)> {
-    let path = dir.join("config.json");
-    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let wrong = |e: serde_json::Error| Error::file(&path, e.to_string());
-    let value: Value = serde_json::from_str(&text).map_err(wrong)?;
-    let kind = value.get("model_type").and_then(Value::as_str).unwrap_or("llama");
-    if kind != "llama" {
-        return Err(Error::file(&path, format!("model_type {kind:?} is not known; \"llama\" is")));
-    }
-    let retro = value.get("retro").cloned().map(serde_json::from_value).transpose().map_err(wrong)?;
-    Ok((serde_json::from_value(value).map_err(wrong)?, retro))
+/// Opens the checkpoint `name`; every byte of one with a manifest is checked first.
+fn open(name: &Path) -> Result<Source> {
+    check_manifest(name)?;
+    Source::open(name)
+}
+
+/// What the checkpoint's configuration describes.
+fn read_config(source: &Source) -> Result<(DecoderConfig, Option<RetroConfig>)> {
+    let wrong = |why: String| Error::file(source.path(), format!("config.json: {why}"));
+    let decoder = DecoderConfig::from_json(source.config()).map_err(|e| wrong(e.to_string()))?;
+    let retro = source.config().get("retro").cloned().map(serde_json::from_value).transpose();
+    Ok((decoder, retro.map_err(|e| wrong(format!("retro: {e}")))?))
 }
 
 /// Reads every byte of a model that has a manifest; one from elsewhere has none.

@@ -18,10 +18,10 @@
 
 use candle_core::Tensor;
 
-use super::Retro;
+use super::{Initialisation, Retro, RetroConfig};
 use crate::error::{Error, Result};
-use crate::model::config::{DecoderConfig, Initialisation, RetroConfig};
-use crate::model::decoder::Cache;
+use crate::model::cache::Cache;
+use crate::model::decoder::DecoderConfig;
 use crate::model::weights::{Start, normal};
 
 /// Height of a relative bias that makes a head look at one distance only.
@@ -214,9 +214,10 @@ impl Retro {
         let encoded = self.encoder.forward(&self.base, &neighbours, &mask, &nothing)?;
         let mut pairs = Vec::new();
         let mut cache = Cache::default();
-        let mut h = self.base.embed(&whole)?;
+        let places = self.base.places(&cache, windows * r)?;
+        let mut h = self.base.begin(&whole, &places)?;
         for (i, block) in self.base.blocks().iter().enumerate() {
-            h = self.base.attend(i, &h, &mut cache)?;
+            h = self.base.attend(i, &h, &places, &mut cache)?;
             if let Some((_, cross)) = self.cross_at(i) {
                 let (states, keys) = cross.queries_and_keys(&h.reshape((rows, r, d))?, &encoded)?;
                 let (first, count) = (FIRST_WHOLE_KEY, r - FIRST_WHOLE_KEY);

@@ -13,14 +13,16 @@
 
 use candle_core::{DType, Tensor};
 
-use super::config::RetroConfig;
-use super::decoder::{Cache, Decoder};
+use super::cache::Cache;
+use super::decoder::Decoder;
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use cca::{ChunkedCrossAttention, KeysValues};
+pub use config::{Initialisation, RetroConfig};
 use encoder::NeighbourEncoder;
 
 mod cca;
+mod config;
 pub mod copy;
 mod encoder;
 
@@ -78,6 +80,11 @@ impl State {
     pub fn tokens(&self) -> usize {
         self.cache.tokens()
     }
+
+    /// A state of its own that goes on from here.
+    pub fn copy(&self) -> Result<Self> {
+        Ok(Self { cache: self.cache.pick(&[0])?, chunk: self.chunk.clone(), active: self.active.clone() })
+    }
 }
 
 /// A decoder with chunked cross-attention.
@@ -130,9 +137,10 @@ impl Retro {
         let mask = retrieved.mask.reshape((batch * chunks, k, r))?;
         let mut cache = Cache::default();
         let mut encoded: Option<Tensor> = None;
-        let mut h = self.base.embed(tokens)?;
+        let places = self.base.places(&cache, tokens.dim(1)?)?;
+        let mut h = self.base.begin(tokens, &places)?;
         for (i, block) in self.base.blocks().iter().enumerate() {
-            h = self.base.attend(i, &h, &mut cache)?;
+            h = self.base.attend(i, &h, &places, &mut cache)?;
             if let Some((_, cross)) = self.cross_at(i) {
                 if encoded.is_none() {
                     let own = h.narrow(1, 0, chunks * m)?.reshape((batch * chunks, m, d))?;
@@ -207,12 +215,14 @@ impl Retro {
     ) -> Result<Tensor> {
         // As a query, the last token of a chunk has number 0, the next chunk's first has number 1.
         let query = (state.tokens() + 1) % self.config.chunk_size;
-        let mut h = self.base.embed(&Tensor::new(tokens, self.base.device())?.unsqueeze(0)?)?;
+        let input = Tensor::new(tokens, self.base.device())?.unsqueeze(0)?;
+        let places = self.base.places(&state.cache, tokens.len())?;
+        let mut h = self.base.begin(&input, &places)?;
         if neighbours.is_some() {
             state.active = None;
         }
         for (i, block) in self.base.blocks().iter().enumerate() {
-            h = self.base.attend(i, &h, &mut state.cache)?;
+            h = self.base.attend(i, &h, &places, &mut state.cache)?;
             if let Some((which, cross)) = self.cross_at(i) {
                 if which == 0 {
                     let own = match state.chunk.take() {
@@ -230,7 +240,7 @@ impl Retro {
             }
             h = block.feed_forward(&h)?;
         }
-        self.base.advance(&mut state.cache, tokens.len());
+        state.cache.advance(tokens.len());
         self.base.finish(&h)
     }
 

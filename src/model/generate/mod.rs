@@ -5,10 +5,14 @@ use candle_core::{DType, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::decoder::Cache;
+use super::cache::Cache;
 use super::retro::State;
 use super::store::{LanguageModel, Network};
 use crate::error::{Error, Result};
+
+mod autoregressive;
+
+pub use autoregressive::{Autoregressive, left_padded};
 
 /// How to continue.
 #[derive(Debug, Clone)]
