@@ -59,6 +59,7 @@ fn attention_of(c: &mut Criterion, name: &str, batch: usize, queries: usize, key
     let mask = Tensor::ones((batch, keys), DType::U8, &Device::Cpu).unwrap();
     let options = AttentionOptions {
         causal: !chunked,
+        window: None,
         scale: (DIM as f32).sqrt().recip(),
         bias: chunked.then(|| bias.as_tensor()),
         relative: None,
@@ -84,8 +85,8 @@ fn elementwise(c: &mut Criterion) {
         || layer_norm(&x, &weight, &bias, 1e-5),
     );
     let (gate, up) = (random(&[BATCH, TOKENS, 3 * WIDTH]), random(&[BATCH, TOKENS, 3 * WIDTH]));
-    compare(c, "swiglu", || composed::swiglu(&gate, &up), || swiglu(&gate, &up));
-    compare(c, "gelu", || composed::gelu(&gate), || gelu(&gate));
+    compare(c, "swiglu", || composed::gated(&gate, &up, Activation::Silu), || swiglu(&gate, &up));
+    compare(c, "gelu", || composed::activate(&gate, Activation::Gelu), || gelu(&gate));
     let q = random(&[BATCH, HEADS, TOKENS, DIM]);
     let angles = random(&[TOKENS, DIM / 2]);
     let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());

@@ -203,7 +203,10 @@ mod tests {
         for round in 0..2000 {
             let tasks = round % 37;
             let done: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-            pool.install(|| for_tasks(tasks, |task| drop(done[task].fetch_add(1, SeqCst))));
+            let work = |task: usize| {
+                done[task].fetch_add(1, SeqCst);
+            };
+            pool.install(|| for_tasks(tasks, work));
             assert!(done.iter().all(|done| done.load(SeqCst) == 1), "{tasks} tasks");
             if round % 500 == 0 {
                 // Long enough for the helpers to fall asleep.
@@ -219,7 +222,10 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        for_tasks(8, |_| for_tasks(3, |_| drop(total.fetch_add(1, SeqCst))));
+                        let inner = |_: usize| {
+                            total.fetch_add(1, SeqCst);
+                        };
+                        for_tasks(8, |_| for_tasks(3, inner));
                     }
                 });
             }
@@ -237,7 +243,10 @@ mod tests {
             assert!(outcome.is_err());
         }
         let done = Mutex::new(HashSet::new());
-        pool.install(|| for_tasks(20, |task| drop(done.lock().unwrap().insert(task))));
+        let work = |task: usize| {
+            done.lock().unwrap().insert(task);
+        };
+        pool.install(|| for_tasks(20, work));
         assert_eq!(done.into_inner().unwrap().len(), 20);
     }
 }

@@ -8,7 +8,7 @@ use sidenote_kernels::{self as kernels, Activation, QuantisedLinear};
 use super::decoder::{NormConfig, NormKind};
 use super::place::Place;
 use super::weights::{Start, Weights};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A weight `[out, in]` that inputs are multiplied by, or whose rows are embeddings.
 #[derive(Clone)]
@@ -121,6 +121,25 @@ impl Linear {
         let mut shape = x.dims().to_vec();
         *shape.last_mut().unwrap_or(&mut 0) = bias.elem_count();
         self.weight.multiply_add(x, &bias.broadcast_as(shape)?)
+    }
+
+    /// What [`forward`](Self::forward) gives for each of several layers that read the same `x`; those in blocks
+    /// are computed together.
+    pub fn forward_each<const N: usize>(layers: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
+        let blocks = |layer: &Self| match (&layer.weight, &layer.bias) {
+            (Matrix::Quantised(weight), None) => Some(weight.clone()),
+            _ => None,
+        };
+        if let Some(weights) = layers.iter().map(|layer| blocks(layer)).collect::<Option<Vec<_>>>()
+            && let Ok(each) = QuantisedLinear::forward_each(weights.iter().map(Arc::as_ref), x)?.try_into()
+        {
+            return Ok(each);
+        }
+        let mut each = Vec::with_capacity(N);
+        for layer in layers {
+            each.push(layer.forward(x)?);
+        }
+        each.try_into().map_err(|_| Error::setting("layers", "each gives one tensor"))
     }
 
     /// `residual + x W^T + b`; `[.., in]` and `[.., out]` to `[.., out]`.
@@ -256,11 +275,11 @@ impl FeedForward {
     }
 
     fn inner(&self, x: &Tensor) -> Result<Tensor> {
-        let up = self.up.forward(x)?;
-        Ok(match &self.gate {
-            Some(gate) => kernels::gated(&gate.forward(x)?, &up, self.activation)?,
-            None => kernels::activate(&up, self.activation)?,
-        })
+        let Some(gate) = &self.gate else {
+            return Ok(kernels::activate(&self.up.forward(x)?, self.activation)?);
+        };
+        let [gate, up] = Linear::forward_each([gate, &self.up], x)?;
+        Ok(kernels::gated(&gate, &up, self.activation)?)
     }
 }
 

@@ -115,7 +115,7 @@ impl Attention {
 
     fn forward(&self, h: &Tensor, places: &Places, cache: &mut KvCache) -> Result<Tensor> {
         let x = self.norm.forward(h)?;
-        let (mut q, mut k) = (self.q.forward(&x)?, self.k.forward(&x)?);
+        let [mut q, mut k, v] = Linear::forward_each([&self.q, &self.k, &self.v], &x)?;
         if let Some((q_norm, k_norm)) = &self.head_norms {
             (q, k) = (q_norm.forward_heads(&q)?, k_norm.forward_heads(&k)?);
         }
@@ -127,7 +127,7 @@ impl Attention {
             None => kernels::split_heads(x, heads),
         };
         let (q, k) = (split(&q, self.heads)?, split(&k, self.kv_heads)?);
-        let v = kernels::split_heads(&self.v.forward(&x)?, self.kv_heads)?;
+        let v = kernels::split_heads(&v, self.kv_heads)?;
         let (k, v) = cache.extend(&k, &v)?;
         let options = AttentionOptions {
             causal: true,
