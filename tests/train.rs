@@ -288,6 +288,55 @@ fn a_retro_run_killed_again_and_again_ends_with_the_same_bytes() {
     killed_and_resumed(place.path(), "retro.toml", &mut ChaCha8Rng::seed_from_u64(2));
 }
 
+/// Everything that a run can be told to do otherwise.
+const OTHERWISE: &str = r#"
+    objectives = [
+        {kind = "causal"},
+        {kind = "infilling", weight = 2, level = "document"},
+        {kind = "spans", weight = 0.5},
+        {kind = "prefix"},
+        {kind = "denoising"},
+        {kind = "continuation"},
+    ]
+    [training]
+    optimiser = "adafactor"
+    schedule = "cosine"
+    final_rate = 0.1
+    accumulate = 3
+    keep_checkpoints = 1
+"#;
+
+#[test]
+fn a_run_with_other_objectives_and_optimiser_killed_again_and_again_ends_with_the_same_bytes() {
+    let place = workplace();
+    let dir = place.path();
+    let special =
+        ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<extra_id_0>", "<extra_id_1>", "[CLM]"];
+    let special: String = special.iter().map(|name| format!(" --special {name}")).collect();
+    succeed(dir, &format!("tokenizer train corpus.jsonl --vocab-size 310 --out tokenizer.json{special}"));
+    succeed(dir, &format!("{BUILD} --out index --force"));
+    succeed(dir, "neighbours index --queries held.jsonl -k 2 --out held-out --force");
+    let (objectives, training) = OTHERWISE.split_once("[training]").unwrap();
+    let text = PLAIN.replace("[model]", &format!("{objectives}[model]"));
+    let text = text.replace("[training]", &format!("[training]{training}")).replace("decay_steps = 8", "");
+    fs::write(dir.join("otherwise.toml"), text).unwrap();
+    killed_and_resumed(dir, "otherwise.toml", &mut ChaCha8Rng::seed_from_u64(5));
+    // The checkpoint with the lowest held-out loss is kept, beside the last.
+    let run = dir.join("broken");
+    let held_out = |line: &Value| Some((line["held_out_loss"].as_f64()?, line["step"].as_u64()?));
+    let measured: Vec<(f64, u64)> = metrics(&run).iter().filter_map(held_out).collect();
+    let best = measured.iter().min_by(|a, b| a.0.total_cmp(&b.0)).unwrap().1;
+    let last = measured.last().unwrap().1;
+    let kept = run.join(format!("checkpoints/step-{best:07}"));
+    assert!(best == last || kept.is_dir(), "{} is gone", kept.display());
+    let kept = fs::read_dir(run.join("checkpoints")).unwrap().count();
+    assert!(kept <= 2 + 2, "{kept} checkpoints, two of them left by a crash");
+    let events = fs::read_dir(&run).unwrap().flatten();
+    let events =
+        events.filter(|entry| entry.file_name().to_string_lossy().starts_with("events.out.tfevents."));
+    assert_eq!(events.count(), 1);
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_saves_the_step_and_a_longer_run_goes_on_from_it() {

@@ -26,6 +26,9 @@ pub struct TrainArgs {
     /// Tokens at most, at least 257: the bytes and the end of text.
     #[arg(long, default_value_t = 4096)]
     vocab_size: usize,
+    /// A token that stands for itself, such as "<|fim_middle|>"; may be given again.
+    #[arg(long, value_name = "TOKEN")]
+    special: Vec<String>,
     /// File to write, in Hugging Face's tokenizer.json format.
     #[arg(long)]
     out: PathBuf,
@@ -56,7 +59,7 @@ fn train(args: TrainArgs, console: Console) -> anyhow::Result<()> {
         count += u64::from(matches!(next, Some(Ok(_))));
         next.map(|document| document.map(|document| document.text))
     });
-    let tokenizer = Tokenizer::train(texts, args.vocab_size)?;
+    let tokenizer = Tokenizer::train(texts, args.vocab_size, &args.special)?;
     drop(task);
     tokenizer.save(&args.out)?;
     let report = json!({

@@ -34,7 +34,11 @@ RETRO on that decoder, frozen (retro.toml):
   initialisation = \"copy\"                   # \"random\" to learn to copy from nothing
   encoder_hidden_size = 256                 # \"copy\" needs it wider than the decoder
   [training]
-  steps = 300")]
+  steps = 300
+
+Beside what is shown, [training] takes accumulate, optimiser, schedule, final_rate, keep_checkpoints and others, and
+the file a list `objectives` of {kind = \"causal\" | \"infilling\" | \"prefix\" | \"spans\" | \"denoising\" |
+\"continuation\", weight = ...}; an unknown name is told.")]
 pub struct Args {
     /// The run's configuration, a TOML file.
     config: PathBuf,

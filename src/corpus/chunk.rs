@@ -97,7 +97,7 @@ mod tests {
     proptest! {
         #[test]
         fn texts_tile_the_document(text in "\\PC{0,80}", m in 1usize..9, ends in any::<bool>()) {
-            let tokenizer = Tokenizer::train([Ok("a b c".to_string())].into_iter(), 257).unwrap();
+            let tokenizer = Tokenizer::train([Ok("a b c".to_string())].into_iter(), 257, &[]).unwrap();
             let tokens = tokenizer.encode(&text).unwrap();
             let chunked = cut(&text, &tokens, ends.then_some(0), m);
             prop_assert_eq!(chunked.starts.len(), chunked.tokens.len().div_ceil(m));

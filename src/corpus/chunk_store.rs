@@ -311,7 +311,7 @@ mod tests {
     const M: usize = 5;
 
     fn tokenizer() -> Tokenizer {
-        Tokenizer::train((0..50).map(|i| Ok(format!("word{i} é東 the the"))), 300).unwrap()
+        Tokenizer::train((0..50).map(|i| Ok(format!("word{i} é東 the the"))), 300, &[]).unwrap()
     }
 
     /// 700 documents over two files, so that batches end inside and between them.

@@ -255,7 +255,7 @@ mod tests {
     use crate::progress::Progress;
 
     fn tokenizer() -> Tokenizer {
-        Tokenizer::train((0..9).map(|i| Ok(format!("w{i} w{i}"))), 280).unwrap()
+        Tokenizer::train((0..9).map(|i| Ok(format!("w{i} w{i}"))), 280, &[]).unwrap()
     }
 
     fn lines(documents: Range<usize>) -> String {

@@ -87,6 +87,11 @@ impl Tokenizer {
         self.vocab_size
     }
 
+    /// The token called `name`, a special one or one of the vocabulary.
+    pub fn token(&self, name: &str) -> Option<u32> {
+        self.inner.token_to_id(name)
+    }
+
     /// The token that ends a text (`<|endoftext|>`, `</s>`, `<eos>` and the like).
     pub fn end_of_text(&self) -> Option<u32> {
         self.end_of_text
@@ -109,12 +114,24 @@ impl Tokenizer {
 
     /// Trains a byte-level BPE tokenizer with an `<|endoftext|>` token, GPT-2's way of splitting
     /// words and at most `vocab_size` tokens (fewer where the texts have fewer pairs that occur
-    /// twice). The same texts in the same order give the same tokenizer.
+    /// twice). The same texts in the same order give the same tokenizer. The tokens called `special` stand for
+    /// themselves: no text is cut into them, and decoding leaves them out.
     ///
     /// The first error among `texts` ends the training with that error.
-    pub fn train(texts: impl Iterator<Item = Result<String>> + Send, vocab_size: usize) -> Result<Self> {
+    pub fn train(
+        texts: impl Iterator<Item = Result<String>> + Send,
+        vocab_size: usize,
+        special: &[String],
+    ) -> Result<Self> {
         let alphabet = ByteLevel::alphabet();
-        let least = alphabet.len() + 1;
+        let mut names = vec![END_OF_TEXT];
+        for name in special {
+            if name.is_empty() || names.contains(&name.as_str()) {
+                return Err(Error::setting("special", format!("{name:?} is empty or there already")));
+            }
+            names.push(name);
+        }
+        let least = alphabet.len() + names.len();
         if vocab_size < least {
             return Err(Error::setting("vocab-size", format!("{vocab_size} is too small: at least {least}")));
         }
@@ -122,7 +139,7 @@ impl Tokenizer {
             .vocab_size(vocab_size)
             .min_frequency(2)
             .show_progress(false)
-            .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
+            .special_tokens(names.into_iter().map(|name| AddedToken::from(name, true)).collect())
             .initial_alphabet(alphabet.into_iter().collect())
             .build()
             .into();
@@ -163,7 +180,7 @@ mod tests {
     }
 
     fn train(vocab_size: usize) -> Result<Tokenizer> {
-        Tokenizer::train(texts().into_iter().map(Ok), vocab_size)
+        Tokenizer::train(texts().into_iter().map(Ok), vocab_size, &[])
     }
 
     #[test]
@@ -190,13 +207,27 @@ mod tests {
     }
 
     #[test]
+    fn special_tokens_of_ones_own_are_never_text() {
+        let special = ["<|a|>", "<|b|>"].map(String::from);
+        let train = |special: &[String]| Tokenizer::train(texts().into_iter().map(Ok), 300, special);
+        let tokenizer = train(&special).unwrap();
+        let ids: Vec<u32> = special.iter().map(|name| tokenizer.token(name).unwrap()).collect();
+        let tokens = tokenizer.encode("river <|a|> mill").unwrap();
+        assert!(!tokens.ids.contains(&ids[0]));
+        assert_eq!(tokenizer.decode(&ids).unwrap(), "");
+        assert_eq!(tokenizer.token("<|c|>"), None);
+        let again = [special.clone(), special].concat();
+        assert!(train(&again).unwrap_err().to_string().contains("<|a|>"));
+    }
+
+    #[test]
     fn what_cannot_be_read_or_trained_is_an_error() {
         assert!(Tokenizer::from_bytes(b"{}").is_err());
         let error = Tokenizer::open(Path::new("no/such/tokenizer.json")).unwrap_err();
         assert!(error.to_string().contains("no/such/tokenizer.json"));
         assert!(train(100).unwrap_err().to_string().contains("vocab-size"));
         let bad = vec![Ok("fine".to_string()), Err(Error::setting("x", "bad line"))];
-        assert!(Tokenizer::train(bad.into_iter(), 300).unwrap_err().to_string().contains("bad line"));
+        assert!(Tokenizer::train(bad.into_iter(), 300, &[]).unwrap_err().to_string().contains("bad line"));
     }
 
     #[test]

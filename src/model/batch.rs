@@ -26,28 +26,51 @@ pub struct Batch {
 
 /// Puts windows of chunks side by side.
 pub fn assemble(store: &Store, rows: &[Range<usize>], device: &Device) -> Result<Batch> {
-    let sequences: Vec<Vec<u32>> = rows
-        .iter()
-        .map(|row| row.clone().flat_map(|chunk| store.chunk(chunk).tokens.iter().copied()).collect())
-        .collect();
-    let width = sequences.iter().map(Vec::len).max().unwrap_or(0);
-    let mut tokens = vec![0u32; rows.len() * width];
-    let mut targets = vec![IGNORE; tokens.len()];
-    let mut scored = 0;
-    for (i, (sequence, row)) in sequences.iter().zip(rows).enumerate() {
-        let at = i * width;
-        tokens[at..at + sequence.len()].copy_from_slice(sequence);
+    let sequences = rows.iter().map(|row| Sequence::of(store, row)).collect();
+    pack(sequences, rows, device)
+}
+
+/// Tokens and, for the first of them at least, the token to be predicted after each.
+pub struct Sequence {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// The token that comes next, [`IGNORE`] where it is not scored; not longer than `tokens`.
+    pub targets: Vec<u32>,
+}
+
+impl Sequence {
+    /// The text of the chunks `row`, each token of which is predicted after those before it.
+    pub fn of(store: &Store, row: &Range<usize>) -> Self {
+        let tokens: Vec<u32> =
+            row.clone().flat_map(|chunk| store.chunk(chunk).tokens.iter().copied()).collect();
         // The window's last token predicts the first of the chunk after it, where there is one.
         let next = row.clone().last().and_then(|chunk| store.continuation(chunk));
         let next = next.and_then(|chunk| store.chunk(chunk).tokens.first());
-        let following: Vec<u32> = sequence.iter().skip(1).chain(next).copied().collect();
-        targets[at..at + following.len()].copy_from_slice(&following);
-        scored += following.len();
+        let targets = tokens.iter().skip(1).chain(next).copied().collect();
+        Self { tokens, targets }
+    }
+
+    /// `tokens`, of which those from `from` on, at least 1, are predicted.
+    pub fn predicted_from(tokens: Vec<u32>, from: usize) -> Self {
+        let target = |(i, token): (usize, &u32)| if i < from { IGNORE } else { *token };
+        let targets = tokens.iter().enumerate().skip(1).map(target).collect();
+        Self { tokens, targets }
+    }
+}
+
+/// Puts sequences, of the chunks `rows`, side by side.
+pub fn pack(sequences: Vec<Sequence>, rows: &[Range<usize>], device: &Device) -> Result<Batch> {
+    let width = sequences.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(0);
+    let mut tokens = vec![0u32; sequences.len() * width];
+    let mut targets = vec![IGNORE; tokens.len()];
+    for (i, sequence) in sequences.iter().enumerate() {
+        tokens[i * width..][..sequence.tokens.len()].copy_from_slice(&sequence.tokens);
+        targets[i * width..][..sequence.targets.len()].copy_from_slice(&sequence.targets);
     }
     Ok(Batch {
-        tokens: Tensor::from_vec(tokens, (rows.len(), width), device)?,
-        targets: Tensor::from_vec(targets, rows.len() * width, device)?,
-        scored,
+        scored: targets.iter().filter(|target| **target != IGNORE).count(),
+        tokens: Tensor::from_vec(tokens, (sequences.len(), width), device)?,
+        targets: Tensor::from_vec(targets, sequences.len() * width, device)?,
         rows: rows.to_vec(),
     })
 }

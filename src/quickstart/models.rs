@@ -42,17 +42,13 @@ impl Settings {
 
     fn training(&self, steps: usize, decay_steps: usize, learning_rate: f64, seed: u64) -> TrainingSection {
         TrainingSection {
-            steps,
-            chunks: 4,
-            batch_tokens: 2048,
             learning_rate,
             warmup_steps: (steps / 10).min(50),
             decay_steps,
-            weight_decay: 0.1,
-            clip: 1.0,
             evaluate_every: 100,
             checkpoint_every: 100,
             seed,
+            ..TrainingSection::of(steps)
         }
     }
 
@@ -73,6 +69,7 @@ impl Settings {
                 max_positions: 1024,
             }),
             retro: None,
+            objectives: Vec::new(),
             training: self.training(self.plain_steps, self.decay_steps, 3e-3, seed),
         }
     }

@@ -254,7 +254,7 @@ fn encode(encoder: &dyn Encoder, texts: &[&str]) -> Result<Vec<f32>> {
 #[cfg(test)]
 mod living_tests;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 #[cfg(test)]
 mod tests {

@@ -68,7 +68,7 @@ pub fn write_corpus(path: &Path, first: usize, documents: usize) {
 }
 
 pub fn tokenizer() -> Tokenizer {
-    Tokenizer::train((0..97).map(|w| Ok(format!("w{w} w{w} é é"))), 320).unwrap()
+    Tokenizer::train((0..97).map(|w| Ok(format!("w{w} w{w} é é"))), 320, &[]).unwrap()
 }
 
 /// A corpus of `documents` documents in `dir`, and an index over it in `dir/index`.
@@ -86,6 +86,28 @@ pub fn build_index(
     existing: Existing,
 ) -> Result<IndexMeta> {
     build_kind(corpus, out, encoder, existing, None, None)
+}
+
+/// The text of `documents` documents as `tokenizer` cuts it, by way of an index in `dir`.
+pub fn store_of(dir: &Path, documents: usize, tokenizer: &Tokenizer) -> crate::corpus::Store {
+    let corpus = [dir.join("corpus.jsonl")];
+    write_corpus(&corpus[0], 0, documents);
+    let out = dir.join("index");
+    let encoder = words();
+    let options = BuildOptions {
+        corpus: &corpus,
+        out: &out,
+        encoder: &encoder,
+        tokenizer,
+        chunk_tokens: 16,
+        index: None,
+        seed: 0,
+        memory: None,
+        on_error: OnError::Fail,
+        existing: Existing::Fail,
+    };
+    build(&options, Progress::Silent).unwrap();
+    super::open_store(&out).unwrap()
 }
 
 /// An index of a kind, within a bound on memory.

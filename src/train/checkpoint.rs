@@ -5,13 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use sidenote_kernels::AdamW;
 
+use super::optimiser::Optimiser;
 use crate::error::{Error, Result};
 use crate::model::LanguageModel;
 
-/// Ordinary checkpoints that are kept.
-const KEEP: usize = 2;
 const OPTIMISER: &str = "optimizer.safetensors";
 
 /// Folder of the checkpoint after `step` steps.
@@ -25,13 +23,14 @@ pub fn step_of(dir: &Path) -> Option<usize> {
 }
 
 /// Saves model and optimiser after `step` steps, whole or not at all, and removes what is older
-/// than the last few, but for `pinned`.
+/// than the last `keep`, but for `pinned`.
 pub fn save(
     out: &Path,
     step: usize,
     model: &LanguageModel,
-    optimiser: &AdamW,
-    pinned: Option<usize>,
+    optimiser: &Optimiser,
+    keep: usize,
+    pinned: &[usize],
 ) -> Result<()> {
     let dir = folder(out, step);
     if dir.exists() {
@@ -49,8 +48,8 @@ pub fn save(
     fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
     fs::rename(&unfinished, &dir).map_err(Error::io(&dir))?;
     crate::artefact::sync_dir(&out.join("checkpoints"))?;
-    let old: Vec<usize> = list(out)?.into_iter().filter(|other| Some(*other) != pinned).collect();
-    for step in old.iter().take(old.len().saturating_sub(KEEP)) {
+    let old: Vec<usize> = list(out)?.into_iter().filter(|other| !pinned.contains(other)).collect();
+    for step in old.iter().take(old.len().saturating_sub(keep)) {
         let dir = folder(out, *step);
         fs::remove_dir_all(&dir).map_err(Error::io(dir))?;
     }
@@ -71,7 +70,7 @@ pub fn list(out: &Path) -> Result<Vec<usize>> {
 }
 
 /// Gives `optimiser` the state saved in the checkpoint `dir`.
-pub fn load_optimiser(dir: &Path, optimiser: &mut AdamW) -> Result<()> {
+pub fn load_optimiser(dir: &Path, optimiser: &mut Optimiser) -> Result<()> {
     let path = dir.join(OPTIMISER);
     let state: HashMap<String, Tensor> = candle_core::safetensors::load(&path, &Device::Cpu)
         .map_err(|e| Error::file(&path, format!("not a readable optimiser state: {e}")))?;

@@ -45,6 +45,9 @@ pub struct TrainConfig {
     /// RETRO's layers; kind "retro".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retro: Option<RetroSection>,
+    /// What to learn to predict, by weight; every token after those before it where there is nothing here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub objectives: Vec<ObjectiveSection>,
     /// How to train.
     pub training: TrainingSection,
 }
@@ -148,18 +151,30 @@ pub struct TrainingSection {
     /// Chunks a sequence.
     #[serde(default = "default_chunks")]
     pub chunks: usize,
-    /// Tokens a step, padding included.
+    /// Tokens a batch, padding included.
     #[serde(default = "default_batch_tokens")]
     pub batch_tokens: usize,
+    /// Batches a step, whose gradients are added up: as if the batch were so much larger, in the memory of one.
+    #[serde(default = "one")]
+    pub accumulate: usize,
+    /// "adamw" or "adafactor".
+    #[serde(default)]
+    pub optimiser: OptimiserKind,
     /// Highest learning rate.
     #[serde(default = "default_learning_rate")]
     pub learning_rate: f64,
     /// Steps over which the learning rate rises from 0.
     #[serde(default)]
     pub warmup_steps: usize,
-    /// Steps at the end over which it falls to 0; in between it is constant.
+    /// How it goes on from there: "constant", "linear", "cosine" or "inverse-sqrt".
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Steps at the end over which a constant rate falls.
     #[serde(default)]
     pub decay_steps: usize,
+    /// What it falls to, as a share of the highest.
+    #[serde(default)]
+    pub final_rate: f64,
     /// AdamW's weight decay.
     #[serde(default = "default_weight_decay")]
     pub weight_decay: f64,
@@ -172,9 +187,187 @@ pub struct TrainingSection {
     /// Steps between checkpoints.
     #[serde(default = "default_every")]
     pub checkpoint_every: usize,
+    /// Latest checkpoints that are kept. The one with the lowest held-out loss is kept as well, and the one where the
+    /// rate begins to fall.
+    #[serde(default = "two")]
+    pub keep_checkpoints: usize,
     /// Seed of the weights and of the order of the text.
     #[serde(default)]
     pub seed: u64,
+}
+
+/// How weights follow their gradients.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimiserKind {
+    /// AdamW (Loshchilov and Hutter 2019).
+    #[default]
+    AdamW,
+    /// Adafactor without a first moment (Shazeer and Stern 2018): hardly any memory; the learning rate is in units of
+    /// each weight's own size, as T5 was trained with.
+    Adafactor,
+}
+
+/// The learning rate after it has risen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Level, and over `decay_steps` at the end in a straight line down. A run can be made longer afterwards.
+    #[default]
+    Constant,
+    /// In a straight line down to the last step.
+    Linear,
+    /// Along half a cosine down to the last step.
+    Cosine,
+    /// As one over the root of the step, from `warmup_steps` on (T5's, with warmup_steps = 10000).
+    InverseSqrt,
+}
+
+/// One objective of a mixture. For a decoder, what is read and what is written follow each other, and only the latter
+/// counts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ObjectiveSection {
+    /// Every token after those before it.
+    Causal {
+        /// How often, compared with the others.
+        #[serde(default = "unit")]
+        weight: f64,
+    },
+    /// The rest after the beginning.
+    Prefix {
+        /// How often, compared with the others.
+        #[serde(default = "unit")]
+        weight: f64,
+    },
+    /// Fill in the middle. Its share of the weights is the paper's FIM rate.
+    Infilling {
+        /// How often, compared with the others.
+        #[serde(default = "unit")]
+        weight: f64,
+        /// Whether sequences are transformed, or documents before they are cut into sequences.
+        #[serde(default)]
+        level: Level,
+        /// Share of texts that come suffix first.
+        #[serde(default = "half")]
+        spm_rate: f64,
+        /// The tokens before prefix, suffix and middle.
+        #[serde(default = "infilling_tokens")]
+        tokens: [String; 3],
+    },
+    /// T5's span corruption.
+    Spans {
+        /// How often, compared with the others.
+        #[serde(default = "unit")]
+        weight: f64,
+        /// Share of the tokens that are taken out.
+        #[serde(default = "density")]
+        density: f64,
+        /// Mean tokens of a span.
+        #[serde(default = "mean_length")]
+        mean_length: f64,
+        /// What sentinels are called, before their number and `>`.
+        #[serde(default = "sentinel")]
+        sentinel: String,
+    },
+    /// AlexaTM's denoising: the whole text after the text with spans dropped.
+    Denoising {
+        /// How often, compared with the others.
+        #[serde(default = "unit")]
+        weight: f64,
+    },
+    /// AlexaTM's causal task: the rest after the beginning behind a token that asks for it.
+    Continuation {
+        /// How often, compared with the others.
+        #[serde(default = "unit")]
+        weight: f64,
+        /// That token.
+        #[serde(default = "clm")]
+        token: String,
+    },
+}
+
+/// What infilling is applied to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Each sequence: all three parts are always there.
+    #[default]
+    Context,
+    /// Each document, before it is cut into sequences.
+    Document,
+}
+
+impl ObjectiveSection {
+    /// How often, compared with the others.
+    pub fn weight(&self) -> f64 {
+        match self {
+            Self::Causal { weight }
+            | Self::Prefix { weight }
+            | Self::Infilling { weight, .. }
+            | Self::Spans { weight, .. }
+            | Self::Denoising { weight }
+            | Self::Continuation { weight, .. } => *weight,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let share = |name: &str, value: f64, open: bool| {
+            let fits = (0.0..=1.0).contains(&value) && (!open || (value > 0.0 && value < 1.0));
+            let why = if open { "must be between 0 and 1" } else { "must be from 0 to 1" };
+            if fits { Ok(()) } else { Err(Error::setting(name, why)) }
+        };
+        if !(self.weight() > 0.0 && self.weight().is_finite()) {
+            return Err(Error::setting("objectives.weight", "must be a positive number"));
+        }
+        match self {
+            Self::Infilling { spm_rate, .. } => share("objectives.spm_rate", *spm_rate, false),
+            Self::Spans { density, mean_length, .. } => {
+                share("objectives.density", *density, true)?;
+                match *mean_length >= 1.0 && mean_length.is_finite() {
+                    true => Ok(()),
+                    false => Err(Error::setting("objectives.mean_length", "must be at least 1")),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn one() -> usize {
+    1
+}
+
+fn two() -> usize {
+    2
+}
+
+fn unit() -> f64 {
+    1.0
+}
+
+fn half() -> f64 {
+    0.5
+}
+
+fn density() -> f64 {
+    0.15
+}
+
+fn mean_length() -> f64 {
+    3.0
+}
+
+fn infilling_tokens() -> [String; 3] {
+    ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"].map(String::from)
+}
+
+fn sentinel() -> String {
+    "<extra_id_".into()
+}
+
+fn clm() -> String {
+    "[CLM]".into()
 }
 
 fn default_chunks() -> usize {
@@ -202,6 +395,28 @@ fn default_every() -> usize {
 }
 
 impl TrainingSection {
+    /// `steps` steps with everything else as it is where the file leaves it out.
+    pub fn of(steps: usize) -> Self {
+        Self {
+            steps,
+            chunks: default_chunks(),
+            batch_tokens: default_batch_tokens(),
+            accumulate: 1,
+            optimiser: OptimiserKind::default(),
+            learning_rate: default_learning_rate(),
+            warmup_steps: 0,
+            schedule: Schedule::default(),
+            decay_steps: 0,
+            final_rate: 0.0,
+            weight_decay: default_weight_decay(),
+            clip: default_clip(),
+            evaluate_every: default_every(),
+            checkpoint_every: default_every(),
+            keep_checkpoints: 2,
+            seed: 0,
+        }
+    }
+
     /// Steps before the learning rate begins to fall. A checkpoint is kept there, from which the run
     /// can be made longer.
     pub fn level_steps(&self) -> usize {
@@ -232,6 +447,8 @@ impl TrainConfig {
             ("training.steps", t.steps),
             ("training.chunks", t.chunks),
             ("training.batch_tokens", t.batch_tokens),
+            ("training.accumulate", t.accumulate),
+            ("training.keep_checkpoints", t.keep_checkpoints),
             ("training.evaluate_every", t.evaluate_every),
             ("training.checkpoint_every", t.checkpoint_every),
         ];
@@ -244,6 +461,23 @@ impl TrainConfig {
         }
         if !(t.learning_rate > 0.0 && t.learning_rate.is_finite()) {
             return Err(Error::setting("training.learning_rate", "must be a positive number"));
+        }
+        if t.decay_steps > 0 && t.schedule != Schedule::Constant {
+            let why = "belongs to schedule = \"constant\"; the other schedules fall by themselves";
+            return Err(Error::setting("training.decay_steps", why));
+        }
+        if !(0.0..=1.0).contains(&t.final_rate) {
+            return Err(Error::setting(
+                "training.final_rate",
+                "is a share of the learning rate, from 0 to 1",
+            ));
+        }
+        self.objectives.iter().try_for_each(ObjectiveSection::check)?;
+        if self.kind == Kind::Retro
+            && self.objectives.iter().any(|objective| !matches!(objective, ObjectiveSection::Causal { .. }))
+        {
+            let why = "kind = \"retro\" takes only \"causal\": neighbours belong to chunks, which must stay where they are";
+            return Err(Error::setting("objectives", why));
         }
         if t.clip.is_nan() || t.clip <= 0.0 {
             return Err(Error::setting("training.clip", "must be a positive number"));
@@ -333,11 +567,29 @@ mod tests {
         assert!(error(&["training.warmup_steps=11"]).contains("warmup_steps"));
         assert!(error(&["nonsense"]).contains("key=value"));
         assert!(error(&["base=b"]).contains("kind"));
+        assert!(error(&["training.accumulate=0"]).contains("training.accumulate"));
+        assert!(error(&["training.schedule=cosine", "training.decay_steps=2"]).contains("decay_steps"));
+        assert!(error(&["training.schedule=wavy"]).contains("wavy"));
+        let objective = |text: &str| error(&[&format!("objectives=[{text}]")]);
+        assert!(objective("{kind = \"infilling\", spm_rate = 2.0}").contains("spm_rate"));
+        assert!(objective("{kind = \"spans\", density = 0.0}").contains("density"));
+        assert!(objective("{kind = \"spans\", mean_length = 0.5}").contains("mean_length"));
+        assert!(objective("{kind = \"causal\", weight = 0}").contains("weight"));
+        assert!(objective("{kind = \"causal\", spm_rate = 0.5}").contains("spm_rate"));
+        assert!(objective("{kind = \"guessing\"}").contains("guessing"));
     }
 
     #[test]
     fn a_resolved_configuration_reads_back() {
         let config = read(PLAIN, &[]).unwrap();
+        assert_eq!(config.training, TrainingSection::of(10));
+        assert_eq!(read(&toml::to_string(&config).unwrap(), &[]).unwrap(), config);
+        let mixture =
+            "objectives=[{kind = \"causal\"}, {kind = \"infilling\", weight = 2.5, level = \"document\"}]";
+        let config =
+            read(PLAIN, &[mixture, "training.schedule=inverse-sqrt", "training.optimiser=adafactor"])
+                .unwrap();
+        assert_eq!(config.objectives[1].weight(), 2.5);
         assert_eq!(read(&toml::to_string(&config).unwrap(), &[]).unwrap(), config);
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use plotters::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::tensorboard::Events;
 use crate::error::{Error, Result};
 
 /// One line of `metrics.jsonl`.
@@ -31,10 +32,11 @@ pub struct Measurement {
     pub held_out_loss: Option<f64>,
 }
 
-/// Appends measurements to `metrics.jsonl`.
+/// Appends measurements to `metrics.jsonl` and to TensorBoard's event file.
 pub struct Log {
     path: PathBuf,
     file: File,
+    events: Events,
 }
 
 impl Log {
@@ -55,13 +57,15 @@ impl Log {
         }
         crate::artefact::write_atomically(&path, text.as_bytes())?;
         let file = OpenOptions::new().append(true).open(&path).map_err(Error::io(&path))?;
-        Ok((Self { path, file }, kept))
+        let events = Events::create(out, &kept)?;
+        Ok((Self { path, file, events }, kept))
     }
 
     /// Appends one line.
     pub fn write(&mut self, line: &Measurement) -> Result<()> {
         let text = Self::line(&self.path, line)?;
-        writeln!(self.file, "{text}").map_err(Error::io(&self.path))
+        writeln!(self.file, "{text}").map_err(Error::io(&self.path))?;
+        self.events.write(line)
     }
 
     fn line(path: &Path, line: &Measurement) -> Result<String> {

@@ -3,10 +3,14 @@
 mod checkpoint;
 pub mod config;
 pub mod copy;
+mod examples;
 mod log;
+pub mod objective;
+mod optimiser;
 mod order;
 mod run;
 mod schedule;
+mod tensorboard;
 
 pub use checkpoint::folder as checkpoint_folder;
 pub use config::{Kind, TrainConfig};

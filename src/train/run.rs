@@ -4,21 +4,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::Device;
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Var};
 use serde::Serialize;
-use sidenote_kernels::{self as kernels, AdamW, AdamWOptions, CrossEntropyOptions};
+use sidenote_kernels::{self as kernels, CrossEntropyOptions};
 
 use super::checkpoint;
-use super::config::{Kind, TrainConfig};
+use super::config::{Kind, Schedule, TrainConfig};
 use super::copy;
+use super::examples::Examples;
 use super::log::{Curve, Log, Measurement, plot};
+use super::optimiser::Optimiser;
 use super::order::Order;
 use super::schedule::learning_rate;
 use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{self, Neighbourhood};
 use crate::interrupt;
-use crate::model::batch::{IGNORE, assemble, gather};
+use crate::model::batch::{IGNORE, gather};
 use crate::model::{Initialisation, LanguageModel, Network, Trainable};
 use crate::progress::Progress;
 use crate::retriever::neighbours::{Neighbours, tokens_of};
@@ -52,6 +55,8 @@ pub struct Outcome {
     pub loss: f64,
     /// Last held-out loss, nats a token, on a part of the held-out text.
     pub held_out_loss: Option<f64>,
+    /// Checkpoint with the lowest held-out loss, where the end of the run is not it.
+    pub best: Option<PathBuf>,
     /// All measurements.
     #[serde(skip)]
     pub measurements: Vec<Measurement>,
@@ -95,8 +100,7 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
     };
     let model = open_model(config, &library, start.as_ref(), &device)?;
     let training = &config.training;
-    let weight_decay = AdamWOptions { weight_decay: training.weight_decay, ..Default::default() };
-    let mut optimiser = AdamW::new(model.variables().to_vec(), weight_decay);
+    let mut optimiser = Optimiser::new(model.variables().to_vec(), training);
     let mut step = 0;
     if let Some(dir) = &start {
         checkpoint::load_optimiser(dir, &mut optimiser)?;
@@ -113,8 +117,16 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
     let k = model.network.neighbours();
     enough_neighbours(neighbours.as_ref(), config.neighbours.as_deref(), k)?;
     enough_neighbours(held_out.as_ref().map(|h| &h.neighbours), config.held_out.as_deref(), k)?;
-    let read = |rows: &[std::ops::Range<usize>]| -> Result<_> {
-        let batch = assemble(&library, rows, &device)?;
+    let examples = Examples::new(&library, &config.objectives, training.seed, &device)?;
+    let longest = examples.longest(training.chunks * library.chunk_size());
+    let positions = model.network.decoder().config().max_position_embeddings;
+    if longest > positions {
+        let why = format!("{longest} tokens a sequence, but the model reads at most {positions}");
+        return Err(Error::setting("training.chunks", why));
+    }
+    let read = |order: &mut Order, number: usize| -> Result<_> {
+        let rows = order.batch(number);
+        let batch = examples.batch(&rows, order.epoch())?;
         let retrieved = match &neighbours {
             Some(neighbours) => {
                 let of = |chunk| tokens_of(&library, neighbours.of(chunk));
@@ -133,7 +145,7 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
     if let (Network::Retro(retro), None) = (&model.network, &start)
         && retro.config().initialisation == Initialisation::Copy
     {
-        let batches = (0..FIT_BATCHES).map(|i| read(&order.batch(i))).collect::<Result<Vec<_>>>()?;
+        let batches = (0..FIT_BATCHES).map(|i| read(&mut order, i)).collect::<Result<Vec<_>>>()?;
         progress.note("fitting the copy initialisation to the training text");
         let fit = copy::fit(retro, model.variables(), &batches)?;
         progress.note(format!("copy initialisation: {fit}"));
@@ -145,25 +157,40 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
         Kind::Retro => "train retro",
     };
     let task = progress.task(what, (training.steps - step.min(training.steps)) as u64, "steps");
-    let pinned = Some(training.level_steps());
+    // From there a run with a constant rate can be made longer.
+    let level = (training.schedule == Schedule::Constant).then(|| training.level_steps());
+    let mut best = best_of(&measurements);
     let (mut sum, mut count) = (0.0, 0usize);
     while step < training.steps {
         let clock = Instant::now();
-        let (batch, retrieved) = read(&order.batch(step))?;
-        let hidden = model.network.forward(&batch.tokens, retrieved.as_ref())?.flatten(0, 1)?;
-        let loss = kernels::linear_cross_entropy(
-            &hidden,
-            &model.network.decoder().head()?,
-            &batch.targets,
-            &CrossEntropyOptions::ignoring(IGNORE),
-        )?;
-        let loss = (loss / batch.scored.max(1) as f64)?;
-        let gradients = loss.backward()?;
+        let first = step * training.accumulate;
+        let batches = (first..first + training.accumulate)
+            .map(|number| read(&mut order, number))
+            .collect::<Result<Vec<_>>>()?;
+        let scored = batches.iter().map(|(batch, _)| batch.scored).sum::<usize>();
+        let mut gradients: Option<GradStore> = None;
+        let mut value = 0.0;
+        for (batch, retrieved) in batches {
+            let hidden = model.network.forward(&batch.tokens, retrieved.as_ref())?.flatten(0, 1)?;
+            let loss = kernels::linear_cross_entropy(
+                &hidden,
+                &model.network.decoder().head()?,
+                &batch.targets,
+                &CrossEntropyOptions::ignoring(IGNORE),
+            )?;
+            let loss = (loss / scored.max(1) as f64)?;
+            value += loss.to_scalar::<f32>()? as f64;
+            let of_batch = loss.backward()?;
+            match &mut gradients {
+                None => gradients = Some(of_batch),
+                Some(sum) => add(sum, of_batch, model.variables())?,
+            }
+        }
+        let Some(gradients) = gradients else { break };
         let rate = learning_rate(training, step);
-        let stats = optimiser.step(&gradients, rate, Some(training.clip))?;
-        let value = loss.to_scalar::<f32>()? as f64;
+        let stats = optimiser.step(&gradients, rate, training.clip)?;
         step += 1;
-        tokens += batch.scored as u64;
+        tokens += scored as u64;
         seconds += clock.elapsed().as_secs_f64();
         match stats.skipped {
             true => skipped_steps += 1,
@@ -178,7 +205,8 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
         let done = step == training.steps;
         let evaluate = done || step.is_multiple_of(training.evaluate_every);
         let stop = interrupt::requested() && !done;
-        let save = stop || (!done && step.is_multiple_of(training.checkpoint_every)) || Some(step) == pinned;
+        let mut save =
+            stop || (!done && step.is_multiple_of(training.checkpoint_every)) || Some(step) == level;
         // A line before each checkpoint, so that a resumed run counts on from exactly there.
         if evaluate || save || step.is_multiple_of(LOG_EVERY) {
             let held_out_loss = match (&held_out, evaluate) {
@@ -197,10 +225,14 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
             };
             log.write(&line)?;
             measurements.push(line);
+            let best_yet = best_of(&measurements);
+            save |= best_yet != best && !done;
+            best = best_yet;
             (sum, count) = (0.0, 0);
         }
         if save {
-            checkpoint::save(out, step, &model, &optimiser, pinned)?;
+            let pinned: Vec<usize> = level.into_iter().chain(best).collect();
+            checkpoint::save(out, step, &model, &optimiser, training.keep_checkpoints, &pinned)?;
         }
         if stop {
             return Err(Error::Interrupted(format!("step {step} is saved; go on with --resume")));
@@ -220,8 +252,28 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
         skipped_steps,
         loss: last.map_or(f64::NAN, |m| m.loss),
         held_out_loss: last.and_then(|m| m.held_out_loss),
+        best: best.filter(|best| *best != step).map(|best| checkpoint::folder(out, best)),
         measurements,
     })
+}
+
+/// Adds the gradients of another batch to `sum`.
+fn add(sum: &mut GradStore, mut other: GradStore, variables: &[(String, Var)]) -> Result<()> {
+    for (_, variable) in variables {
+        let Some(new) = other.remove(variable) else { continue };
+        let new = match sum.remove(variable) {
+            Some(old) => (old + new)?,
+            None => new,
+        };
+        sum.insert(variable, new);
+    }
+    Ok(())
+}
+
+/// The step with the lowest held-out loss, the first of several.
+fn best_of(measurements: &[Measurement]) -> Option<usize> {
+    let measured = measurements.iter().filter_map(|m| Some((m.step, m.held_out_loss?)));
+    measured.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(step, _)| step)
 }
 
 fn open_model(
@@ -266,12 +318,6 @@ fn open_model(
         (None, None, None) => return Err(Error::setting("model", "give [model] or a base")),
     };
     model.check_fits(library)?;
-    let longest = training.chunks * library.chunk_size();
-    let positions = model.network.decoder().config().max_position_embeddings;
-    if longest > positions {
-        let why = format!("{longest} tokens a sequence, but the model reads at most {positions}");
-        return Err(Error::setting("training.chunks", why));
-    }
     Ok(model)
 }
 
@@ -295,14 +341,18 @@ fn check_same_run(config: &TrainConfig) -> Result<()> {
     let path = config.out.join("config.toml");
     let mut started = TrainConfig::read(&path, &[])?;
     let now = &config.training;
-    started.training.steps = now.steps;
-    started.training.decay_steps = now.decay_steps;
+    if now.schedule == Schedule::Constant {
+        started.training.steps = now.steps;
+        started.training.decay_steps = now.decay_steps;
+    }
+    started.training.keep_checkpoints = now.keep_checkpoints;
     started.training.evaluate_every = now.evaluate_every;
     started.training.checkpoint_every = now.checkpoint_every;
     let started = TrainConfig {
         kind: started.kind,
         model: started.model,
         retro: started.retro,
+        objectives: started.objectives,
         training: started.training,
         ..config.clone()
     };
@@ -347,5 +397,34 @@ impl HeldOut {
         });
         let scores = perplexity::score(model, &self.text, documents, around.as_ref(), Progress::Silent)?;
         Ok(scores.loss())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn gradients_of_batches_add_up_to_those_of_all_of_them() {
+        let device = Device::Cpu;
+        let variable =
+            |n: usize| Var::from_tensor(&Tensor::arange(0f32, n as f32, &device).unwrap()).unwrap();
+        let variables = [("a".to_string(), variable(3)), ("b".to_string(), variable(2))];
+        let (a, b) = (&variables[0].1, &variables[1].1);
+        let first = a.sqr().unwrap().sum_all().unwrap();
+        // Has no part in the first.
+        let second = (a.sum_all().unwrap() * b.sqr().unwrap().sum_all().unwrap()).unwrap();
+        let mut sum = first.backward().unwrap();
+        add(&mut sum, second.backward().unwrap(), &variables).unwrap();
+        add(&mut sum, first.backward().unwrap(), &variables).unwrap();
+        let whole = ((&first + &second).unwrap() + &first).unwrap().backward().unwrap();
+        for (name, variable) in &variables {
+            let of = |grads: &GradStore| {
+                grads.get(variable).unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()
+            };
+            assert_eq!(of(&sum), of(&whole), "{name}");
+        }
     }
 }

@@ -55,13 +55,14 @@ pub(super) fn read(family: Family, fields: &Fields) -> Result<DecoderConfig> {
 
 /// What Llama's relatives share, without biases and windows.
 pub(super) fn read_shape(family: Family, fields: &Fields) -> Result<DecoderConfig> {
+    let vocab_size = fields.size("vocab_size")?;
     let hidden_size = fields.size("hidden_size")?;
     let heads = fields.size("num_attention_heads")?;
     let head_dim = fields.optional_size("head_dim")?;
     let head_dim = head_dim.unwrap_or(usual_head_dim(hidden_size, heads));
     Ok(DecoderConfig {
         family,
-        vocab_size: fields.size("vocab_size")?,
+        vocab_size,
         hidden_size,
         intermediate_size: fields.size("intermediate_size")?,
         num_hidden_layers: fields.size("num_hidden_layers")?,

@@ -164,9 +164,9 @@ fn gpt2_opt_and_bloom() {
 
 #[test]
 fn what_is_missing_or_no_number_is_named() {
-    let json = json!({ "model_type": "llama", "hidden_size": 8 });
+    let json = json!({ "model_type": "llama", "hidden_size": 8, "vocab_size": 4 });
     assert!(DecoderConfig::from_json(&json).unwrap_err().to_string().contains("num_attention_heads"));
-    let json = json!({ "model_type": "llama", "hidden_size": -8 });
+    let json = json!({ "model_type": "llama", "hidden_size": -8, "vocab_size": 4 });
     assert!(DecoderConfig::from_json(&json).unwrap_err().to_string().contains("hidden_size"));
     assert!(DecoderConfig::from_json(&json!([])).is_err());
 }

@@ -1,0 +1,221 @@
+//! From windows of text to what is learnt from them.
+
+use std::ops::Range;
+
+use candle_core::Device;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::config::{Level, ObjectiveSection};
+use super::objective::{Infilling, Objective, Spans};
+use crate::corpus::{Store, Tokenizer};
+use crate::error::{Error, Result};
+use crate::model::batch::{Batch, Sequence, assemble, pack};
+
+/// Makes batches of the text of a store under a mixture of objectives: a function of seed, epoch and window alone, so
+/// that a resumed run reads what it would have read.
+pub struct Examples<'a> {
+    store: &'a Store,
+    mixture: Vec<(f64, Objective, Level)>,
+    seed: u64,
+    device: Device,
+}
+
+impl<'a> Examples<'a> {
+    /// The mixture that `sections` describe, over `store`; plain text where there are none.
+    ///
+    /// # Errors
+    /// A token that an objective needs and the tokenizer does not have.
+    pub fn new(store: &'a Store, sections: &[ObjectiveSection], seed: u64, device: &Device) -> Result<Self> {
+        let mixture =
+            sections.iter().map(|section| read(section, store.tokenizer())).collect::<Result<_>>()?;
+        Ok(Self { store, mixture, seed, device: device.clone() })
+    }
+
+    /// The most tokens of a sequence made of a window of `tokens` tokens.
+    pub fn longest(&self, tokens: usize) -> usize {
+        let added = |(_, objective, _): &(f64, Objective, Level)| objective.added(tokens);
+        tokens + self.mixture.iter().map(added).max().unwrap_or(0)
+    }
+
+    /// The windows `rows` as they are read in epoch `epoch`.
+    pub fn batch(&self, rows: &[Range<usize>], epoch: usize) -> Result<Batch> {
+        if self.mixture.is_empty() {
+            return assemble(self.store, rows, &self.device);
+        }
+        let sequences = rows.iter().map(|row| self.sequence(row, epoch)).collect();
+        pack(sequences, rows, &self.device)
+    }
+
+    fn sequence(&self, row: &Range<usize>, epoch: usize) -> Sequence {
+        let document = self.store.document_of(row.start);
+        // The objective goes by the document, so that one that was transformed as a whole is cut consistently.
+        let mut rng = self.random(epoch, document as u64);
+        let mut left = rng.random::<f64>() * self.mixture.iter().map(|(weight, ..)| weight).sum::<f64>();
+        let chosen = self.mixture.iter().find(|(weight, ..)| {
+            left -= weight;
+            left < 0.0
+        });
+        match chosen.or(self.mixture.last()) {
+            None | Some((_, Objective::Causal, _)) => Sequence::of(self.store, row),
+            Some((_, Objective::Infilling(infilling), Level::Document)) => {
+                self.cut(infilling, row, document, &mut rng)
+            }
+            Some((_, objective, _)) => {
+                let mut rng = self.random(epoch, (1 << 63) | row.start as u64);
+                let tokens = Sequence::of(self.store, row).tokens;
+                let (tokens, from) = objective.apply(tokens, &mut rng).left_to_right();
+                Sequence::predicted_from(tokens, from)
+            }
+        }
+    }
+
+    /// What lies at the place of `row` after the whole document was transformed.
+    fn cut(
+        &self,
+        infilling: &Infilling,
+        row: &Range<usize>,
+        document: usize,
+        rng: &mut ChaCha8Rng,
+    ) -> Sequence {
+        let chunks = self.store.chunks_of(document);
+        let whole = Sequence::of(self.store, &chunks).tokens;
+        let transformed = infilling.apply(&whole, rng);
+        let start = Sequence::of(self.store, &(chunks.start..row.start)).tokens.len();
+        let end = match row.end == chunks.end {
+            true => transformed.len(),
+            false => start + Sequence::of(self.store, row).tokens.len(),
+        };
+        let after = transformed.get(start + 1..transformed.len().min(end + 1)).unwrap_or_default();
+        Sequence { tokens: transformed[start..end].to_vec(), targets: after.to_vec() }
+    }
+
+    fn random(&self, epoch: usize, place: u64) -> ChaCha8Rng {
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&self.seed.to_le_bytes());
+        seed[8..16].copy_from_slice(&(epoch as u64).to_le_bytes());
+        seed[16..24].copy_from_slice(&place.to_le_bytes());
+        ChaCha8Rng::from_seed(seed)
+    }
+}
+
+/// The objective that `section` describes, with its tokens looked up.
+fn read(section: &ObjectiveSection, tokenizer: &Tokenizer) -> Result<(f64, Objective, Level)> {
+    let token = |name: &str| {
+        tokenizer.token(name).ok_or_else(|| {
+            let why = format!(
+                "the tokenizer has no token {name:?}; train one that has it (`sidenote tokenizer train --special \
+                 {name:?}`) and build the index with that, or name another token"
+            );
+            Error::setting("objectives", why)
+        })
+    };
+    let mut level = Level::Context;
+    let objective = match section {
+        ObjectiveSection::Causal { .. } => Objective::Causal,
+        ObjectiveSection::Prefix { .. } => Objective::Prefix,
+        ObjectiveSection::Infilling { level: asked, spm_rate, tokens: [prefix, suffix, middle], .. } => {
+            level = *asked;
+            let (prefix, suffix, middle) = (token(prefix)?, token(suffix)?, token(middle)?);
+            let end = tokenizer.end_of_text();
+            Objective::Infilling(Infilling { prefix, suffix, middle, end, spm_rate: *spm_rate })
+        }
+        ObjectiveSection::Spans { density, mean_length, sentinel, .. } => {
+            let first = token(&format!("{sentinel}0>"))?;
+            let others = (1..).map_while(|i| tokenizer.token(&format!("{sentinel}{i}>")));
+            let sentinels = std::iter::once(first).chain(others).collect();
+            Objective::Spans(Spans { density: *density, mean_length: *mean_length, sentinels })
+        }
+        ObjectiveSection::Denoising { .. } => Objective::Denoising,
+        ObjectiveSection::Continuation { token: clm, .. } => Objective::Continuation { clm: token(clm)? },
+    };
+    Ok((section.weight(), objective, level))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::corpus::Tokenizer;
+    use crate::retriever::testing;
+    use crate::train::Order;
+
+    const SPECIAL: [&str; 3] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"];
+
+    fn store(dir: &std::path::Path) -> Store {
+        let special = SPECIAL.map(String::from);
+        let tokenizer = Tokenizer::train((0..97).map(|w| Ok(format!("w{w} w{w}"))), 320, &special).unwrap();
+        testing::store_of(dir, 30, &tokenizer)
+    }
+
+    fn infilling(level: Level) -> ObjectiveSection {
+        ObjectiveSection::Infilling { weight: 3.0, level, spm_rate: 0.5, tokens: SPECIAL.map(String::from) }
+    }
+
+    #[test]
+    fn documents_transformed_as_a_whole_are_whole_again_when_put_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let section = infilling(Level::Document);
+        let (_, Objective::Infilling(inverse), _) = read(&section, store.tokenizer()).unwrap() else {
+            panic!()
+        };
+        let examples = Examples::new(&store, &[section], 7, &Device::Cpu).unwrap();
+        let mut cut = 0;
+        for document in 0..store.documents() {
+            let chunks = store.chunks_of(document);
+            let windows: Vec<_> =
+                chunks.clone().step_by(2).map(|start| start..(start + 2).min(chunks.end)).collect();
+            let sequences: Vec<_> = windows.iter().map(|window| examples.sequence(window, 5)).collect();
+            let whole: Vec<u32> = sequences.iter().flat_map(|s| s.tokens.clone()).collect();
+            assert_eq!(inverse.invert(&whole).unwrap(), Sequence::of(&store, &chunks).tokens);
+            let targets: Vec<u32> = sequences.iter().flat_map(|s| s.targets.clone()).collect();
+            assert_eq!(targets, whole[1..]);
+            cut += usize::from(windows.len() > 1);
+        }
+        assert!(cut > 10, "too few documents of several windows");
+    }
+
+    #[test]
+    fn a_mixture_is_drawn_by_weight_and_is_the_same_each_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let sections = [ObjectiveSection::Causal { weight: 1.0 }, infilling(Level::Context)];
+        let examples = Examples::new(&store, &sections, 1, &Device::Cpu).unwrap();
+        let first = store.tokenizer().token(SPECIAL[0]).unwrap();
+        let (mut infilled, mut all) = (0, 0);
+        for epoch in 0..40 {
+            for document in 0..store.documents() {
+                let sequence = examples.sequence(&store.chunks_of(document), epoch);
+                let again = examples.sequence(&store.chunks_of(document), epoch);
+                assert_eq!((&sequence.tokens, &sequence.targets), (&again.tokens, &again.targets));
+                infilled += usize::from(sequence.tokens[0] == first);
+                all += 1;
+            }
+        }
+        let share = infilled as f64 / all as f64;
+        assert!((share - 0.75).abs() < 0.05, "{share}");
+    }
+
+    #[test]
+    fn what_is_only_read_is_not_scored() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let sections = [ObjectiveSection::Denoising { weight: 1.0 }];
+        let examples = Examples::new(&store, &sections, 1, &Device::Cpu).unwrap();
+        let mut order = Order::new(&store, 2, 64, 0);
+        let rows = order.batch(0);
+        let batch = examples.batch(&rows, 0).unwrap();
+        let text: usize = rows.iter().map(|row| Sequence::of(&store, row).tokens.len()).sum();
+        assert_eq!(batch.scored, text, "the whole text is what is written");
+        assert!(batch.tokens.dim(1).unwrap() <= examples.longest(2 * store.chunk_size()));
+    }
+
+    #[test]
+    fn a_token_that_is_not_there_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let section = ObjectiveSection::Continuation { weight: 1.0, token: "[CLM]".into() };
+        let error = Examples::new(&store, &[section], 1, &Device::Cpu).err().unwrap().to_string();
+        assert!(error.contains("[CLM]") && error.contains("--special"), "{error}");
+    }
+}
