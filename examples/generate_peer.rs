@@ -20,9 +20,7 @@ static ALLOCATOR: sidenote_kernels::LargeBlocks = sidenote_kernels::LargeBlocks;
 
 fn main() -> Result<()> {
     sidenote_kernels::keep_freed_memory();
-    if std::env::var_os("SMALL").is_none() {
-        sidenote_kernels::LargeBlocks::start();
-    }
+    sidenote_kernels::LargeBlocks::start();
     let Some(name) = std::env::args().nth(1) else { bail!("usage: generate_peer MODEL") };
     let model = LanguageModel::load(&name, Trainable::Nothing, &Device::Cpu)?;
     let decoder = model.network.decoder();

@@ -138,11 +138,11 @@ fn some_outputs<T: Number>(
             // SAFETY: the processor has AVX-512, and all rows are `width` long.
             unsafe {
                 if row + 4 <= rows {
-                    let results = avx512::tile::<T, 4>(width, std::array::from_fn(a), weights);
+                    let results = avx512::tile::<T, 4>(width, std::array::from_fn(a), weights, weight_row);
                     (0..4).for_each(|i| write(row + i, results[i]));
                     row += 4;
                 } else {
-                    write(row, avx512::tile::<T, 1>(width, [a(0)], weights)[0]);
+                    write(row, avx512::tile::<T, 1>(width, [a(0)], weights, weight_row)[0]);
                     row += 1;
                 }
             }
@@ -179,7 +179,7 @@ mod avx512 {
 
     use super::Number;
 
-    /// `N` rows of input by four of the weight.
+    /// `N` rows of input by four of the weight, whose rows begin `row_distance` apart.
     ///
     /// # Safety
     /// All rows are `width` long.
@@ -188,6 +188,7 @@ mod avx512 {
         width: usize,
         a: [&[f32]; N],
         weights: [&[T]; 4],
+        row_distance: usize,
     ) -> [[f32; 4]; N] {
         let mut totals = [[_mm512_setzero_ps(); 4]; N];
         let mut at = 0;
@@ -196,6 +197,12 @@ mod avx512 {
             let mask = if left >= 16 { 0xffff } else { (1u16 << left) - 1 };
             // SAFETY: `mask` has no more bits than there are numbers left.
             unsafe {
+                // The four rows after these, which the processor would begin to fetch only when their turn comes.
+                // (To fetch what is not there does no harm.)
+                for row in weights {
+                    let next = row.as_ptr().wrapping_add(4 * row_distance + at);
+                    _mm_prefetch::<_MM_HINT_T0>(next.cast());
+                }
                 let weights: [__m512; 4] = [
                     T::load(weights[0].as_ptr().add(at), mask),
                     T::load(weights[1].as_ptr().add(at), mask),
