@@ -226,7 +226,7 @@ fn gelu_exact(x: f32) -> (f32, f32) {
 /// `(1 + tanh(y)) / 2` is the sigmoid of `2 y`.
 #[inline(always)]
 fn gelu_tanh(x: f32) -> (f32, f32) {
-    const TWICE_ROOT: f32 = 1.595_769_1; // 2 sqrt(2 / pi)
+    const TWICE_ROOT: f32 = 1.595_769; // 2 sqrt(2 / pi)
     const CUBE: f32 = 0.044_715;
     let sigmoid = sigmoid(TWICE_ROOT * x * (1.0 + CUBE * x * x));
     let inner_slope = TWICE_ROOT * (1.0 + 3.0 * CUBE * x * x);

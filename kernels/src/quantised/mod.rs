@@ -69,8 +69,7 @@ impl QuantisedLinear {
             Bits::Four => (BlockKind::Q4_0, 7.0 * 65504.0),
             Bits::Eight => (BlockKind::Q8_0, 127.0 * 65504.0),
         };
-        // (NaN is not within the limit either.)
-        if let Some(at) = values.iter().position(|value| !(value.abs() <= limit)) {
+        if let Some(at) = values.iter().position(|value| value.is_nan() || value.abs() > limit) {
             bail!("quantised linear: element {at} of the weight is {}, beyond {limit}", values[at]);
         }
         let blocks = |row: usize, i: usize| {
