@@ -16,7 +16,7 @@ use hf_hub::{Cache, Repo};
 use crate::error::{Error, Result};
 
 /// Files of a model besides its weights, of which it has some.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -24,6 +24,7 @@ const FILES: [&str; 13] = [
     "special_tokens_map.json",
     "vocab.json",
     "merges.txt",
+    "spiece.model",
     "chat_template.jinja",
     "modules.json",
     "sentence_bert_config.json",
@@ -197,4 +198,189 @@ fn fetch(repo: &ApiRepo, name: &Path, failed: impl Fn(ApiError) -> Error) -> Res
         repo.get(file).map_err(&failed)?;
     }
     Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// A hub of one model, `org/model`, at a free port of this machine.
+    struct Server {
+        endpoint: String,
+        requests: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Server {
+        fn start(files: &[(&str, &str)], token: Option<&str>) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let endpoint = format!("http://{}", listener.local_addr().unwrap());
+            let requests = Arc::new(Mutex::new(Vec::new()));
+            let files: HashMap<String, String> =
+                files.iter().map(|(name, content)| (name.to_string(), content.to_string())).collect();
+            let (seen, token) = (requests.clone(), token.map(String::from));
+            std::thread::spawn(move || {
+                for stream in listener.incoming().map_while(|stream| stream.ok()) {
+                    answer(stream, &files, token.as_deref(), &seen);
+                }
+            });
+            Self { endpoint, requests }
+        }
+
+        fn requests(&self) -> usize {
+            self.requests.lock().unwrap().len()
+        }
+    }
+
+    fn answer(
+        mut stream: TcpStream,
+        files: &HashMap<String, String>,
+        token: Option<&str>,
+        seen: &Mutex<Vec<String>>,
+    ) {
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(|line| line.ok());
+        let Some(request) = lines.next() else { return };
+        let headers: Vec<String> =
+            lines.take_while(|line| !line.is_empty()).map(|line| line.to_lowercase()).collect();
+        let path = request.split(' ').nth(1).unwrap_or_default().to_string();
+        seen.lock().unwrap().push(path.clone());
+        let header = |name: &str| {
+            headers.iter().find_map(|line| line.strip_prefix(name).map(|value| value.trim().to_string()))
+        };
+        let refused = token.is_some_and(|token| header("authorization:") != Some(format!("bearer {token}")));
+        let file = path.strip_prefix("/org/model/resolve/main/").and_then(|name| files.get_key_value(name));
+        let (status, more, body) = match (path.as_str(), file) {
+            _ if refused => ("401 Unauthorized", String::new(), Vec::new()),
+            (_, Some((name, content))) => {
+                let range = header("range:").unwrap_or_default();
+                let (first, last) = range.trim_start_matches("bytes=").split_once('-').unwrap_or(("0", ""));
+                let first: usize = first.parse().unwrap_or(0);
+                let last = last.parse().unwrap_or(content.len()).min(content.len() - 1);
+                let more = format!(
+                    "ETag: \"{}\"\r\nX-Repo-Commit: 0123abcd\r\nContent-Range: bytes {first}-{last}/{}\r\n",
+                    name.replace('/', "-"),
+                    content.len()
+                );
+                ("206 Partial Content", more, content.as_bytes()[first..=last].to_vec())
+            }
+            ("/api/models/org/model/revision/main" | "/api/models/org/model", None) => {
+                let siblings: Vec<_> =
+                    files.keys().map(|name| serde_json::json!({"rfilename": name})).collect();
+                let info = serde_json::json!({"sha": "0123abcd", "siblings": siblings});
+                ("200 OK", String::new(), info.to_string().into_bytes())
+            }
+            _ => ("404 Not Found", String::new(), Vec::new()),
+        };
+        let head =
+            format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{more}\r\n", body.len());
+        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+    }
+
+    fn hub(cache: &Path, endpoint: &str) -> Hub {
+        Hub { cache: cache.to_path_buf(), endpoint: endpoint.into(), token: None, offline: false }
+    }
+
+    const INDEX: &str =
+        r#"{"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}"#;
+
+    #[test]
+    fn a_model_is_fetched_once_and_then_found_without_the_network() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(
+            &[
+                ("config.json", "{}"),
+                ("tokenizer.json", "{ }"),
+                ("model.safetensors.index.json", INDEX),
+                ("model-1-of-2.safetensors", "one"),
+                ("model-2-of-2.safetensors", "two"),
+                ("pytorch_model.bin", "not wanted"),
+                ("README.md", "not wanted"),
+            ],
+            Some("secret"),
+        );
+        let mut hub = hub(dir.path(), &server.endpoint);
+        let said = hub.find(Path::new("org/model")).unwrap_err().to_string();
+        assert!(said.contains("org/model") && said.contains("401"), "{said}");
+        hub.token = Some("secret".into());
+        let folder = hub.find(Path::new("org/model")).unwrap();
+        assert!(folder.ends_with("models--org--model/snapshots/0123abcd"), "{}", folder.display());
+        let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+        assert_eq!([read("tokenizer.json"), read("model-2-of-2.safetensors")], ["{ }", "two"]);
+        assert!(!folder.join("pytorch_model.bin").exists() && !folder.join("README.md").exists());
+        let before = server.requests();
+        assert_eq!(hub.find(Path::new("org/model")).unwrap(), folder);
+        hub.offline = true;
+        assert_eq!(hub.find(Path::new("org/model")).unwrap(), folder);
+        assert_eq!(server.requests(), before, "what the cache has is not asked for");
+
+        // A model that is there in part is no model, and is made whole where the network may be used.
+        fs::remove_file(folder.join("model-2-of-2.safetensors")).unwrap();
+        let said = hub.find(Path::new("org/model")).unwrap_err().to_string();
+        assert!(said.contains("HF_HUB_OFFLINE") && said.contains(dir.path().to_str().unwrap()), "{said}");
+        hub.offline = false;
+        assert_eq!(hub.find(Path::new("org/model")).unwrap(), folder);
+        assert_eq!(read("model-2-of-2.safetensors"), "two");
+    }
+
+    #[test]
+    fn one_gguf_file_may_be_named_or_be_the_only_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(&[("a.Q4_0.gguf", "four"), ("a.Q8_0.gguf", "eight")], None);
+        let hub = hub(dir.path(), &server.endpoint);
+        let said = hub.find(Path::new("org/model")).unwrap_err().to_string();
+        assert!(said.contains("org/model/FILE") && said.contains("a.Q4_0.gguf, a.Q8_0.gguf"), "{said}");
+        let file = hub.find(Path::new("org/model/a.Q8_0.gguf")).unwrap();
+        assert_eq!(fs::read_to_string(file).unwrap(), "eight");
+        let server = Server::start(&[("only.gguf", "five")], None);
+        let other = tempfile::tempdir().unwrap();
+        let file = self::hub(other.path(), &server.endpoint).find(Path::new("org/model")).unwrap();
+        assert_eq!(fs::read_to_string(file).unwrap(), "five");
+    }
+
+    #[test]
+    fn a_cache_of_pythons_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = dir.path().join("models--org--model");
+        let snapshot = model.join("snapshots/ffff");
+        fs::create_dir_all(&snapshot).unwrap();
+        fs::create_dir_all(model.join("refs")).unwrap();
+        fs::write(model.join("refs/main"), "ffff").unwrap();
+        let hub = Hub { offline: true, ..hub(dir.path(), "http://127.0.0.1:1") };
+        fs::write(snapshot.join("config.json"), "{}").unwrap();
+        assert!(hub.find(Path::new("org/model")).is_err(), "without weights it is no model");
+        fs::write(snapshot.join("pytorch_model.bin"), "x").unwrap();
+        assert_eq!(hub.find(Path::new("org/model")).unwrap(), snapshot);
+    }
+
+    #[test]
+    fn what_can_only_be_a_path_is_never_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(&[("config.json", "{}")], None);
+        let hub = hub(dir.path(), &server.endpoint);
+        for name in [
+            "nowhere",
+            "src/nowhere",
+            "/org/model",
+            "org/model/config.json",
+            "../model",
+            "a/b/c/d.gguf",
+            "a b/c",
+            "",
+        ] {
+            let said = hub.find(Path::new(name)).unwrap_err().to_string();
+            assert!(said.contains("no such folder or file"), "{said}");
+        }
+        assert_eq!(server.requests(), 0);
+        let said = hub.find(Path::new("org/other")).unwrap_err().to_string();
+        assert!(
+            said.contains("org/other") && said.contains("404") && said.contains(&server.endpoint),
+            "{said}"
+        );
+        let said = hub.find(Path::new("org/model")).unwrap_err().to_string();
+        assert!(said.contains("no config.json with weights"), "{said}");
+    }
 }

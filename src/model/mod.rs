@@ -9,6 +9,7 @@ mod place;
 pub mod retro;
 pub mod source;
 mod store;
+pub mod t5;
 pub mod weights;
 
 pub use cache::Cache;
@@ -16,3 +17,4 @@ pub use decoder::{Decoder, DecoderConfig};
 pub use retro::{Initialisation, Retrieved, Retro, RetroConfig};
 pub use source::Source;
 pub use store::{LanguageModel, Network, Trainable};
+pub use t5::EncoderDecoder;

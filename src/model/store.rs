@@ -14,7 +14,7 @@ use super::decoder::{Decoder, DecoderConfig};
 use super::layers::Matrix;
 use super::place::Place;
 use super::retro::{Retrieved, Retro, RetroConfig};
-use super::source::Source;
+use super::source::{ChatTemplate, Source};
 use super::weights::Weights;
 use crate::artefact::{self, FileEntry, Manifest};
 use crate::corpus::Store;
@@ -78,8 +78,30 @@ pub struct LanguageModel {
     pub network: Network,
     /// The tokenizer it was trained with.
     pub tokenizer: Tokenizer,
+    speech: Speech,
     tensors: BTreeMap<Place, Matrix>,
     variables: Vec<(String, Var)>,
+}
+
+/// What a model's texts look like.
+#[derive(Debug, Default)]
+struct Speech {
+    starts: Vec<u32>,
+    ends: Vec<u32>,
+    chat: Option<ChatTemplate>,
+}
+
+impl Speech {
+    /// As `source` says. A model that was `trained_here` has read documents that begin where another ends.
+    fn of(source: &Source, tokenizer: &Tokenizer, trained_here: bool) -> Result<Self> {
+        let mut starts = tokenizer.starts()?;
+        if starts.is_empty() && trained_here {
+            starts.extend(tokenizer.end_of_text());
+        }
+        let mut ends = source.end_tokens();
+        ends.extend(tokenizer.end_of_text().filter(|end| !ends.contains(end)));
+        Ok(Self { starts, ends, chat: source.chat_template()? })
+    }
 }
 
 impl LanguageModel {
@@ -98,7 +120,9 @@ impl LanguageModel {
             None => Network::Plain(base),
         };
         let (tensors, variables) = weights.finish();
-        Ok(Self { network, tokenizer, tensors, variables })
+        let end: Vec<u32> = tokenizer.end_of_text().into_iter().collect();
+        let speech = Speech { starts: end.clone(), ends: end, chat: None };
+        Ok(Self { network, tokenizer, speech, tensors, variables })
     }
 
     /// Reads the model called `name`, as [`Source::open`] understands it.
@@ -139,6 +163,7 @@ impl LanguageModel {
             );
             return Err(Error::file(path, why));
         }
+        let speech = Speech::of(&source, &tokenizer, path.join(artefact::MANIFEST).exists())?;
         let named = |e: Error| match e {
             Error::Setting { name, why } => Error::file(&path, format!("{name}: {why}")),
             other => other,
@@ -161,30 +186,27 @@ impl LanguageModel {
         };
         weights.check_all_taken()?;
         let (tensors, variables) = weights.finish();
-        Ok(Self { network, tokenizer, tensors, variables })
+        Ok(Self { network, tokenizer, speech, tensors, variables })
+    }
+
+    /// Tokens that every text of the model's begins with; none for some models.
+    pub fn start_tokens(&self) -> &[u32] {
+        &self.speech.starts
+    }
+
+    /// Tokens that end a text.
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.speech.ends
+    }
+
+    /// How conversations look as text, for a model that was trained on some.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.speech.chat.as_ref()
     }
 
     /// Writes the model to the new folder `dir`, which appears whole or not at all.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        if dir.exists() {
-            return Err(Error::file(dir, "already exists; a model is never written over another"));
-        }
-        let mut temporary = dir.as_os_str().to_owned();
-        temporary.push(".tmp");
-        let temporary = Path::new(&temporary);
-        if temporary.exists() {
-            fs::remove_dir_all(temporary).map_err(Error::io(temporary))?;
-        }
-        fs::create_dir_all(temporary).map_err(Error::io(temporary))?;
-        let config = temporary.join("config.json");
-        fs::write(&config, format!("{:#}\n", self.config_json()?)).map_err(Error::io(config))?;
-        self.tokenizer.save(&temporary.join("tokenizer.json"))?;
-        let tensors = self.whole_tensors()?;
-        candle_core::safetensors::save(&tensors, temporary.join("model.safetensors"))?;
-        seal(temporary)?;
-        fs::rename(temporary, dir).map_err(Error::io(dir))?;
-        artefact::sync_dir(dir.parent().unwrap_or(Path::new(".")))?;
-        Ok(())
+        write(dir, &self.config_json()?, &self.tokenizer, &self.tensors)
     }
 
     fn config_json(&self) -> Result<Value> {
@@ -197,16 +219,6 @@ impl LanguageModel {
             config.insert("retro".into(), retro.map_err(|e| Error::setting("retro", e.to_string()))?);
         }
         Ok(config.into())
-    }
-
-    /// The tensors of the checkpoint that the weights make up, by name.
-    fn whole_tensors(&self) -> Result<HashMap<&str, Tensor>> {
-        let mut groups: BTreeMap<&str, (&Place, Vec<Tensor>)> = BTreeMap::new();
-        for (place, tensor) in &self.tensors {
-            groups.entry(&place.tensor).or_insert((place, Vec::new())).1.push(tensor.dense()?);
-        }
-        let whole = groups.into_iter().map(|(name, (place, weights))| Ok((name, place.write(&weights)?)));
-        whole.collect()
     }
 
     /// Refuses a chunk store that was cut with another tokenizer, or into other chunks than a
@@ -244,8 +256,45 @@ impl LanguageModel {
     }
 }
 
+/// Writes a model to the new folder `dir`, which appears whole or not at all.
+pub(super) fn write(
+    dir: &Path,
+    config: &Value,
+    tokenizer: &Tokenizer,
+    weights: &BTreeMap<Place, Matrix>,
+) -> Result<()> {
+    if dir.exists() {
+        return Err(Error::file(dir, "already exists; a model is never written over another"));
+    }
+    let mut temporary = dir.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = Path::new(&temporary);
+    if temporary.exists() {
+        fs::remove_dir_all(temporary).map_err(Error::io(temporary))?;
+    }
+    fs::create_dir_all(temporary).map_err(Error::io(temporary))?;
+    let path = temporary.join("config.json");
+    fs::write(&path, format!("{config:#}\n")).map_err(Error::io(path))?;
+    tokenizer.save(&temporary.join("tokenizer.json"))?;
+    candle_core::safetensors::save(&whole_tensors(weights)?, temporary.join("model.safetensors"))?;
+    seal(temporary)?;
+    fs::rename(temporary, dir).map_err(Error::io(dir))?;
+    artefact::sync_dir(dir.parent().unwrap_or(Path::new(".")))?;
+    Ok(())
+}
+
+/// The tensors of the checkpoint that the weights make up, by name.
+fn whole_tensors(weights: &BTreeMap<Place, Matrix>) -> Result<HashMap<&str, Tensor>> {
+    let mut groups: BTreeMap<&str, (&Place, Vec<Tensor>)> = BTreeMap::new();
+    for (place, tensor) in weights {
+        groups.entry(&place.tensor).or_insert((place, Vec::new())).1.push(tensor.dense()?);
+    }
+    let whole = groups.into_iter().map(|(name, (place, weights))| Ok((name, place.write(&weights)?)));
+    whole.collect()
+}
+
 /// Opens the checkpoint `name`; every byte of one with a manifest is checked first.
-fn open(name: &Path) -> Result<Source> {
+pub(super) fn open(name: &Path) -> Result<Source> {
     check_manifest(name)?;
     Source::open(name)
 }

@@ -238,7 +238,7 @@ mod tests {
             ("{{ bos_token }}|{{ eos_token }}", "<s>|</s>"),
             ("{{ messages[1].content.strip() }}.", "Yes?."),
             ("{{ messages[1]['content'] | trim }}.", "Yes?."),
-            ("{{ messages[2].content.startswith('Na') and not messages[2].content.endswith('x') }}", "true"),
+            ("{{ messages[2].content.startswith('Na') and not messages[2].content.endswith('x') }}", "True"),
             ("{% set loop_messages = messages[1:] %}{{ loop_messages | length }}", "2"),
             ("{% for m in messages[::-1] %}{{ m.role[0] }}{% endfor %}", "uau"),
             (
@@ -252,7 +252,7 @@ mod tests {
             ("{% if tools is not none and tools %}no{% else %}yes{% endif %}", "yes"),
             ("{% if custom_tools is defined %}no{% else %}yes{% endif %}", "yes"),
             ("{% macro say(x) %}[{{ x }}]{% endmacro %}{{ say('a') }}", "[a]"),
-            ("{{ messages[0] | tojson }}", r#"{"content": "Hello, <there> & \"you\"", "role": "user"}"#),
+            ("{{ messages[0] | tojson }}", r#"{"role": "user", "content": "Hello, <there> & \"you\""}"#),
             ("{{ [1, 'é'] | tojson(indent=2) }}", "[\n  1,\n  \"é\"\n]"),
             ("{%- if true %}\n    {{- 'a' }}\n{%- endif %}\nb", "a\nb"),
             ("  {% if true %}\na\n  {% endif %}\nb", "a\nb"),
