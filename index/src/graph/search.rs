@@ -287,6 +287,7 @@ impl Visited {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::layout::RecordWriter;
 
     #[test]
     fn the_set_holds_what_was_put_in_as_it_grows() {
@@ -326,6 +327,58 @@ mod tests {
         // 3, which scores 2, is the next.
         assert_eq!(beam.next(2.5), Some(5));
         assert_eq!([2.5, 1.5, 1.5].map(|floor| beam.next(floor)), [None, None, None]);
+    }
+
+    /// Points in a row, each linked to its neighbours, and a query at one end: what lies farther than
+    /// the margin allows is left alone. Fails where the floor is not looked at, or is one for
+    /// nothing found.
+    #[test]
+    fn a_walk_ends_where_all_that_is_left_is_too_far() {
+        let (n, dim) = (200usize, 64);
+        let (layout, root_layout) = (Layout::new(dim, 32), Layout::new(dim, 32));
+        let rotation = Rotation::new(dim, 5);
+        let point = |i: usize| {
+            let mut point = vec![0.0; dim];
+            point[0] = 10.0 + i as f32;
+            point
+        };
+        let rotated: Vec<Vec<f32>> = (0..n)
+            .map(|i| {
+                let mut point = point(i);
+                rotation.apply(&mut point);
+                point
+            })
+            .collect();
+        let record = |layout: Layout, i: usize, links: &mut dyn Iterator<Item = usize>| {
+            let mut record = vec![0.0; layout.stride()];
+            let links = links.map(|link| (link as u32, rotated[link].as_slice()));
+            RecordWriter::new(layout, Metric::L2).write(&mut record, &point(i), &rotated[i], links);
+            record
+        };
+        let around = |i: usize| (i.saturating_sub(16)..n.min(i + 17)).filter(move |&other| other != i);
+        let records: Vec<f32> = (0..n).flat_map(|i| record(layout, i, &mut around(i))).collect();
+        let root = record(root_layout, n / 2, &mut (0..n).step_by(10));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("records");
+        std::fs::write(&path, crate::mapped::as_bytes(&records)).unwrap();
+        let records = Rows::open_strided(&path, n, dim, layout.stride(), Metric::L2).unwrap();
+        let nodes = Nodes { records: &records, root: &root, root_layout, layout, rotation: &rotation };
+
+        let walk = |effort, wanted: usize| {
+            let mut visited: Vec<Hit> = Vec::new();
+            let mut query = point(0);
+            query[0] = 0.0;
+            Walk::new(dim).run(nodes, &query, effort, |hit| {
+                visited.push(hit);
+                visited.sort_unstable_by(|a, b| b.cmp(a));
+                visited.get(wanted - 1).map_or(f32::NEG_INFINITY, |hit| hit.score)
+            });
+            visited
+        };
+        let (all, some) = (walk(Effort::all(40 * n), 5), walk(Effort { breadth: 40 * n, margin: 0.5 }, 5));
+        assert_eq!(all.len(), n);
+        assert!(some.len() < n / 4, "{} visited", some.len());
+        assert!(some[..5] == all[..5] && some[..5].iter().map(|hit| hit.id).eq(0..5), "{some:?}");
     }
 
     /// The margin is a part of the squared distance: fails where it is one of the score.
