@@ -203,6 +203,17 @@ fn what_is_saved_is_what_was_loaded_under_transformers_names() {
 }
 
 #[test]
+fn tokens_that_end_a_text_are_kept() {
+    let dir = checkpoint("llama", |config| config["eos_token_id"] = json!([2, 64]));
+    let model = LanguageModel::load(dir.path(), Trainable::Nothing, &Device::Cpu).unwrap();
+    assert_eq!(model.end_tokens(), [2, 64]);
+    let saved = dir.path().join("saved");
+    model.save(&saved).unwrap();
+    let config: Value = serde_json::from_slice(&fs::read(saved.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["eos_token_id"], json!([2, 64]));
+}
+
+#[test]
 fn retro_reads_over_any_decoder() {
     const M: usize = 4;
     let retro = RetroConfig {
@@ -229,7 +240,7 @@ fn retro_reads_over_any_decoder() {
         let off = network.forward(&row(&prompt), None).unwrap();
         assert_eq!(logits(network.base(), &off), forward(network.base(), &prompt), "{family}");
         assert!(difference(&logits(network.base(), &off), &expected) < 1e-4, "{family}");
-        let retrieved = Retrieved::pack(&[neighbours.clone()], 2, 2 * M, &Device::Cpu).unwrap();
+        let retrieved = Retrieved::pack(std::slice::from_ref(&neighbours), 2, 2 * M, &Device::Cpu).unwrap();
         let hidden = network.forward(&row(&prompt), Some(&retrieved)).unwrap();
         let on = logits(network.base(), &hidden);
         assert_eq!(on[..M - 1], logits(network.base(), &off)[..M - 1], "{family}: nothing is retrieved yet");
@@ -324,5 +335,53 @@ fn networks_without_their_head_are_read() {
         for (prompt, expected) in golden(family) {
             assert!(difference(&forward(model.network.decoder(), &prompt), &expected) < 1e-4, "{family}");
         }
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct SmolLm2 {
+    rows: Vec<SmolLm2Row>,
+}
+
+#[derive(serde::Deserialize)]
+struct SmolLm2Row {
+    text: String,
+    tokens: Vec<u32>,
+    positions: Vec<usize>,
+    largest: Vec<Largest>,
+}
+
+/// The largest logits of a position.
+#[derive(serde::Deserialize)]
+struct Largest {
+    ids: Vec<u32>,
+    logits: Vec<f32>,
+}
+
+/// Real weights: SmolLM2-135M-Instruct out of a GGUF file. The golden file is made by scripts/golden_smollm2.py.
+#[test]
+fn smollm2_gives_the_logits_of_transformers() {
+    let Some(file) = std::env::var_os("SIDENOTE_SMOLLM2") else {
+        println!("skipped: SIDENOTE_SMOLLM2 does not name a GGUF file (scripts/fetch_models.sh fetches one)");
+        return;
+    };
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/smollm2_golden.json");
+    let golden: SmolLm2 = serde_json::from_slice(&fs::read(golden).unwrap()).unwrap();
+    // What is trained is dequantised; what is only run stays in blocks, and rounds its inputs to 8 bits.
+    for (trainable, tolerance) in [(Trainable::Everything, 1e-4), (Trainable::Nothing, 1.0)] {
+        let model = LanguageModel::load(Path::new(&file), trainable, &Device::Cpu).unwrap();
+        let mut worst = 0f32;
+        for row in &golden.rows {
+            assert_eq!(model.tokenizer.encode(&row.text).unwrap().ids, row.tokens, "{}", row.text);
+            let logits = forward(model.network.decoder(), &row.tokens);
+            for (position, largest) in row.positions.iter().zip(&row.largest) {
+                let own = &logits[*position];
+                for (id, expected) in largest.ids.iter().zip(&largest.logits) {
+                    worst = worst.max((own[*id as usize] - expected).abs());
+                }
+            }
+        }
+        println!("SmolLM2, {trainable:?}: largest difference {worst:e}");
+        assert!(worst < tolerance, "{trainable:?}: off by {worst:e}");
     }
 }

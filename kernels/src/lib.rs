@@ -19,6 +19,7 @@ mod cross_entropy;
 mod dropout;
 mod embedding;
 mod heads;
+pub mod inference;
 mod linear;
 #[doc(hidden)]
 pub mod matrix;

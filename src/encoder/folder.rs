@@ -207,9 +207,4 @@ impl Weights<'_> {
         )?;
         Ok(tensor.to_dtype(DType::F32)?.to_vec1()?)
     }
-
-    /// The tensor `name`, which must have `shape`, as an f32 tensor.
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        Ok(Tensor::from_vec(self.values(name, shape)?, shape, &Device::Cpu)?)
-    }
 }

@@ -5,12 +5,15 @@
 //! thousands of times faster. [`distill`] makes the second out of the first, and one such static
 //! encoder is inside the program as `"default"`.
 
+use sidenote_index::Metric;
+
 use crate::error::Result;
 
-mod bert;
+mod config;
 pub mod distill;
 mod folder;
 mod linear;
+mod network;
 mod sentence;
 mod table;
 mod wordpiece;
@@ -23,9 +26,20 @@ pub trait Encoder: Send + Sync {
     /// Width of the vectors.
     fn dim(&self) -> usize;
 
-    /// Encodes `texts` into a row-major `[texts, dim]` matrix. Rows have unit length, so the
-    /// inner product is the cosine; a text without a single known token gives a zero row.
+    /// Encodes `texts` into a row-major `[texts, dim]` matrix. Under [`Metric::Cosine`] rows have unit length, so
+    /// the inner product is the cosine; a text without a single known token gives a zero row.
     fn encode(&self, texts: &[&str]) -> Result<Vec<f32>>;
+
+    /// Encodes `texts` that look for other texts; the same as [`encode`](Self::encode) but for models that were
+    /// trained with a prompt before their queries.
+    fn encode_queries(&self, texts: &[&str]) -> Result<Vec<f32>> {
+        self.encode(texts)
+    }
+
+    /// How near two of its vectors are: the cosine, or for models that were trained so the inner product.
+    fn metric(&self) -> Metric {
+        Metric::Cosine
+    }
 
     /// How the user names this encoder: `"default"` or the folder it was read from.
     fn name(&self) -> &str;
@@ -43,14 +57,17 @@ pub trait Encoder: Send + Sync {
 /// not read here.
 pub fn load(name: &str) -> Result<Box<dyn Encoder>> {
     let files = folder::Files::open(name)?;
-    match files.model_type()?.as_str() {
-        bert::MODEL_TYPE => Ok(Box::new(SentenceEncoder::read(name, files)?)),
+    let kind = files.model_type()?;
+    if let Some((_, family)) = config::MODEL_TYPES.into_iter().find(|(name, _)| *name == kind) {
+        return Ok(Box::new(SentenceEncoder::read(name, files, family)?));
+    }
+    match kind.as_str() {
         table::MODEL_TYPE | table::OWN_MODEL_TYPE => Ok(Box::new(StaticEncoder::read(name, files)?)),
         other => Err(files.fault(
             folder::CONFIG,
             format!(
                 "model_type {other:?} is not an architecture read here; {:?}, {:?} and {:?} are",
-                bert::MODEL_TYPE,
+                config::MODEL_TYPES.map(|(name, _)| name),
                 table::MODEL_TYPE,
                 table::OWN_MODEL_TYPE
             ),
@@ -59,7 +76,7 @@ pub fn load(name: &str) -> Result<Box<dyn Encoder>> {
 }
 
 /// Scales each row of `[rows, dim]` to unit length; zero rows stay.
-fn normalise_rows(rows: &mut [f32], dim: usize) {
+pub(crate) fn normalise_rows(rows: &mut [f32], dim: usize) {
     for row in rows.chunks_exact_mut(dim) {
         let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
         if length > 0.0 {

@@ -1,38 +1,56 @@
-//! Sentence encoders in sentence-transformers' layout: a BERT network, pooled over its tokens.
+//! Sentence encoders in sentence-transformers' layout: a transformer, pooled over its tokens.
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::Deserialize;
+use sidenote_index::Metric;
+use sidenote_kernels::inference::Threads;
 use tokenizers::{Tokenizer, TruncationParams};
 
-use super::bert::{Bert, Config, MODEL_TYPE};
+use super::config::{Config, Family, MODEL_TYPES};
 use super::folder::{CONFIG, Files, TOKENIZER};
+use super::network::{Network, Scratch};
 use super::{Encoder, normalise_rows};
 use crate::error::{Error, Result};
 
 const MODULES: &str = "modules.json";
+const PROMPTS: &str = "config_sentence_transformers.json";
 /// Where sentence-transformers states the longest text, and where since version 6.
 const LIMITS: [(&str, &str); 2] =
     [("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")];
 
-/// Padded tokens in a batch: enough to keep the matrix products efficient, little enough that
-/// the activations stay in the cache.
-const BATCH_TOKENS: usize = 2048;
+/// Tokens that go through the network together on one core: enough that reading the weights costs nothing beside
+/// multiplying with them, little enough that what lies between the layers stays in the core's cache.
+const BATCH_TOKENS: usize = 224;
 
-/// A BERT-family sentence encoder (Sentence-BERT, <https://arxiv.org/abs/1908.10084>), read from
+/// A sentence encoder of one of the families of BERT (Sentence-BERT, <https://arxiv.org/abs/1908.10084>), read from
 /// a folder with `config.json`, `tokenizer.json`, `model.safetensors` and, where it comes from
-/// sentence-transformers, `modules.json`, the pooling module's `config.json`, and
-/// `sentence_bert_config.json` or `tokenizer_config.json` for the longest text. Without those it pools by the mean, as sentence-transformers does.
+/// sentence-transformers, `modules.json`, the pooling module's `config.json`, the prompts in
+/// `config_sentence_transformers.json`, and `sentence_bert_config.json` or `tokenizer_config.json` for the longest
+/// text. Without those it pools by the mean, as sentence-transformers does.
 ///
-/// Vectors are those of `SentenceTransformer.encode(normalize_embeddings=True)`, except that a
-/// text without a token gives a zero row.
+/// Vectors are those of `SentenceTransformer.encode_document(normalize_embeddings=True)` and, for queries,
+/// `encode_query`, except that a text without a token gives a zero row. They are not normalised, and compared by
+/// the inner product, where no `modules.json` says how they were meant (Contriever), or where it names no Normalize
+/// and the prompts' file `"dot"` as `similarity_fn_name`. A vector depends on its text alone, to the
+/// last bit where the processor has AVX-512: not on what it is encoded with, nor on the number of threads.
 pub struct SentenceEncoder {
     name: String,
     identity: String,
     tokenizer: Tokenizer,
-    network: Bert,
+    network: Network,
     pooling: Pooling,
+    prompts: Prompts,
+    metric: Metric,
     dim: usize,
+}
+
+/// What is put before a text, as the model was trained with.
+#[derive(Default)]
+struct Prompts {
+    query: String,
+    document: String,
+    /// Whether the model was trained for the inner product; not a prompt, but in their file.
+    by_inner_product: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,20 +70,28 @@ impl SentenceEncoder {
     /// Reads the encoder in the folder `name`.
     pub fn open(name: &str) -> Result<Self> {
         let files = Files::open(name)?;
-        match files.model_type()?.as_str() {
-            MODEL_TYPE => Self::read(name, files),
-            other => {
-                let why = format!("model_type {other:?} is no sentence encoder; {MODEL_TYPE:?} is");
-                Err(files.fault(CONFIG, why))
-            }
-        }
+        let kind = files.model_type()?;
+        let Some((_, family)) = MODEL_TYPES.into_iter().find(|(name, _)| *name == kind) else {
+            let why = format!(
+                "model_type {kind:?} is no sentence encoder; {:?} are",
+                MODEL_TYPES.map(|(name, _)| name)
+            );
+            return Err(files.fault(CONFIG, why));
+        };
+        Self::read(name, files, family)
     }
 
-    pub(super) fn read(name: &str, mut files: Files) -> Result<Self> {
-        let config: Config = files.json(CONFIG)?;
-        config.check().map_err(|why| files.fault(CONFIG, why))?;
-        let pooling = read_pooling(&mut files)?;
-        let max_length = read_limit(&mut files)?.min(config.max_position_embeddings);
+    pub(super) fn read(name: &str, mut files: Files, family: Family) -> Result<Self> {
+        let config = files.json(CONFIG)?;
+        let config = Config::read(family, &config).map_err(|why| files.fault(CONFIG, why))?;
+        let (pooling, normalised) = read_modules(&mut files)?;
+        let prompts = read_prompts(&mut files)?;
+        let metric = match normalised {
+            Some(true) => Metric::Cosine,
+            Some(false) if !prompts.by_inner_product => Metric::Cosine,
+            _ => Metric::InnerProduct,
+        };
+        let max_length = read_limit(&mut files)?.min(config.tokens);
         let mut tokenizer = files.tokenizer()?;
         let truncation = TruncationParams { max_length, ..Default::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(|e| files.fault(TOKENIZER, e.to_string()))?;
@@ -75,9 +101,18 @@ impl SentenceEncoder {
                 format!("holds ids up to {}, but {CONFIG} says vocab_size {}", tokens - 1, config.vocab_size);
             return Err(files.fault(TOKENIZER, why));
         }
-        let network = files.weights(|weights| Bert::load(&config, weights))?;
+        let network = files.weights(|weights| Network::load(&config, weights))?;
         let identity = files.identity();
-        Ok(Self { name: name.into(), identity, tokenizer, network, pooling, dim: config.hidden_size })
+        Ok(Self {
+            name: name.into(),
+            identity,
+            tokenizer,
+            network,
+            pooling,
+            prompts,
+            metric,
+            dim: config.hidden,
+        })
     }
 
     /// The tokenizer, truncating to the longest text that the network reads.
@@ -85,13 +120,17 @@ impl SentenceEncoder {
         &self.tokenizer
     }
 
-    /// Ids of each text with the special tokens around it; empty where the text has no token.
-    fn tokenize(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+    /// Ids of each text after its prompt, with the special tokens around it; empty where the text has no token.
+    fn tokenize(&self, prompt: &str, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
         let ids = |text: &&str| {
-            let encoding =
-                self.tokenizer.encode_fast(*text, true).map_err(|e| Error::Tokenizer(e.to_string()))?;
-            let bare = encoding.get_special_tokens_mask().iter().all(|&special| special == 1);
-            Ok(if bare { Vec::new() } else { encoding.get_ids().to_vec() })
+            let fault = |e: tokenizers::Error| Error::Tokenizer(e.to_string());
+            let encode = |text: &str| self.tokenizer.encode_fast(text, true).map_err(fault);
+            let encoding = encode(text)?;
+            if encoding.get_special_tokens_mask().iter().all(|&special| special == 1) {
+                return Ok(Vec::new());
+            }
+            let encoding = if prompt.is_empty() { encoding } else { encode(&format!("{prompt}{text}"))? };
+            Ok(encoding.get_ids().to_vec())
         };
         texts.par_iter().map(ids).collect()
     }
@@ -99,49 +138,53 @@ impl SentenceEncoder {
     /// Pooled states `[texts, dim]`, not normalised, of texts given as token ids. Empty ones give
     /// zero rows.
     pub(super) fn pool_ids(&self, texts: &[Vec<u32>]) -> Result<Vec<f32>> {
-        // Sorted by length, so that a batch holds little padding.
-        let mut order: Vec<usize> = (0..texts.len()).filter(|&i| !texts[i].is_empty()).collect();
-        order.sort_by_key(|&i| (texts[i].len(), i));
-        let mut batches: Vec<&[usize]> = Vec::new();
-        let mut rest = order.as_slice();
-        while !rest.is_empty() {
-            // A batch is padded to its last text, the longest.
-            let fits = |n: &usize| n * texts[rest[n - 1]].len() <= BATCH_TOKENS;
-            let n = (1..=rest.len()).take_while(fits).last().unwrap_or(1);
-            batches.push(&rest[..n]);
-            rest = &rest[n..];
-        }
-        let run = |batch: &&[usize]| {
-            let ids: Vec<&[u32]> = batch.iter().map(|&i| texts[i].as_slice()).collect();
-            self.pool(&ids, &self.network.forward(&ids)?)
-        };
-        let pooled: Vec<Vec<f32>> = batches.par_iter().map(run).collect::<Result<_>>()?;
         let mut rows = vec![0f32; texts.len() * self.dim];
-        for (batch, values) in batches.iter().zip(&pooled) {
-            for (&i, row) in batch.iter().zip(values.chunks_exact(self.dim)) {
-                rows[i * self.dim..][..self.dim].copy_from_slice(row);
+        let mut batches: Vec<Vec<(&[u32], &mut [f32])>> = Vec::new();
+        let mut room = 0;
+        for (ids, row) in texts.iter().zip(rows.chunks_exact_mut(self.dim)).filter(|(ids, _)| !ids.is_empty())
+        {
+            if room < ids.len() || batches.is_empty() {
+                batches.push(Vec::new());
+                room = BATCH_TOKENS;
+            }
+            room = room.saturating_sub(ids.len());
+            if let Some(batch) = batches.last_mut() {
+                batch.push((ids, row));
             }
         }
+        // A core computes a batch; the cores share one where there are fewer batches.
+        let threads = if batches.len() < rayon::current_num_threads() { Threads::All } else { Threads::One };
+        batches.into_par_iter().with_max_len(1).for_each_init(Scratch::default, |scratch, batch| {
+            let (texts, rows): (Vec<&[u32]>, Vec<&mut [f32]>) = batch.into_iter().unzip();
+            let states = self.network.forward(&texts, scratch, threads);
+            let mut states = &states[..];
+            for (ids, row) in texts.iter().zip(rows) {
+                let (own, others) = states.split_at(ids.len() * self.dim);
+                self.pool(own, row);
+                states = others;
+            }
+        });
         Ok(rows)
     }
 
-    /// One row per text out of the states `[batch, tokens, dim]`, looking at real tokens only.
-    fn pool(&self, ids: &[&[u32]], states: &Tensor) -> Result<Vec<f32>> {
-        let (_, tokens, dim) = states.dims3()?;
-        let states = states.flatten_all()?.to_vec1::<f32>()?;
-        let mut rows = vec![0f32; ids.len() * dim];
-        for ((row, text), states) in
-            rows.chunks_exact_mut(dim).zip(ids).zip(states.chunks_exact(tokens * dim))
-        {
-            match self.pooling {
-                Pooling::Cls => row.copy_from_slice(&states[..dim]),
-                Pooling::Mean => {
-                    for state in states.chunks_exact(dim).take(text.len()) {
-                        row.iter_mut().zip(state).for_each(|(sum, x)| *sum += x);
-                    }
-                    row.iter_mut().for_each(|sum| *sum /= text.len() as f32);
+    /// One row out of the states `[tokens, dim]` of a text.
+    fn pool(&self, states: &[f32], row: &mut [f32]) {
+        match self.pooling {
+            Pooling::Cls => row.copy_from_slice(&states[..self.dim]),
+            Pooling::Mean => {
+                for state in states.chunks_exact(self.dim) {
+                    row.iter_mut().zip(state).for_each(|(sum, x)| *sum += x);
                 }
+                let tokens = (states.len() / self.dim) as f32;
+                row.iter_mut().for_each(|sum| *sum /= tokens);
             }
+        }
+    }
+
+    fn encode_after(&self, prompt: &str, texts: &[&str]) -> Result<Vec<f32>> {
+        let mut rows = self.pool_ids(&self.tokenize(prompt, texts)?)?;
+        if self.metric == Metric::Cosine {
+            normalise_rows(&mut rows, self.dim);
         }
         Ok(rows)
     }
@@ -153,9 +196,15 @@ impl Encoder for SentenceEncoder {
     }
 
     fn encode(&self, texts: &[&str]) -> Result<Vec<f32>> {
-        let mut rows = self.pool_ids(&self.tokenize(texts)?)?;
-        normalise_rows(&mut rows, self.dim);
-        Ok(rows)
+        self.encode_after(&self.prompts.document, texts)
+    }
+
+    fn encode_queries(&self, texts: &[&str]) -> Result<Vec<f32>> {
+        self.encode_after(&self.prompts.query, texts)
+    }
+
+    fn metric(&self) -> Metric {
+        self.metric
     }
 
     fn name(&self) -> &str {
@@ -183,17 +232,45 @@ fn read_limit(files: &mut Files) -> Result<usize> {
     Ok(usize::MAX)
 }
 
-/// The pooling that `modules.json` leads to.
-fn read_pooling(files: &mut Files) -> Result<Pooling> {
-    let Some(modules) = files.json_optional::<Vec<ModuleEntry>>(MODULES)? else {
-        return Ok(Pooling::Mean);
+/// The prompts for queries and for documents, by the names that sentence-transformers knows them under.
+fn read_prompts(files: &mut Files) -> Result<Prompts> {
+    #[derive(Deserialize)]
+    struct Settings {
+        #[serde(default)]
+        prompts: std::collections::BTreeMap<String, String>,
+        default_prompt_name: Option<String>,
+        similarity_fn_name: Option<String>,
+    }
+    let Some(Settings { prompts, default_prompt_name, similarity_fn_name }) = files.json_optional(PROMPTS)?
+    else {
+        return Ok(Prompts::default());
     };
-    let mut pooling = None;
+    if let Some(name) = default_prompt_name.as_ref().filter(|name| !prompts.contains_key(*name)) {
+        return Err(files.fault(PROMPTS, format!("default_prompt_name {name:?} is not one of the prompts")));
+    }
+    let prompt = |names: &[&str]| {
+        let default = default_prompt_name.as_deref();
+        let found = names.iter().copied().chain(default).find_map(|name| prompts.get(name));
+        found.cloned().unwrap_or_default()
+    };
+    Ok(Prompts {
+        query: prompt(&["query"]),
+        document: prompt(&["document", "passage", "corpus"]),
+        by_inner_product: matches!(similarity_fn_name.as_deref(), Some("dot" | "dot_product")),
+    })
+}
+
+/// The pooling that `modules.json` leads to, and whether it normalises; unknown without that file.
+fn read_modules(files: &mut Files) -> Result<(Pooling, Option<bool>)> {
+    let Some(modules) = files.json_optional::<Vec<ModuleEntry>>(MODULES)? else {
+        return Ok((Pooling::Mean, None));
+    };
+    let (mut pooling, mut normalised) = (None, false);
     for module in &modules {
         // "sentence_transformers.models.Pooling"; later versions have longer paths.
         match module.kind.rsplit('.').next().unwrap_or_default() {
             "Transformer" if module.path.is_empty() => {}
-            "Normalize" => {}
+            "Normalize" => normalised = true,
             "Pooling" if pooling.is_none() && is_plain(&module.path) => {
                 pooling = Some(read_pooling_config(files, &format!("{}/config.json", module.path))?);
             }
@@ -206,7 +283,8 @@ fn read_pooling(files: &mut Files) -> Result<Pooling> {
             }
         }
     }
-    pooling.ok_or_else(|| files.fault(MODULES, "names no Pooling module"))
+    let pooling = pooling.ok_or_else(|| files.fault(MODULES, "names no Pooling module"))?;
+    Ok((pooling, Some(normalised)))
 }
 
 /// Whether a path from a file names a plain folder, so that it cannot lead elsewhere.
@@ -216,6 +294,11 @@ fn is_plain(path: &str) -> bool {
 
 fn read_pooling_config(files: &mut Files, file: &str) -> Result<Pooling> {
     let config: serde_json::Map<String, serde_json::Value> = files.json(file)?;
+    if config.get("include_prompt").and_then(|include| include.as_bool()) == Some(false) {
+        return Err(
+            files.fault(file, "include_prompt is false; pooling that leaves out the prompt is not read here")
+        );
+    }
     // Either one name, or a flag per mode; several modes set would be concatenated.
     let mut modes: Vec<&str> = config
         .iter()

@@ -205,7 +205,7 @@ pub fn evaluate(
     progress: Progress,
 ) -> Result<Report> {
     let started = Instant::now();
-    let vectors = encode(encoder, &dataset.passages, "passages", progress)?;
+    let vectors = encode(|texts| encoder.encode(texts), &dataset.passages, "passages", progress)?;
     let passages_per_second = dataset.passages.len() as f64 / started.elapsed().as_secs_f64();
     let shape = (dataset.passages.len(), encoder.dim());
     let vectors = Tensor::from_vec(vectors, shape, &Device::Cpu)?.t()?;
@@ -216,7 +216,7 @@ pub fn evaluate(
     let started = Instant::now();
     let mut scores = Vec::with_capacity(dataset.queries.len());
     for queries in dataset.queries.chunks(BATCH) {
-        let encoded = encode(encoder, queries, "queries", Progress::Silent)?;
+        let encoded = encode(|texts| encoder.encode_queries(texts), queries, "queries", Progress::Silent)?;
         let encoded = Tensor::from_vec(encoded, (queries.len(), encoder.dim()), &Device::Cpu)?;
         let similarities = encoded.matmul(&vectors)?.to_vec2::<f32>()?;
         let score = |((id, text), row): (&(String, String), &Vec<f32>)| -> Result<Scores> {
@@ -257,19 +257,19 @@ pub fn evaluate(
 }
 
 fn encode(
-    encoder: &dyn Encoder,
+    encoder: impl Fn(&[&str]) -> Result<Vec<f32>>,
     texts: &[(String, String)],
     what: &str,
     progress: Progress,
 ) -> Result<Vec<f32>> {
     let task = progress.task(&format!("encoding {what}"), texts.len() as u64, what);
-    let mut rows = Vec::with_capacity(texts.len() * encoder.dim());
+    let mut rows = Vec::new();
     for batch in texts.chunks(BATCH) {
         if crate::interrupt::requested() {
             return Err(Error::Interrupted("nothing was measured".into()));
         }
         let batch: Vec<&str> = batch.iter().map(|(_, text)| text.as_str()).collect();
-        rows.extend(encoder.encode(&batch)?);
+        rows.extend(encoder(&batch)?);
         task.advance(batch.len() as u64);
     }
     Ok(rows)

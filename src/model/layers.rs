@@ -1,73 +1,12 @@
 //! What the networks are put together from.
 
-use std::sync::Arc;
-
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use sidenote_kernels::{self as kernels, Activation, QuantisedLinear};
 
-use super::decoder::{NormConfig, NormKind};
+use super::matrix::Matrix;
 use super::place::Place;
 use super::weights::{Start, Weights};
-use crate::error::{Error, Result};
-
-/// A weight `[out, in]` that inputs are multiplied by, or whose rows are embeddings.
-#[derive(Clone)]
-pub enum Matrix {
-    /// Numbers.
-    Dense(Tensor),
-    /// Blocks of few bits, as a GGUF file holds them. There are no gradients, and inputs are rounded to 8 bits.
-    Quantised(Arc<QuantisedLinear>),
-}
-
-impl Matrix {
-    /// The device that it is on.
-    pub fn device(&self) -> &Device {
-        match self {
-            Self::Dense(weight) => weight.device(),
-            Self::Quantised(weight) => weight.device(),
-        }
-    }
-
-    /// The number of its values.
-    pub fn elem_count(&self) -> usize {
-        match self {
-            Self::Dense(weight) => weight.elem_count(),
-            Self::Quantised(weight) => weight.shape().iter().product(),
-        }
-    }
-
-    /// All its values in f32: the tensor itself, or a new one.
-    pub fn dense(&self) -> Result<Tensor> {
-        match self {
-            Self::Dense(weight) => Ok(weight.clone()),
-            Self::Quantised(weight) => Ok(weight.weight()?),
-        }
-    }
-
-    /// `x W^T`; `[.., in]` to `[.., out]`.
-    fn multiply(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::Dense(weight) => kernels::linear(x, weight)?,
-            Self::Quantised(weight) => weight.forward(x)?,
-        })
-    }
-
-    /// `residual + x W^T`; `[.., in]` and `[.., out]` to `[.., out]`.
-    fn multiply_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::Dense(weight) => kernels::linear_add(x, weight, residual)?,
-            Self::Quantised(weight) => weight.forward_add(x, residual)?,
-        })
-    }
-
-    /// The rows that `ids` `[..]` name, `[.., in]`.
-    fn rows(&self, ids: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::Dense(weight) => kernels::embedding(weight, ids)?,
-            Self::Quantised(weight) => weight.rows(ids)?,
-        })
-    }
-}
+use crate::error::Result;
 
 /// `x W^T + b`, or without the bias; W is `[out, in]`.
 pub struct Linear {
@@ -99,7 +38,7 @@ impl Linear {
         let place = name.into();
         let weight = w.matrix(&place.join("weight"), [output, input], start)?;
         let bias = match bias {
-            true => Some(w.get(&place.join("bias"), output, Start::Constant(0.0))?),
+            true => Some(w.get(place.join("bias"), output, Start::Constant(0.0))?),
             false => None,
         };
         Ok(Self { weight, bias })
@@ -123,23 +62,25 @@ impl Linear {
         self.weight.multiply_add(x, &bias.broadcast_as(shape)?)
     }
 
-    /// What [`forward`](Self::forward) gives for each of several layers that read the same `x`; those in blocks
-    /// are computed together.
+    /// What several layers make of the same input, such as queries, keys and values; together where that is faster.
     pub fn forward_each<const N: usize>(layers: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
-        let blocks = |layer: &Self| match (&layer.weight, &layer.bias) {
-            (Matrix::Quantised(weight), None) => Some(weight.clone()),
-            _ => None,
+        let quantised = layers.iter().map(|layer| match &layer.weight {
+            Matrix::Quantised(weight) => Some(&**weight),
+            Matrix::Dense(_) => None,
+        });
+        let out = match quantised.collect::<Option<Vec<_>>>() {
+            None => layers.iter().map(|layer| layer.forward(x)).collect::<Result<Vec<_>>>()?,
+            Some(weights) => {
+                let products = QuantisedLinear::forward_each(weights, x)?;
+                let with_bias = layers.iter().zip(products).map(|(layer, product)| match &layer.bias {
+                    None => Ok(product),
+                    Some(bias) => Ok(product.broadcast_add(bias)?),
+                });
+                with_bias.collect::<Result<Vec<_>>>()?
+            }
         };
-        if let Some(weights) = layers.iter().map(|layer| blocks(layer)).collect::<Option<Vec<_>>>()
-            && let Ok(each) = QuantisedLinear::forward_each(weights.iter().map(Arc::as_ref), x)?.try_into()
-        {
-            return Ok(each);
-        }
-        let mut each = Vec::with_capacity(N);
-        for layer in layers {
-            each.push(layer.forward(x)?);
-        }
-        each.try_into().map_err(|_| Error::setting("layers", "each gives one tensor"))
+        let wrong = |out: Vec<_>| candle_core::Error::msg(format!("{} products of {N} layers", out.len()));
+        Ok(out.try_into().map_err(wrong)?)
     }
 
     /// `residual + x W^T + b`; `[.., in]` and `[.., out]` to `[.., out]`.
@@ -180,6 +121,26 @@ impl Embedding {
     }
 }
 
+/// What a norm computes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormConfig {
+    /// Which.
+    pub kind: NormKind,
+    /// Added to the mean square or the variance.
+    pub eps: f64,
+}
+
+/// Kinds of norms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / rms(x) * w` (Zhang and Sennrich 2019, <https://arxiv.org/abs/1910.07467>).
+    Rms,
+    /// The same with `1 + w` for `w`, as Gemma has it.
+    RmsOffset,
+    /// `(x - mean) / deviation * w + b` (Ba et al. 2016, <https://arxiv.org/abs/1607.06450>).
+    Layer,
+}
+
 /// A norm of any kind over the last dimension.
 pub struct Norm {
     weight: Tensor,
@@ -196,9 +157,9 @@ impl Norm {
             NormKind::RmsOffset => 0.0,
             _ => 1.0,
         };
-        let weight = w.get(&place.join("weight"), dim, Start::Constant(start))?;
+        let weight = w.get(place.join("weight"), dim, Start::Constant(start))?;
         let bias = match config.kind {
-            NormKind::Layer => Some(w.get(&place.join("bias"), dim, Start::Constant(0.0))?),
+            NormKind::Layer => Some(w.get(place.join("bias"), dim, Start::Constant(0.0))?),
             _ => None,
         };
         Ok(Self { weight, bias, config })
@@ -276,11 +237,13 @@ impl FeedForward {
     }
 
     fn inner(&self, x: &Tensor) -> Result<Tensor> {
-        let Some(gate) = &self.gate else {
-            return Ok(kernels::activate(&self.up.forward(x)?, self.activation)?);
-        };
-        let [gate, up] = Linear::forward_each([gate, &self.up], x)?;
-        Ok(kernels::gated(&gate, &up, self.activation)?)
+        match &self.gate {
+            Some(gate) => {
+                let [gate, up] = Linear::forward_each([gate, &self.up], x)?;
+                Ok(kernels::gated(&gate, &up, self.activation)?)
+            }
+            None => Ok(kernels::activate(&self.up.forward(x)?, self.activation)?),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::cache::Cache;
 use super::decoder::{Decoder, DecoderConfig};
-use super::layers::Matrix;
+use super::matrix::Matrix;
 use super::place::Place;
 use super::retro::{Retrieved, Retro, RetroConfig};
 use super::source::{ChatTemplate, Source};
@@ -127,7 +127,11 @@ impl LanguageModel {
 
     /// Reads the model called `name`, as [`Source::open`] understands it.
     pub fn load(name: impl AsRef<Path>, trainable: Trainable, device: &Device) -> Result<Self> {
-        let source = open(name.as_ref())?;
+        Self::from_source(open(name.as_ref())?, trainable, device)
+    }
+
+    /// Reads the model out of an opened checkpoint.
+    pub fn from_source(source: Source, trainable: Trainable, device: &Device) -> Result<Self> {
         let (decoder, retro) = read_config(&source)?;
         Self::read(source, &decoder, retro.as_ref(), trainable, None, device)
     }
@@ -211,9 +215,13 @@ impl LanguageModel {
 
     fn config_json(&self) -> Result<Value> {
         let mut config = self.network.decoder().config().to_json();
-        let end = self.tokenizer.end_of_text();
-        config.insert("bos_token_id".into(), json!(end));
-        config.insert("eos_token_id".into(), json!(end));
+        let end = match self.end_tokens() {
+            [one] => json!(one),
+            [] => Value::Null,
+            several => json!(several),
+        };
+        config.insert("bos_token_id".into(), json!(self.start_tokens().first()));
+        config.insert("eos_token_id".into(), end);
         if let Network::Retro(retro) = &self.network {
             let retro = serde_json::to_value(retro.config());
             config.insert("retro".into(), retro.map_err(|e| Error::setting("retro", e.to_string()))?);

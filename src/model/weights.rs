@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sidenote_kernels::{BlockKind, QuantisedLinear};
 
-use super::layers::Matrix;
+use super::matrix::Matrix;
 use super::place::Place;
 use super::source::{self, Source, Stored};
 use crate::error::{Error, Result};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Answer, Reader, Source, one_line, sentences};
-use crate::encoder::Encoder;
+use crate::encoder::{Encoder, normalise_rows};
 use crate::error::Result;
 
 /// The weight of the question's words found, beside the cosine, in a sentence's score.
@@ -143,7 +143,8 @@ impl Extractive<'_> {
         });
         let texts: Vec<String> = titled.collect();
         let texts: Vec<&str> = std::iter::once(question).chain(texts.iter().map(String::as_str)).collect();
-        let vectors = self.encoder.encode(&texts)?;
+        let mut vectors = self.encoder.encode(&texts)?;
+        normalise_rows(&mut vectors, self.encoder.dim());
         let (question, rest) = vectors.split_at(self.encoder.dim());
         let cosine = |vector: &[f32]| question.iter().zip(vector).map(|(a, b)| a * b).sum();
         Ok(rest.chunks(self.encoder.dim()).map(cosine).collect())

@@ -4,7 +4,7 @@
 use super::{Answer, Reader, Source, one_line};
 use crate::error::{Error, Result};
 use crate::model::LanguageModel;
-use crate::model::generate::{Sampling, generate};
+use crate::model::generate::Options;
 use crate::model::source::{ChatTemplate, Message};
 
 /// Most tokens of an answer.
@@ -71,26 +71,14 @@ impl Generative<'_> {
 
 impl Reader for Generative<'_> {
     fn answer(&self, question: &str, sources: &[Source<'_>]) -> Result<Answer> {
-        let tokenizer = &self.model.tokenizer;
         let prompt = self.prompt(question, sources)?;
-        let sampling = Sampling { max_tokens: ANSWER_TOKENS, temperature: 0.0, seed: 0 };
-        let mut written = Vec::new();
-        let mut failed = None;
-        generate(self.model, &prompt, &sampling, None, &mut |token| {
-            written.push(token);
-            // An answer is one line.
-            match tokenizer.decode(&written) {
-                Ok(text) => !text.trim_start().contains('\n'),
-                Err(error) => {
-                    failed = Some(error);
-                    false
-                }
-            }
+        let options = Options { max_tokens: ANSWER_TOKENS, ..Options::default() };
+        // An answer is one line.
+        let mut text = String::new();
+        self.model.generator(None).generate(&[prompt], &options, &mut |piece| {
+            text.push_str(piece.text);
+            !text.trim_start().contains('\n')
         })?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let text = tokenizer.decode(&written)?;
         let answer = text.trim_start().lines().next().unwrap_or_default().trim().to_string();
         let said = answer.to_lowercase();
         let holds = |source: &Source<'_>| !said.is_empty() && source.text.to_lowercase().contains(&said);

@@ -218,7 +218,8 @@ impl Cutter<'_> {
         let chunks = parts.iter().map(|part| part.chunks).sum();
         let dim = self.encoder.dim();
         let index = index.unwrap_or_else(|| Spec::default_for(chunks, dim));
-        let indexing = Indexing { spec: index, seed, memory, resume: true };
+        let metric = self.encoder.metric();
+        let indexing = Indexing { metric, spec: index, seed, memory, resume: true };
         let mut writer =
             PartWriter::create(unfinished.dir(), self.tokenizer, self.chunk_tokens, dim, indexing)?;
         let task = progress.task("joining", chunks as u64, "chunks");

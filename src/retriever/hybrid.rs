@@ -27,7 +27,7 @@ pub struct SearchOptions {
 
 impl Retriever {
     /// The `k` best passages for `query` among those that the filter allows, best first. With
-    /// `hybrid` the score is that of [`fuse`], else the cosine.
+    /// `hybrid` the score is that of [`fuse`], else that of the encoder's metric, mostly the cosine.
     ///
     /// # Errors
     /// What the encoder or the index refuses.
@@ -38,7 +38,7 @@ impl Retriever {
             None => true,
         };
         let depth = if options.hybrid { k.max(DEPTH) } else { k };
-        let vector = self.encode(&[query])?;
+        let vector = self.encoder.encode_queries(&[query])?;
         let near = self.search_vectors(&vector, depth, Some(&|_, id| document_is_allowed(id)))?;
         let near = near.into_iter().next().unwrap_or_default();
         let hits = match options.hybrid {

@@ -235,7 +235,8 @@ pub fn compact(dir: &Path, index: Option<Spec>, progress: Progress) -> Result<Co
         tidy(dir, &IndexMeta::read_manifest(dir)?.0, &meta)?;
         return Ok(Compacted { meta, parts: 1, bytes: (before, bytes_in(dir)) });
     }
-    let indexing = Indexing { spec, seed: meta.settings.seed, memory: None, resume: false };
+    let indexing =
+        Indexing { metric: vectors.metric(), spec, seed: meta.settings.seed, memory: None, resume: false };
     let mut writer = PartWriter::create(&scratch, store.tokenizer(), store.chunk_size(), meta.dim, indexing)?;
     let task = progress.task("rewriting", live.chunks as u64, "chunks");
     let mut first_document = 0;

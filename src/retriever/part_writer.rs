@@ -21,6 +21,7 @@ const DEAD: &str = "dead";
 /// How the vectors of a part become an index.
 #[derive(Clone, Copy)]
 pub(super) struct Indexing {
+    pub metric: Metric,
     pub spec: Spec,
     pub seed: u64,
     /// Bound on the memory of its own that building may take.
@@ -52,16 +53,16 @@ impl PartWriter {
     ) -> Result<Self> {
         let (store_dir, vectors_dir) = (scratch.join(STORE), scratch.join(VECTORS));
         remove(&store_dir)?;
-        let Indexing { spec, seed, memory, resume } = indexing;
+        let Indexing { metric, spec, seed, memory, resume } = indexing;
         let resumed = match resume {
-            true => Builder::resume(&vectors_dir, dim, Metric::Cosine, &spec, seed),
+            true => Builder::resume(&vectors_dir, dim, metric, &spec, seed),
             false => Err(IndexError::Unfinished { dir: vectors_dir.clone(), why: "is not wanted".into() }),
         };
         let mut vectors = match resumed {
             // Another kind of index, because there are more chunks by now.
             Err(IndexError::Unfinished { .. }) => {
                 remove(&vectors_dir)?;
-                Builder::create(&vectors_dir, dim, Metric::Cosine, &spec, seed)?
+                Builder::create(&vectors_dir, dim, metric, &spec, seed)?
             }
             resumed => resumed?,
         };

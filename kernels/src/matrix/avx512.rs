@@ -16,10 +16,10 @@ use rayon::prelude::*;
 use super::Matrix;
 
 /// Rows of a tile: 28 of the 32 vector registers hold its sums.
-const ROWS: usize = 14;
+pub(super) const ROWS: usize = 14;
 
 /// Columns of a tile: two vectors.
-const COLUMNS: usize = 32;
+pub(super) const COLUMNS: usize = 32;
 
 /// How far `k` runs before a tile's sums are added to the output.
 const DEPTH: usize = 256;
@@ -28,16 +28,16 @@ const DEPTH: usize = 256;
 const PACKED: usize = 4 << 20;
 
 /// How many rows of the left operand are packed at a time, at most.
-const BLOCK: usize = 8 * ROWS;
+pub(super) const BLOCK: usize = 8 * ROWS;
 
 thread_local! {
-    static LEFT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    pub(super) static LEFT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     static RIGHT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// Takes this thread's buffer, at least `len` long, for the duration of `work`. Taken, not borrowed: a
 /// thread that waits for others may begin another product meanwhile, which then finds none and makes one.
-fn with_buffer<T>(
+pub(super) fn with_buffer<T>(
     buffer: &'static std::thread::LocalKey<Cell<Vec<f32>>>,
     len: usize,
     work: impl FnOnce(&mut [f32]) -> T,
@@ -53,9 +53,9 @@ fn with_buffer<T>(
 
 /// Where the output lies.
 #[derive(Clone, Copy)]
-struct Output {
-    data: *mut f32,
-    row: usize,
+pub(super) struct Output {
+    pub data: *mut f32,
+    pub row: usize,
 }
 
 // SAFETY: tasks write to disjoint parts of it.
@@ -195,7 +195,7 @@ impl Product<'_> {
 ///
 /// # Safety
 /// The processor must have AVX-512F, and the matrix must cover these rows and columns.
-unsafe fn pack<const WIDE: usize>(
+pub(super) unsafe fn pack<const WIDE: usize>(
     matrix: Matrix,
     row: usize,
     rows: usize,
@@ -275,10 +275,10 @@ unsafe fn transpose(from: *const f32, down: usize, rows: usize, to: *mut f32, ac
     }
 }
 
-type Tile = unsafe fn(usize, *const f32, *const f32, f32, bool, *mut f32, usize, u32);
+pub(super) type Tile = unsafe fn(usize, *const f32, *const f32, f32, bool, *mut f32, usize, u32);
 
 /// [`tile`] for 1 to [`ROWS`] rows.
-const TILES: [Tile; ROWS] = [
+pub(super) const TILES: [Tile; ROWS] = [
     tile::<1>, tile::<2>, tile::<3>, tile::<4>, tile::<5>, tile::<6>, tile::<7>, tile::<8>, tile::<9>,
     tile::<10>, tile::<11>, tile::<12>, tile::<13>, tile::<14>,
 ];

@@ -5,6 +5,9 @@ use gemm::Parallelism;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod few;
+mod packed;
+
+pub use packed::PackedLinear;
 
 /// From how many multiplications on, and how many rows, packing the operands pays.
 #[cfg(target_arch = "x86_64")]

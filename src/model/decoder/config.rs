@@ -4,6 +4,7 @@ use sidenote_kernels::Activation;
 
 use super::families::Family;
 use crate::error::{Error, Result};
+pub use crate::model::layers::{NormConfig, NormKind};
 
 /// A decoder: what its blocks are made of, and how large they are.
 ///
@@ -56,26 +57,6 @@ pub struct DecoderConfig {
     pub embedding_norm: bool,
     /// Whether the output head is the embedding table.
     pub tie_word_embeddings: bool,
-}
-
-/// The norms before, after and between the layers.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct NormConfig {
-    /// Which.
-    pub kind: NormKind,
-    /// Added to the mean square or the variance.
-    pub eps: f64,
-}
-
-/// Kinds of norms.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NormKind {
-    /// `x / rms(x) * w` (Zhang and Sennrich 2019, <https://arxiv.org/abs/1910.07467>).
-    Rms,
-    /// The same with `1 + w` for `w`, as Gemma has it.
-    RmsOffset,
-    /// `(x - mean) / deviation * w + b` (Ba et al. 2016, <https://arxiv.org/abs/1607.06450>).
-    Layer,
 }
 
 /// How a position is told to the network.

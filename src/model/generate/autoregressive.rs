@@ -50,3 +50,35 @@ pub fn left_padded(prompts: &[&[u32]], device: &candle_core::Device) -> Result<(
     }
     Ok((Tensor::from_vec(tokens, (prompts.len(), longest), device)?, padding))
 }
+
+impl<M: Autoregressive> Autoregressive for &M {
+    type State = M::State;
+
+    fn vocab_size(&self) -> usize {
+        (*self).vocab_size()
+    }
+
+    fn longest(&self) -> usize {
+        (*self).longest()
+    }
+
+    fn continues_prompt(&self) -> bool {
+        (*self).continues_prompt()
+    }
+
+    fn start(&self, prompts: &[&[u32]]) -> Result<(Self::State, Tensor)> {
+        (*self).start(prompts)
+    }
+
+    fn read(&self, tokens: &Tensor, state: &mut Self::State) -> Result<Tensor> {
+        (*self).read(tokens, state)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        (*self).logits(hidden)
+    }
+
+    fn pick(&self, state: &Self::State, rows: &[usize]) -> Result<Self::State> {
+        (*self).pick(state, rows)
+    }
+}

@@ -25,6 +25,7 @@ mod cca;
 mod config;
 pub mod copy;
 mod encoder;
+pub mod reading;
 
 /// Neighbours of the complete chunks of a batch of sequences.
 #[derive(Clone)]

@@ -254,7 +254,7 @@ mod tests {
             ("{% macro say(x) %}[{{ x }}]{% endmacro %}{{ say('a') }}", "[a]"),
             ("{{ messages[0] | tojson }}", r#"{"role": "user", "content": "Hello, <there> & \"you\""}"#),
             ("{{ [1, 'é'] | tojson(indent=2) }}", "[\n  1,\n  \"é\"\n]"),
-            ("{%- if true %}\n    {{- 'a' }}\n{%- endif %}\nb", "a\nb"),
+            ("{%- if true %}\n    {{- 'a' }}\n{%- endif %}\nb", "ab"),
             ("  {% if true %}\na\n  {% endif %}\nb", "a\nb"),
             ("{{ messages[0].content.split(',')[0].upper() }}", "HELLO"),
         ] {

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::model::generate::{Sampling, generate};
+use crate::model::generate::Options;
 use crate::model::{LanguageModel, Trainable};
 
 fn data(name: &str) -> PathBuf {
@@ -154,6 +154,29 @@ fn torch_files_hold_what_was_saved() {
 }
 
 #[test]
+fn a_checkpoint_is_opened_by_whatever_it_is_in() {
+    let whole = Source::open(data("llama")).unwrap();
+    let file = Source::open(data("llama/model.safetensors")).unwrap();
+    assert_eq!(file.names(), whole.names());
+    assert_eq!(file.config(), whole.config());
+    // PyTorch's file, where there are no safetensors.
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config.json"), "{\"eos_token_id\": [4, 5]}").unwrap();
+    fs::copy(data("torch/plain.bin"), dir.path().join("pytorch_model.bin")).unwrap();
+    for path in [dir.path().to_path_buf(), dir.path().join("pytorch_model.bin")] {
+        let mut source = Source::open(path).unwrap();
+        assert_eq!(source.end_tokens(), [4, 5]);
+        assert_eq!(source.take("turned").unwrap().unwrap().shape(), [4, 6]);
+    }
+    // The only GGUF file of a folder.
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(data("gguf/gpt2.gguf"), dir.path().join("a.gguf")).unwrap();
+    assert_eq!(Source::open(dir.path()).unwrap().config()["model_type"], "gpt2");
+    fs::copy(data("gguf/gpt2.gguf"), dir.path().join("b.gguf")).unwrap();
+    assert!(Source::open(dir.path()).err().unwrap().to_string().contains("2 GGUF files"));
+}
+
+#[test]
 fn torch_files_that_cannot_be_read_say_why() {
     for (file, word) in [("strided.bin", "tensor strided: strides"), ("legacy.bin", "save it again")] {
         let said = torch::Files::single(data("torch").join(file)).err().unwrap().to_string();
@@ -177,13 +200,9 @@ fn stories_are_continued_as_llama2c_does() {
         let first: Vec<f32> = serde_json::from_value(case["logits"].clone()).unwrap();
         let ours = logits(&model, &tokens);
         assert!(furthest(&ours[ours.len() - first.len()..], &first) < 1e-4, "{prompt:?}");
-        let sampling = Sampling { max_tokens: expected.len(), temperature: 0.0, seed: 0 };
-        let mut written = Vec::new();
-        generate(&model, &tokens, &sampling, None, &mut |token| {
-            written.push(token);
-            true
-        })
-        .unwrap();
+        let options = Options { max_tokens: expected.len(), ..Options::default() };
+        let texts = model.generator(None).generate(&[tokens], &options, &mut |_| true).unwrap();
+        let mut written = texts[0][0].tokens.clone();
         written.retain(|token| !ends.contains(token));
         assert_eq!(written, expected, "{prompt:?}");
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{T5, T5Config, checkpoint};
 use crate::corpus::Tokenizer;
 use crate::error::{Error, Result};
-use crate::model::layers::Matrix;
+use crate::model::matrix::Matrix;
 use crate::model::place::Place;
 use crate::model::source::Source;
 use crate::model::store;

@@ -30,9 +30,10 @@ pub(super) fn write(config: &DecoderConfig) -> Value {
     fields["layer_norm_eps"] = json!(config.norm.eps);
     fields["use_qkv_bias"] = json!(config.qkv_bias);
     if let Positions::Rotary(rotary) = &config.positions {
-        // Half a component more, so that rounding down gives the same number again.
-        let share = (rotary.dim as f64 + 0.5) / config.head_dim as f64;
-        fields["partial_rotary_factor"] = json!(share.min(1.0));
+        let (dim, whole) = (rotary.dim as f64, config.head_dim as f64);
+        // It is rounded down when it is read, which must give the same number again.
+        let share = if (whole * (dim / whole)) as usize == rotary.dim { dim } else { dim + 0.5 } / whole;
+        fields["partial_rotary_factor"] = json!(share);
     }
     fields
 }
