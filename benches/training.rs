@@ -89,7 +89,7 @@ fn measure(
     let mut optimiser = AdamW::new(variables, AdamWOptions { weight_decay: 0.1, ..Default::default() });
     let mut step = || -> Result<f64> {
         let hidden = model.network.forward(&batch.tokens, retrieved)?.flatten(0, 1)?;
-        let head = model.network.decoder().head();
+        let head = &model.network.decoder().head().unwrap();
         let loss =
             linear_cross_entropy(&hidden, head, &batch.targets, &CrossEntropyOptions::ignoring(IGNORE))?;
         let loss = (loss / batch.scored as f64)?;

@@ -79,11 +79,11 @@ impl Trainer {
             num_attention_heads: 8,
             num_key_value_heads: 8,
             max_position_embeddings: TOKENS,
-            rms_norm_eps: 1e-5,
-            rope_theta: 1e4,
             // retro-pytorch has a head of its own.
             tie_word_embeddings: !retro,
-        };
+            ..DecoderConfig::llama()
+        }
+        .with_usual_heads();
         let mut weights = Weights::from_seed(0, &Device::Cpu);
         let base = Decoder::new(&decoder, &mut weights)?;
         let network = if retro {
@@ -98,7 +98,11 @@ impl Trainer {
         };
         let (tensors, variables) = weights.finish();
         if let Some(file) = file {
-            candle_core::safetensors::save(&tensors.into_iter().collect::<HashMap<_, _>>(), file)?;
+            let named: HashMap<String, _> = tensors
+                .into_iter()
+                .map(|(place, t)| Ok((place.to_string(), t.dense()?)))
+                .collect::<Result<_>>()?;
+            candle_core::safetensors::save(&named, file)?;
         }
         let options = AdamWOptions { beta2: 0.95, weight_decay: 0.1, ..Default::default() };
         Ok(Self { network, optimiser: AdamW::new(variables, options), batch, step: 0 })
@@ -137,7 +141,7 @@ impl Trainer {
         let hidden = self.network.forward(&inputs, retrieved.as_ref())?.flatten(0, 1)?;
         let loss = linear_cross_entropy(
             &hidden,
-            self.network.decoder().head(),
+            &self.network.decoder().head()?,
             &targets,
             &CrossEntropyOptions::default(),
         )?;

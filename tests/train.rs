@@ -573,7 +573,7 @@ fn damaged_models_and_runs_are_told_by_file() {
         ("config.json", None, "config.json"),
         ("config.json", Some(b"{"), "config.json"),
         ("config.json", Some(&config.as_bytes()[..config.len() / 2]), "config.json"),
-        ("config.json", Some(br#"{"model_type": "gpt2"}"#), "gpt2"),
+        ("config.json", Some(br#"{"model_type": "mamba"}"#), "mamba"),
         ("config.json", Some(br#"{"model_type": "llama"}"#), "vocab_size"),
         ("tokenizer.json", None, "tokenizer.json"),
         ("tokenizer.json", Some(b"{}"), "tokenizer.json"),

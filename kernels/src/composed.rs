@@ -60,7 +60,7 @@ pub fn dropout(x: &Tensor, rate: f32, seed: u64) -> Result<Tensor> {
 
 /// See [`crate::rotary`].
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let half = x.dim(D::Minus1)? / 2;
+    let half = cos.dim(D::Minus1)?;
     // Sequences share their angles, or have their own, which all heads share.
     let angles = |x: &Tensor| if x.rank() == 3 { x.unsqueeze(1) } else { Ok(x.clone()) };
     let cos = angles(&cos.detach().to_dtype(x.dtype())?)?;
@@ -69,7 +69,8 @@ pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let second = x.narrow(D::Minus1, half, half)?;
     let rotated_first = (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?;
     let rotated_second = (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[rotated_first, rotated_second], D::Minus1)
+    let rest = x.narrow(D::Minus1, 2 * half, x.dim(D::Minus1)? - 2 * half)?;
+    Tensor::cat(&[rotated_first, rotated_second, rest], D::Minus1)
 }
 
 /// See [`crate::split_heads`].

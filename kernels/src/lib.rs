@@ -43,7 +43,7 @@ pub use heads::{merge_heads, split_heads};
 pub use linear::{linear, linear_add};
 pub use memory::{LargeBlocks, keep_freed_memory};
 pub use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm};
-pub use quantised::{Bits, QuantisedLinear};
+pub use quantised::{Bits, BlockKind, QuantisedLinear};
 pub use rotary::{rotary, rotary_heads};
 
 #[cfg(test)]

@@ -33,3 +33,45 @@ pub fn for_pieces2(
     let pieces = a.par_chunks_mut(piece).zip(b.par_chunks_mut(piece));
     pieces.enumerate().for_each(|(i, (a, b))| work(i * piece, a, b));
 }
+
+/// Calls `work` for every number below `tasks`, on all threads.
+pub fn for_tasks(tasks: usize, work: impl Fn(usize) + Sync) {
+    match tasks {
+        0 => {}
+        1 => work(0),
+        _ => (0..tasks).into_par_iter().for_each(|task| work(task)),
+    }
+}
+
+/// A buffer that tasks fill side by side.
+#[derive(Clone, Copy)]
+pub struct Shared {
+    data: *mut f32,
+    len: usize,
+}
+
+// SAFETY: who writes promises to write where nobody else does (see `write`).
+unsafe impl Sync for Shared {}
+// SAFETY: as above.
+unsafe impl Send for Shared {}
+
+impl Shared {
+    /// The buffer may be read again when nobody writes any more.
+    pub fn new(buffer: &mut [f32]) -> Self {
+        Self { data: buffer.as_mut_ptr(), len: buffer.len() }
+    }
+
+    /// The `len` elements from `at` on.
+    ///
+    /// # Safety
+    /// The buffer still exists, and nobody else reads or writes these elements meanwhile.
+    ///
+    /// # Panics
+    /// When they are not within the buffer.
+    #[expect(clippy::mut_from_ref, reason = "the caller promises that it is the only one")]
+    pub unsafe fn part(&self, at: usize, len: usize) -> &mut [f32] {
+        assert!(at <= self.len && len <= self.len - at, "tasks write within the buffer");
+        // SAFETY: within the buffer, and nobody else's.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
+    }
+}

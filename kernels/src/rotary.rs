@@ -9,10 +9,11 @@ use crate::parallel::for_pieces;
 use crate::simd::vectorised;
 
 /// Rotary position embedding (Su et al. 2021, <https://arxiv.org/abs/2104.09864>, equation 34) in the
-/// order of Llama and Hugging Face: component `i` turns together with component `i + dim / 2`.
+/// order of Llama and Hugging Face: component `i` turns together with component `i + half`, where `2 half` is
+/// `dim`, or less where only the first components of a head turn.
 ///
 /// `x` is `[batch, heads, tokens, dim]` and gets a gradient; `cos` and `sin` are constants,
-/// `[tokens, dim / 2]`, or `[batch, tokens, dim / 2]` where sequences have positions of their own.
+/// `[tokens, half]`, or `[batch, tokens, half]` where sequences have positions of their own.
 ///
 /// # Errors
 /// When the shapes do not fit together.
@@ -53,11 +54,12 @@ pub fn rotary_heads(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor) -> Res
 }
 
 fn check(name: &str, x: &Tensor, [batch, tokens, dim]: [usize; 3], cos: &Tensor, sin: &Tensor) -> Result<()> {
-    let fits = cos.dims() == [tokens, dim / 2] || cos.dims() == [batch, tokens, dim / 2];
-    if !dim.is_multiple_of(2) || !fits || sin.dims() != cos.dims() {
+    let half = *cos.dims().last().unwrap_or(&0);
+    let fits = cos.dims() == [tokens, half] || cos.dims() == [batch, tokens, half];
+    if !dim.is_multiple_of(2) || half > dim / 2 || !fits || sin.dims() != cos.dims() {
         bail!(
-            "{name}: x is {:?}, so cos and sin are [tokens, dim / 2] or [batch, tokens, dim / 2], here {tokens} and \
-             {dim} / 2, not {:?} and {:?}",
+            "{name}: x is {:?}, so cos and sin are [tokens, half] or [batch, tokens, half], here {tokens} and at \
+             most {dim} / 2, not {:?} and {:?}",
             x.dims(),
             cos.dims(),
             sin.dims()
@@ -74,6 +76,7 @@ fn split_and_turn(
     [_, tokens, heads, dim]: [usize; 4],
     back: bool,
 ) -> Result<Vec<f32>> {
+    let half = *cos.dims().last().unwrap_or(&0);
     let mut out = vec![0f32; x.elem_count()];
     let (x, cos, sin) = (View::of(x)?, View::of(cos)?, View::of(sin)?);
     let (x, cos, sin) = (&x[..], &cos[..], &sin[..]);
@@ -87,9 +90,9 @@ fn split_and_turn(
             };
             let x = &x[(sequence * tokens * heads + from) * dim..][..dim];
             // Sequences share their angles or have their own.
-            let angle = (sequence * tokens + token) * (dim / 2) % cos.len();
-            let (cos, sin) = (&cos[angle..][..dim / 2], &sin[angle..][..dim / 2]);
-            turn_rows(x, cos, sin, 0, dim, if back { -1.0 } else { 1.0 }, out);
+            let angle = (sequence * tokens + token) * half % cos.len().max(1);
+            let (cos, sin) = (&cos[angle..][..half], &sin[angle..][..half]);
+            turn_rows(x, cos, sin, 0, [dim, half], if back { -1.0 } else { 1.0 }, out);
         }
     });
     Ok(out)
@@ -97,19 +100,19 @@ fn split_and_turn(
 
 fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) -> Result<Vec<f32>> {
     let (_, heads, tokens, dim) = x.dims4()?;
-    let own = cos.rank() == 3;
+    let (own, half) = (cos.rank() == 3, *cos.dims().last().unwrap_or(&0));
     let mut out = vec![0f32; x.elem_count()];
     let (x, cos, sin) = (View::of(x)?, View::of(cos)?, View::of(sin)?);
     let (x, cos, sin) = (&x[..], &cos[..], &sin[..]);
     for_pieces(&mut out, dim, |at, out| {
         let first = at / dim.max(1) % tokens.max(1);
         if !own {
-            return turn_rows(&x[at..][..out.len()], cos, sin, first, dim, direction, out);
+            return turn_rows(&x[at..][..out.len()], cos, sin, first, [dim, half], direction, out);
         }
         for (row, out) in (at / dim.max(1)..).zip(out.chunks_exact_mut(dim.max(1))) {
-            let angle = (row / (heads * tokens) * tokens + row % tokens) * (dim / 2);
-            let (cos, sin) = (&cos[angle..][..dim / 2], &sin[angle..][..dim / 2]);
-            turn_rows(&x[row * dim..][..dim], cos, sin, 0, dim, direction, out);
+            let angle = (row / (heads * tokens) * tokens + row % tokens) * half;
+            let (cos, sin) = (&cos[angle..][..half], &sin[angle..][..half]);
+            turn_rows(&x[row * dim..][..dim], cos, sin, 0, [dim, half], direction, out);
         }
     });
     Ok(out)
@@ -117,9 +120,18 @@ fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) -> Result<Vec<f3
 
 vectorised! {
     /// Turns consecutive rows, the first of which is at token `first`.
-    fn turn_rows(x: &[f32], cos: &[f32], sin: &[f32], first: usize, dim: usize, direction: f32, out: &mut [f32]) {
-        let half = dim / 2;
+    fn turn_rows(
+        x: &[f32],
+        cos: &[f32],
+        sin: &[f32],
+        first: usize,
+        sizes: [usize; 2],
+        direction: f32,
+        out: &mut [f32],
+    ) {
+        let [dim, half] = sizes;
         if half == 0 {
+            out.copy_from_slice(x);
             return;
         }
         let tokens = cos.len() / half;
@@ -128,7 +140,8 @@ vectorised! {
             let (cos, sin) = (&cos[token * half..][..half], &sin[token * half..][..half]);
             let (x1, x2) = x.split_at(half);
             let (out1, out2) = out.split_at_mut(half);
-            let (x2, out2) = (&x2[..half], &mut out2[..half]);
+            let ((x2, rest), (out2, out_rest)) = (x2.split_at(half), out2.split_at_mut(half));
+            out_rest.copy_from_slice(rest);
             for i in 0..half {
                 let sin = direction * sin[i];
                 out1[i] = x1[i] * cos[i] - x2[i] * sin;
@@ -198,6 +211,32 @@ mod tests {
         }
         let (x, angles) = (random(&[1, 3, 8], 1), random(&[3, 2], 1));
         assert!(rotary_heads(&x, 3, &angles, &angles).is_err());
-        assert!(rotary_heads(&x, 1, &angles, &angles).is_err());
+        assert!(rotary_heads(&x, 4, &angles, &angles).is_err());
+    }
+
+    #[test]
+    fn the_rest_of_a_head_stays() {
+        for (batch, tokens, heads, dim, half) in
+            [(1, 1, 1, 4, 1), (2, 5, 3, 10, 2), (2, 41, 5, 32, 12), (1, 2, 1, 4, 0)]
+        {
+            for shape in [vec![tokens, half], vec![batch, tokens, half]] {
+                let angles = (random(&shape, 5) * 4.0).unwrap();
+                let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
+                let cast = |x: &Tensor, like: &Tensor| x.to_dtype(like.dtype());
+                let split = |t: &[Tensor]| rotary(&t[0], &cast(&cos, &t[0])?, &cast(&sin, &t[0])?);
+                let wide =
+                    |t: &[Tensor]| rotary_heads(&t[0], heads, &cast(&cos, &t[0])?, &cast(&sin, &t[0])?);
+                let inputs = [random(&[batch, heads, tokens, dim], 1)];
+                let flat = [random(&[batch, tokens, heads * dim], 1)];
+                if tokens < 10 {
+                    assert_gradients_are_slopes(&inputs, split);
+                    assert_gradients_are_slopes(&flat, wide);
+                }
+                assert_matches_f64(&inputs, 1e-6, split);
+                assert_matches_f64(&flat, 1e-6, wide);
+                let rest = |x: &Tensor| x.narrow(3, 2 * half, dim - 2 * half).unwrap();
+                assert_eq!(distance(&rest(&split(&inputs).unwrap()), &rest(&inputs[0])), 0.0);
+            }
+        }
     }
 }

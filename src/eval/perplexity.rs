@@ -15,8 +15,8 @@ use rayon::prelude::*;
 use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::LanguageModel;
 use crate::model::batch::{assemble, gather};
+use crate::model::{Decoder, LanguageModel};
 use crate::progress::Progress;
 
 /// Tokens a window, in whole chunks but at least two of them; fewer where a model reads fewer.
@@ -117,7 +117,7 @@ pub fn score(
         };
         let hidden = model.network.forward(&batch.tokens, retrieved.as_ref())?.detach();
         let width = batch.tokens.dim(1)?;
-        let nats = token_nats(&hidden, decoder.head(), &batch.targets)?;
+        let nats = token_nats(&hidden, decoder, &batch.targets)?;
         for (i, (row, context)) in group.iter().enumerate() {
             for (u, chunk) in row.clone().enumerate().skip(*context) {
                 let here = text.chunk(chunk);
@@ -157,14 +157,14 @@ fn windows(all: Range<usize>, longest: usize) -> Vec<(Range<usize>, usize)> {
 }
 
 /// Negative log likelihood of each target, `[tokens]`; 0 where there is none.
-fn token_nats(hidden: &Tensor, head: &Tensor, targets: &Tensor) -> Result<Vec<f32>> {
+fn token_nats(hidden: &Tensor, decoder: &Decoder, targets: &Tensor) -> Result<Vec<f32>> {
     let hidden = hidden.flatten(0, 1)?;
     let targets = targets.to_vec1::<u32>()?;
-    let vocabulary = head.dim(0)?;
+    let vocabulary = decoder.config().vocab_size;
     let mut nats = Vec::with_capacity(targets.len());
     // The logits of all tokens at once would be large; some hundred rows are enough for speed.
     for (i, targets) in targets.chunks(256).enumerate() {
-        let logits = hidden.narrow(0, i * 256, targets.len())?.matmul(&head.t()?)?;
+        let logits = decoder.logits(&hidden.narrow(0, i * 256, targets.len())?)?;
         let logits = logits.flatten_all()?.to_vec1::<f32>()?;
         nats.par_extend(logits.par_chunks(vocabulary).zip(targets).map(|(row, target)| {
             let Some(own) = row.get(*target as usize) else { return 0.0 };

@@ -1,19 +1,18 @@
-//! The networks: a Llama-style decoder, and RETRO (chunked cross-attention) over it.
+//! The networks: decoders of many families, and RETRO (chunked cross-attention) over any of them.
 
 pub mod batch;
 mod cache;
-pub mod config;
 pub mod decoder;
 pub mod generate;
 mod layers;
+mod place;
 pub mod retro;
 pub mod source;
 mod store;
 pub mod weights;
 
 pub use cache::Cache;
-pub use config::{DecoderConfig, Initialisation, RetroConfig};
-pub use decoder::Decoder;
-pub use retro::{Retrieved, Retro};
+pub use decoder::{Decoder, DecoderConfig};
+pub use retro::{Initialisation, Retrieved, Retro, RetroConfig};
 pub use source::Source;
 pub use store::{LanguageModel, Network, Trainable};

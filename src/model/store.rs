@@ -10,9 +10,10 @@ use candle_core::{Device, Tensor, Var};
 use serde_json::{Value, json};
 
 use super::cache::Cache;
-use super::config::{DecoderConfig, RetroConfig};
-use super::decoder::Decoder;
-use super::retro::{Retrieved, Retro};
+use super::decoder::{Decoder, DecoderConfig};
+use super::layers::Matrix;
+use super::place::Place;
+use super::retro::{Retrieved, Retro, RetroConfig};
 use super::source::Source;
 use super::weights::Weights;
 use crate::artefact::{self, FileEntry, Manifest};
@@ -77,7 +78,7 @@ pub struct LanguageModel {
     pub network: Network,
     /// The tokenizer it was trained with.
     pub tokenizer: Tokenizer,
-    tensors: BTreeMap<String, Tensor>,
+    tensors: BTreeMap<Place, Matrix>,
     variables: Vec<(String, Var)>,
 }
 
@@ -144,19 +145,21 @@ impl LanguageModel {
         };
         let mut weights = Weights::from_source(source, device);
         weights.set_trainable(trainable == Trainable::Everything);
+        // RETRO-fit's gradients pass through the frozen decoder.
+        weights.keep_blocks(trainable == Trainable::Nothing);
         let base = Decoder::new(decoder, &mut weights).map_err(named)?;
         let network = match retro {
             Some(config) => {
                 weights.set_trainable(trainable != Trainable::Nothing);
                 if let Some(seed) = fresh_retro {
-                    check_all_taken(&weights)?;
+                    weights.check_all_taken()?;
                     weights.start_fresh(seed);
                 }
                 Network::Retro(Retro::new(base, config, &mut weights).map_err(named)?)
             }
             None => Network::Plain(base),
         };
-        check_all_taken(&weights)?;
+        weights.check_all_taken()?;
         let (tensors, variables) = weights.finish();
         Ok(Self { network, tokenizer, tensors, variables })
     }
@@ -176,8 +179,7 @@ impl LanguageModel {
         let config = temporary.join("config.json");
         fs::write(&config, format!("{:#}\n", self.config_json()?)).map_err(Error::io(config))?;
         self.tokenizer.save(&temporary.join("tokenizer.json"))?;
-        let tensors: HashMap<&str, Tensor> =
-            self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
+        let tensors = self.whole_tensors()?;
         candle_core::safetensors::save(&tensors, temporary.join("model.safetensors"))?;
         seal(temporary)?;
         fs::rename(temporary, dir).map_err(Error::io(dir))?;
@@ -186,25 +188,25 @@ impl LanguageModel {
     }
 
     fn config_json(&self) -> Result<Value> {
-        let failed = |e: serde_json::Error| Error::setting("config.json", e.to_string());
-        let mut config = json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_act": "silu",
-            "attention_bias": false,
-            "mlp_bias": false,
-            "torch_dtype": "float32",
-            "bos_token_id": self.tokenizer.end_of_text(),
-            "eos_token_id": self.tokenizer.end_of_text(),
-        });
-        let decoder = serde_json::to_value(self.network.decoder().config()).map_err(failed)?;
-        if let (Some(all), Value::Object(fields)) = (config.as_object_mut(), decoder) {
-            all.extend(fields);
-            if let Network::Retro(retro) = &self.network {
-                all.insert("retro".into(), serde_json::to_value(retro.config()).map_err(failed)?);
-            }
+        let mut config = self.network.decoder().config().to_json();
+        let end = self.tokenizer.end_of_text();
+        config.insert("bos_token_id".into(), json!(end));
+        config.insert("eos_token_id".into(), json!(end));
+        if let Network::Retro(retro) = &self.network {
+            let retro = serde_json::to_value(retro.config());
+            config.insert("retro".into(), retro.map_err(|e| Error::setting("retro", e.to_string()))?);
         }
-        Ok(config)
+        Ok(config.into())
+    }
+
+    /// The tensors of the checkpoint that the weights make up, by name.
+    fn whole_tensors(&self) -> Result<HashMap<&str, Tensor>> {
+        let mut groups: BTreeMap<&str, (&Place, Vec<Tensor>)> = BTreeMap::new();
+        for (place, tensor) in &self.tensors {
+            groups.entry(&place.tensor).or_insert((place, Vec::new())).1.push(tensor.dense()?);
+        }
+        let whole = groups.into_iter().map(|(name, (place, weights))| Ok((name, place.write(&weights)?)));
+        whole.collect()
     }
 
     /// Refuses a chunk store that was cut with another tokenizer, or into other chunks than a
@@ -238,7 +240,7 @@ impl LanguageModel {
 
     /// Number of values in all weights.
     pub fn parameters(&self) -> usize {
-        self.tensors.values().map(Tensor::elem_count).sum()
+        self.tensors.values().map(Matrix::elem_count).sum()
     }
 }
 
@@ -248,29 +250,12 @@ fn open(name: &Path) -> Result<Source> {
     Source::open(name)
 }
 
-/// A tensor that belongs to nothing means that the model is not what its configuration says.
-fn check_all_taken(weights: &Weights) -> Result<()> {
-    let Some(source) = weights.source() else { return Ok(()) };
-    match source.left().next() {
-        Some(name) => {
-            Err(source
-                .fault(format!("tensor {name} belongs to no part of the model that config.json describes")))
-        }
-        None => Ok(()),
-    }
-}
-
 /// What the checkpoint's configuration describes.
 fn read_config(source: &Source) -> Result<(DecoderConfig, Option<RetroConfig>)> {
-    let wrong = |e: serde_json::Error| Error::file(source.path(), format!("config.json: {e}"));
-    let value = source.config();
-    let kind = value.get("model_type").and_then(Value::as_str).unwrap_or("llama");
-    if kind != "llama" {
-        let why = format!("config.json: model_type {kind:?} is not known; \"llama\" is");
-        return Err(Error::file(source.path(), why));
-    }
-    let retro = value.get("retro").cloned().map(serde_json::from_value).transpose().map_err(wrong)?;
-    Ok((serde_json::from_value(value.clone()).map_err(wrong)?, retro))
+    let wrong = |why: String| Error::file(source.path(), format!("config.json: {why}"));
+    let decoder = DecoderConfig::from_json(source.config()).map_err(|e| wrong(e.to_string()))?;
+    let retro = source.config().get("retro").cloned().map(serde_json::from_value).transpose();
+    Ok((decoder, retro.map_err(|e| wrong(format!("retro: {e}")))?))
 }
 
 /// Reads every byte of a model that has a manifest; one from elsewhere has none.

@@ -1,13 +1,17 @@
 //! Named weights: read from a checkpoint or started from a seed, trainable or frozen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use candle_core::{Device, Shape, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use sidenote_kernels::{BlockKind, QuantisedLinear};
 
-use super::source::Source;
-use crate::error::Result;
+use super::layers::Matrix;
+use super::place::Place;
+use super::source::{self, Source, Stored};
+use crate::error::{Error, Result};
 
 /// How a weight starts when it is not read from a file.
 #[derive(Debug, Clone)]
@@ -25,8 +29,14 @@ pub struct Weights {
     seed: u64,
     device: Device,
     source: Option<Source>,
+    /// Tensors of several weights that are not all handed out, with the number of those that are.
+    shared: HashMap<String, (Tensor, usize)>,
+    /// Ends of names of tensors that are no weights.
+    ignored: Vec<&'static str>,
     trainable: bool,
-    tensors: BTreeMap<String, Tensor>,
+    /// Whether matrices that the checkpoint has in blocks stay so where nothing is trained.
+    keeps_blocks: bool,
+    tensors: BTreeMap<Place, Matrix>,
     variables: Vec<(String, Var)>,
 }
 
@@ -37,7 +47,10 @@ impl Weights {
             seed,
             device: device.clone(),
             source: None,
+            shared: HashMap::new(),
+            ignored: Vec::new(),
             trainable: true,
+            keeps_blocks: false,
             tensors: BTreeMap::new(),
             variables: Vec::new(),
         }
@@ -53,43 +66,99 @@ impl Weights {
         self.trainable = trainable;
     }
 
+    /// Whether matrices handed out from now on stay in blocks if the checkpoint has them so; for networks that are
+    /// only run, since no gradient passes through them.
+    pub fn keep_blocks(&mut self, keep: bool) {
+        self.keeps_blocks = keep;
+    }
+
     /// From now on, weights start from the seed even if the rest was read from a checkpoint.
     pub fn start_fresh(&mut self, seed: u64) {
         self.source = None;
         self.seed = seed;
     }
 
-    /// The weight called `name`.
-    pub fn get(&mut self, name: &str, shape: impl Into<Shape>, start: Start) -> Result<Tensor> {
-        let shape = shape.into();
-        let tensor = match &mut self.source {
-            Some(source) => {
-                let stored = source.take(name)?;
-                let stored = stored.ok_or_else(|| {
-                    source.fault(format!("{name}: this tensor is missing from the checkpoint"))
-                })?;
-                if stored.shape() != shape.dims() {
-                    return Err(source.fault(format!(
-                        "{name}: the checkpoint has shape {:?}, but config.json asks for {:?}",
-                        stored.shape(),
-                        shape.dims()
-                    )));
-                }
-                stored.to_f32()?.to_device(&self.device)?
-            }
-            None => self.start(name, shape, start)?,
+    /// The weight at `place`, of this shape.
+    pub fn get(&mut self, place: impl Into<Place>, shape: impl Into<Shape>, start: Start) -> Result<Tensor> {
+        let (place, shape) = (place.into(), shape.into());
+        let tensor = match &self.source {
+            Some(_) => self.read(&place, shape.dims())?.to_device(&self.device)?,
+            None => self.start(&place.to_string(), shape, start)?,
         };
         let tensor = match self.trainable {
             true => {
                 let variable = Var::from_tensor(&tensor)?;
                 let tensor = variable.as_tensor().clone();
-                self.variables.push((name.to_string(), variable));
+                self.variables.push((place.to_string(), variable));
                 tensor
             }
             false => tensor,
         };
-        self.tensors.insert(name.to_string(), tensor.clone());
+        self.tensors.insert(place, Matrix::Dense(tensor.clone()));
         Ok(tensor)
+    }
+
+    /// The matrix at `place`, of this shape.
+    pub fn matrix(&mut self, place: &Place, shape: [usize; 2], start: Start) -> Result<Matrix> {
+        let may_be_blocks = self.keeps_blocks && !self.trainable && self.device.is_cpu();
+        if may_be_blocks && place.is_whole() && self.source.is_some() {
+            let stored = self.take(place, &shape)?;
+            if let Stored::Blocks(blocks) = &stored
+                && let Some(kind) = block_kind(blocks.kind())
+            {
+                let weight = QuantisedLinear::from_blocks(kind, blocks.bytes(), shape, &self.device)?;
+                let matrix = Matrix::Quantised(Arc::new(weight));
+                self.tensors.insert(place.clone(), matrix.clone());
+                return Ok(matrix);
+            }
+            let matrix = Matrix::Dense(stored.to_f32()?);
+            self.tensors.insert(place.clone(), matrix.clone());
+            return Ok(matrix);
+        }
+        Ok(Matrix::Dense(self.get(place, shape.to_vec(), start)?))
+    }
+
+    /// The weight at `place` of the checkpoint, as f32.
+    fn read(&mut self, place: &Place, shape: &[usize]) -> Result<Tensor> {
+        let (tensor, taken) = match self.shared.remove(&place.tensor) {
+            Some(shared) => shared,
+            None => (self.take(place, shape)?.to_f32()?, 0),
+        };
+        let weight = place.read(&tensor)?;
+        if let Some(rows) = place.rows
+            && taken + 1 < rows.of
+        {
+            self.shared.insert(place.tensor.clone(), (tensor, taken + 1));
+        }
+        Ok(weight)
+    }
+
+    /// The whole tensor in which a weight of `shape` has its `place`.
+    fn take(&mut self, place: &Place, shape: &[usize]) -> Result<Stored> {
+        let name = &place.tensor;
+        let Some(source) = &mut self.source else {
+            return Err(Error::setting(name, "there is no checkpoint to take it from"));
+        };
+        let stored = match source.take(name)? {
+            Some(stored) => Some(stored),
+            // A network that was saved without its output head does not say whose part it is.
+            None => name.split_once('.').map(|(_, own)| source.take(own)).transpose()?.flatten(),
+        };
+        let stored = stored
+            .ok_or_else(|| source.fault(format!("{name}: this tensor is missing from the checkpoint")))?;
+        let expected = place.tensor_shape(shape);
+        if stored.shape() != expected {
+            let shape = stored.shape();
+            return Err(source.fault(format!(
+                "{name}: the checkpoint has shape {shape:?}, but config.json asks for {expected:?}"
+            )));
+        }
+        Ok(stored)
+    }
+
+    /// Tensors whose names end so are no weights: they may be left over.
+    pub fn ignore(&mut self, ends: &[&'static str]) {
+        self.ignored.extend(ends);
     }
 
     fn start(&self, name: &str, shape: Shape, start: Start) -> Result<Tensor> {
@@ -107,15 +176,40 @@ impl Weights {
         &self.device
     }
 
-    /// The checkpoint that weights are taken from.
-    pub fn source(&self) -> Option<&Source> {
-        self.source.as_ref()
+    /// Refuses a checkpoint with a tensor that no part of the model has asked for: the model is not what its
+    /// configuration says.
+    pub fn check_all_taken(&self) -> Result<()> {
+        let Some(source) = &self.source else { return Ok(()) };
+        let ignored = |name: &str| self.ignored.iter().any(|end| name.ends_with(end));
+        match source.left().find(|name| !ignored(name)) {
+            Some(name) => {
+                let why = format!("tensor {name} belongs to no part of the model that config.json describes");
+                Err(source.fault(why))
+            }
+            None => Ok(()),
+        }
     }
 
     /// All weights handed out, and those among them that are trained.
-    pub fn finish(self) -> (BTreeMap<String, Tensor>, Vec<(String, Var)>) {
+    pub fn finish(self) -> (BTreeMap<Place, Matrix>, Vec<(String, Var)>) {
         (self.tensors, self.variables)
     }
+}
+
+/// The kernels' name of a block format, if they have it.
+fn block_kind(kind: source::BlockKind) -> Option<BlockKind> {
+    use source::BlockKind as Stored;
+    Some(match kind {
+        Stored::Q4_0 => BlockKind::Q4_0,
+        Stored::Q4_1 => BlockKind::Q4_1,
+        Stored::Q5_0 => BlockKind::Q5_0,
+        Stored::Q5_1 => BlockKind::Q5_1,
+        Stored::Q8_0 => BlockKind::Q8_0,
+        Stored::Q4K => BlockKind::Q4K,
+        Stored::Q5K => BlockKind::Q5K,
+        Stored::Q6K => BlockKind::Q6K,
+        _ => return None,
+    })
 }
 
 /// `n` values of a normal distribution that depend on `seed` and `name` only.

@@ -87,10 +87,10 @@ impl ModelSection {
             num_attention_heads: self.heads,
             num_key_value_heads: self.heads,
             max_position_embeddings: self.max_positions,
-            rms_norm_eps: 1e-5,
-            rope_theta: 10_000.0,
             tie_word_embeddings: true,
+            ..DecoderConfig::llama()
         }
+        .with_usual_heads()
     }
 }
 

@@ -119,7 +119,7 @@ fn loss(retro: &Retro, batches: &[(Batch, Option<Retrieved>)], retrieval: bool) 
         let hidden = retro.forward(&batch.tokens, retrieved)?.flatten(0, 1)?.detach();
         let sum = kernels::linear_cross_entropy(
             &hidden,
-            retro.base().head(),
+            &retro.base().head()?,
             &batch.targets,
             &kernels::CrossEntropyOptions::ignoring(IGNORE),
         )?;

@@ -174,7 +174,7 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
             let hidden = model.network.forward(&batch.tokens, retrieved.as_ref())?.flatten(0, 1)?;
             let loss = kernels::linear_cross_entropy(
                 &hidden,
-                model.network.decoder().head(),
+                &model.network.decoder().head()?,
                 &batch.targets,
                 &CrossEntropyOptions::ignoring(IGNORE),
             )?;

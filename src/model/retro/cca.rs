@@ -5,8 +5,9 @@ use candle_core::Tensor;
 use sidenote_kernels::{self as kernels, AttentionOptions};
 
 use crate::error::Result;
-use crate::model::config::{DecoderConfig, RetroConfig};
+use crate::model::decoder::DecoderConfig;
 use crate::model::layers::{Linear, RelativeBias, RmsNorm};
+use crate::model::retro::RetroConfig;
 use crate::model::retro::copy::Starts;
 use crate::model::weights::Weights;
 
@@ -40,7 +41,7 @@ impl ChunkedCrossAttention {
         let starts = Starts::new(decoder, config);
         let attention = starts.cross_attention();
         Ok(Self {
-            norm: RmsNorm::new(w, &format!("{name}.norm"), d, decoder.rms_norm_eps)?,
+            norm: RmsNorm::new(w, &format!("{name}.norm"), d, decoder.norm.eps as f32)?,
             q: Linear::new(w, &format!("{name}.q_proj"), d, inner, attention.q)?,
             k: Linear::new(w, &format!("{name}.k_proj"), d_enc, inner, attention.k)?,
             v: Linear::new(w, &format!("{name}.v_proj"), d_enc, inner, attention.v)?,

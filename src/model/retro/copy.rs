@@ -18,10 +18,10 @@
 
 use candle_core::Tensor;
 
-use super::Retro;
+use super::{Initialisation, Retro, RetroConfig};
 use crate::error::{Error, Result};
 use crate::model::cache::Cache;
-use crate::model::config::{DecoderConfig, Initialisation, RetroConfig};
+use crate::model::decoder::DecoderConfig;
 use crate::model::weights::{Start, normal};
 
 /// Height of a relative bias that makes a head look at one distance only.
@@ -215,7 +215,7 @@ impl Retro {
         let mut pairs = Vec::new();
         let mut cache = Cache::default();
         let places = self.base.places(&cache, windows * r)?;
-        let mut h = self.base.embed(&whole)?;
+        let mut h = self.base.begin(&whole, &places)?;
         for (i, block) in self.base.blocks().iter().enumerate() {
             h = self.base.attend(i, &h, &places, &mut cache)?;
             if let Some((_, cross)) = self.cross_at(i) {

@@ -5,9 +5,9 @@ use candle_core::Tensor;
 use sidenote_kernels::{self as kernels, AttentionOptions};
 
 use crate::error::Result;
-use crate::model::config::{DecoderConfig, RetroConfig};
-use crate::model::decoder::Decoder;
+use crate::model::decoder::{Decoder, DecoderConfig};
 use crate::model::layers::{FeedForward, Linear, RelativeBias, RmsNorm};
+use crate::model::retro::RetroConfig;
 use crate::model::retro::copy::Starts;
 use crate::model::weights::Weights;
 
@@ -39,7 +39,7 @@ struct Attention {
 
 impl NeighbourEncoder {
     pub fn new(decoder: &DecoderConfig, config: &RetroConfig, w: &mut Weights) -> Result<Self> {
-        let (d, d_enc, eps) = (decoder.hidden_size, config.encoder_hidden_size, decoder.rms_norm_eps);
+        let (d, d_enc, eps) = (decoder.hidden_size, config.encoder_hidden_size, decoder.norm.eps as f32);
         let (m, r) = (config.chunk_size, config.neighbour_tokens());
         let starts = Starts::new(decoder, config);
         let layer = |i: usize, w: &mut Weights| {

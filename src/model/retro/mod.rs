@@ -14,14 +14,15 @@
 use candle_core::{DType, Tensor};
 
 use super::cache::Cache;
-use super::config::RetroConfig;
 use super::decoder::Decoder;
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use cca::{ChunkedCrossAttention, KeysValues};
+pub use config::{Initialisation, RetroConfig};
 use encoder::NeighbourEncoder;
 
 mod cca;
+mod config;
 pub mod copy;
 mod encoder;
 
@@ -137,7 +138,7 @@ impl Retro {
         let mut cache = Cache::default();
         let mut encoded: Option<Tensor> = None;
         let places = self.base.places(&cache, tokens.dim(1)?)?;
-        let mut h = self.base.embed(tokens)?;
+        let mut h = self.base.begin(tokens, &places)?;
         for (i, block) in self.base.blocks().iter().enumerate() {
             h = self.base.attend(i, &h, &places, &mut cache)?;
             if let Some((_, cross)) = self.cross_at(i) {
@@ -214,11 +215,12 @@ impl Retro {
     ) -> Result<Tensor> {
         // As a query, the last token of a chunk has number 0, the next chunk's first has number 1.
         let query = (state.tokens() + 1) % self.config.chunk_size;
-        let mut h = self.base.embed(&Tensor::new(tokens, self.base.device())?.unsqueeze(0)?)?;
+        let input = Tensor::new(tokens, self.base.device())?.unsqueeze(0)?;
+        let places = self.base.places(&state.cache, tokens.len())?;
+        let mut h = self.base.begin(&input, &places)?;
         if neighbours.is_some() {
             state.active = None;
         }
-        let places = self.base.places(&state.cache, tokens.len())?;
         for (i, block) in self.base.blocks().iter().enumerate() {
             h = self.base.attend(i, &h, &places, &mut state.cache)?;
             if let Some((which, cross)) = self.cross_at(i) {

@@ -4,10 +4,9 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{Retrieved, Retro, State};
+use super::{Initialisation, Retrieved, Retro, RetroConfig, State};
 use crate::model::cache::Cache;
-use crate::model::config::{DecoderConfig, Initialisation, RetroConfig};
-use crate::model::decoder::Decoder;
+use crate::model::decoder::{Decoder, DecoderConfig};
 use crate::model::weights::{Weights, normal};
 
 const VOCABULARY: u32 = 31;
@@ -24,10 +23,10 @@ fn model(initialisation: Initialisation) -> (Retro, Vec<(String, candle_core::Va
         num_attention_heads: 4,
         num_key_value_heads: 2,
         max_position_embeddings: 64,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
         tie_word_embeddings: true,
-    };
+        ..DecoderConfig::llama()
+    }
+    .with_usual_heads();
     let config = RetroConfig {
         chunk_size: M,
         neighbours: K,
@@ -276,7 +275,7 @@ fn every_trainable_tensor_gets_a_gradient() {
         let packed = Retrieved::pack(&[neighbours(3, 1), neighbours(3, 9)], K, R, &Device::Cpu).unwrap();
         let hidden = retro.forward(&text, Some(&packed)).unwrap().flatten(0, 1).unwrap();
         let targets = Tensor::new(&tokens(34, 8)[..], &Device::Cpu).unwrap();
-        let head = retro.base().head();
+        let head = &retro.base().head().unwrap();
         let loss =
             sidenote_kernels::linear_cross_entropy(&hidden, head, &targets, &Default::default()).unwrap();
         let gradients = loss.backward().unwrap();

@@ -1,91 +1,9 @@
-//! What a model looks like, as its `config.json` says it.
+//! What RETRO adds to a decoder, as the section `retro` of `config.json` says it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-
-/// A decoder in the terms of Hugging Face's `LlamaForCausalLM`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DecoderConfig {
-    /// Number of tokens in the vocabulary.
-    pub vocab_size: usize,
-    /// Width of the residual stream, d.
-    pub hidden_size: usize,
-    /// Width inside the feed-forward layers.
-    pub intermediate_size: usize,
-    /// Number of blocks.
-    pub num_hidden_layers: usize,
-    /// Number of query heads; divides `hidden_size`.
-    pub num_attention_heads: usize,
-    /// Number of key and value heads; divides `num_attention_heads`.
-    pub num_key_value_heads: usize,
-    /// Longest sequence the model is meant for, in tokens.
-    pub max_position_embeddings: usize,
-    /// Added to the mean square in RMSNorm.
-    #[serde(default = "default_eps")]
-    pub rms_norm_eps: f32,
-    /// Base of the rotary embedding's frequencies.
-    #[serde(default = "default_theta")]
-    pub rope_theta: f32,
-    /// Whether the output head is the embedding table.
-    #[serde(default)]
-    pub tie_word_embeddings: bool,
-}
-
-/// Larger sizes are taken for a slip of the hand.
-const LARGEST: usize = 1 << 20;
-
-fn default_eps() -> f32 {
-    1e-5
-}
-
-fn default_theta() -> f32 {
-    10_000.0
-}
-
-impl DecoderConfig {
-    /// Width of one attention head.
-    pub fn head_dim(&self) -> usize {
-        self.hidden_size / self.num_attention_heads
-    }
-
-    /// Refuses shapes that no network can have.
-    pub fn check(&self) -> Result<()> {
-        let positive = [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("num_key_value_heads", self.num_key_value_heads),
-            ("max_position_embeddings", self.max_position_embeddings),
-        ];
-        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return Err(Error::setting(*name, "must be at least 1"));
-        }
-        if let Some((name, value)) = positive.iter().find(|(_, value)| *value > LARGEST) {
-            return Err(Error::setting(
-                *name,
-                format!("{value} is more than any model has; at most {LARGEST}"),
-            ));
-        }
-        if !self.hidden_size.is_multiple_of(2 * self.num_attention_heads) {
-            let why = format!(
-                "{} is not an even multiple of num_attention_heads, {}",
-                self.hidden_size, self.num_attention_heads
-            );
-            return Err(Error::setting("hidden_size", why));
-        }
-        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
-            let why = format!(
-                "{} does not divide num_attention_heads, {}",
-                self.num_key_value_heads, self.num_attention_heads
-            );
-            return Err(Error::setting("num_key_value_heads", why));
-        }
-        Ok(())
-    }
-}
+use crate::model::decoder::DecoderConfig;
 
 /// How the parts that RETRO adds to a decoder start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,7 +59,7 @@ impl RetroConfig {
             neighbours: 2,
             layers,
             heads: decoder.num_attention_heads,
-            head_dim: decoder.head_dim(),
+            head_dim: decoder.head_dim,
             encoder_hidden_size: decoder.hidden_size,
             encoder_intermediate_size: decoder.intermediate_size,
             encoder_heads: decoder.num_attention_heads,
@@ -230,10 +148,9 @@ mod tests {
             num_attention_heads: 2,
             num_key_value_heads: 1,
             max_position_embeddings: 16,
-            rms_norm_eps: 1e-5,
-            rope_theta: 1e4,
-            tie_word_embeddings: true,
+            ..DecoderConfig::llama()
         }
+        .with_usual_heads()
     }
 
     #[test]
@@ -247,9 +164,6 @@ mod tests {
 
     #[test]
     fn impossible_shapes_are_named() {
-        let mut config = decoder(4);
-        config.num_key_value_heads = 3;
-        assert!(config.check().unwrap_err().to_string().contains("num_key_value_heads"));
         let decoder = decoder(4);
         let mut retro = RetroConfig::for_decoder(&decoder, 4);
         assert!(retro.check(&decoder).is_ok());

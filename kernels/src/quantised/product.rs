@@ -1,0 +1,111 @@
+//! Rows of input by strips of a packed weight.
+//!
+//! Sums of products within a group are of integers and so exact; groups are added up in their order. A row's result
+//! therefore does not depend on which other rows it is computed with, nor on the number of threads.
+
+use super::blocks::GROUP;
+use super::input::Input;
+use super::packed::{Packed, ROWS};
+
+/// The vector instructions that products are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instructions {
+    Plain,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
+}
+
+impl Instructions {
+    /// Those that this processor has, best last.
+    pub fn available() -> impl DoubleEndedIterator<Item = Self> {
+        let mut all = vec![Self::Plain];
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            if has!("avx2") && has!("fma") && has!("f16c") {
+                all.push(Self::Avx2);
+            }
+            if has!("avx512f") && has!("avx512bw") && has!("avx512vnni") {
+                all.push(Self::Vnni);
+            }
+        }
+        all.into_iter()
+    }
+
+    /// The best that this processor has.
+    pub fn best() -> Self {
+        static BEST: std::sync::OnceLock<Instructions> = std::sync::OnceLock::new();
+        *BEST.get_or_init(|| Self::available().next_back().unwrap_or(Self::Plain))
+    }
+}
+
+/// Calls `write(row of input, 16 results)` for all rows of input by one strip of the weight.
+///
+/// # Panics
+/// When the input is not rounded in as many groups as the weight has, or there is no such strip. `instructions` must
+/// be out of [`Instructions::available`].
+pub fn strip(
+    instructions: Instructions,
+    weight: &Packed,
+    strip: usize,
+    x: &Input,
+    mut write: impl FnMut(usize, &[f32; ROWS]),
+) {
+    assert!(x.groups == weight.groups && strip < weight.strips(), "the input fits the weight");
+    let rows = x.facts.len() / x.groups.max(1);
+    match instructions {
+        Instructions::Plain => (0..rows).for_each(|row| write(row, &plain(weight, strip, x, row))),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has these instructions (see above), and all sizes fit (asserted above).
+        Instructions::Avx2 => unsafe { super::avx2::strip(weight, strip, x, rows, &mut write) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Instructions::Vnni => unsafe { super::vnni::strip(weight, strip, x, rows, &mut write) },
+    }
+}
+
+fn plain(weight: &Packed, strip: usize, x: &Input, row: usize) -> [f32; ROWS] {
+    let (scales, part) = (weight.kind.scales(), GROUP / weight.kind.scales());
+    let mut out = [0f32; ROWS];
+    for group in 0..weight.groups {
+        let facts = x.facts[row * x.groups + group];
+        let values = &x.values[(row * x.groups + group) * GROUP..][..GROUP];
+        for (lane, out) in out.iter_mut().enumerate() {
+            let mut sum = 0.0;
+            for half in 0..scales {
+                let total = if scales == 2 { facts.sums[half] } else { facts.sums[0] + facts.sums[1] };
+                let mut dot = -weight.kind.offset() * total;
+                for column in half * part..(half + 1) * part {
+                    dot += i32::from(weight.code(strip, group, lane, column)) * i32::from(values[column]);
+                }
+                let (scale, minimum) = weight.scale(strip, group, half, lane);
+                sum += dot as f32 * facts.scale * scale + minimum * facts.total;
+            }
+            *out += sum;
+        }
+    }
+    out
+}
+
+/// Chooses the instance of a function for the kind of a weight: codes of so many bits, whether scales are in units,
+/// and whether there are minima.
+#[cfg(target_arch = "x86_64")]
+macro_rules! for_kind {
+    ($kind:expr, $function:ident, $arguments:tt) => {
+        match $kind {
+            BlockKind::Q4_0 => $function::<4, false, false> $arguments,
+            BlockKind::Q4_1 => $function::<4, false, true> $arguments,
+            BlockKind::Q5_0 => $function::<5, false, false> $arguments,
+            BlockKind::Q5_1 => $function::<5, false, true> $arguments,
+            BlockKind::Q8_0 => $function::<8, false, false> $arguments,
+            BlockKind::Q4K => $function::<4, true, true> $arguments,
+            BlockKind::Q5K => $function::<5, true, true> $arguments,
+            BlockKind::Q6K => $function::<6, true, false> $arguments,
+            BlockKind::F16 | BlockKind::BF16 => {}
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use for_kind;

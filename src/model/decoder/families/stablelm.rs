@@ -1,0 +1,38 @@
+//! StableLM 3B and StableLM 2 (Bellagente et al. 2024, <https://arxiv.org/abs/2402.17834>): Llama with layer norms,
+//! of which a quarter of each head turns.
+
+use serde_json::{Value, json};
+
+use super::fields::Fields;
+use super::names::Names;
+use super::{Family, llama, rope};
+use crate::error::Result;
+use crate::model::decoder::config::{DecoderConfig, NormConfig, NormKind, Positions};
+
+pub(super) const NAMES: Names = llama::NAMES;
+
+/// The share of a head that turns, where the settings do not say.
+const PARTIAL: f64 = 0.25;
+
+pub(super) fn read(fields: &Fields) -> Result<DecoderConfig> {
+    fields.refuse(&["qk_layernorm"])?;
+    let shape = llama::read_shape(Family::StableLm, fields)?;
+    Ok(DecoderConfig {
+        norm: NormConfig { kind: NormKind::Layer, eps: fields.number_or("layer_norm_eps", 1e-5)? },
+        positions: Positions::Rotary(rope::read(fields, shape.head_dim, PARTIAL)?),
+        qkv_bias: fields.flag_or("use_qkv_bias", false)?,
+        ..shape
+    })
+}
+
+pub(super) fn write(config: &DecoderConfig) -> Value {
+    let mut fields = llama::write_shape(config);
+    fields["layer_norm_eps"] = json!(config.norm.eps);
+    fields["use_qkv_bias"] = json!(config.qkv_bias);
+    if let Positions::Rotary(rotary) = &config.positions {
+        // Half a component more, so that rounding down gives the same number again.
+        let share = (rotary.dim as f64 + 0.5) / config.head_dim as f64;
+        fields["partial_rotary_factor"] = json!(share.min(1.0));
+    }
+    fields
+}

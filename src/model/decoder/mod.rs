@@ -1,0 +1,180 @@
+//! Decoder-only transformers of many families: one network, which [`DecoderConfig`] describes, and for each family
+//! a file that reads and writes its checkpoints.
+
+use candle_core::{Device, Tensor};
+
+use super::cache::Cache;
+use super::generate::{Autoregressive, left_padded};
+use super::layers::{Embedding, Linear, Norm};
+use super::weights::{Start, Weights};
+use crate::error::Result;
+use places::{Frequencies, Seen};
+
+mod block;
+mod config;
+mod families;
+mod places;
+
+pub use block::Block;
+pub use config::{DecoderConfig, NormConfig, NormKind, Positions, Rotary, Scaling, Window};
+pub use families::Family;
+pub use places::Places;
+
+/// A decoder: embeddings, blocks, a last norm and an output head.
+pub struct Decoder {
+    config: DecoderConfig,
+    embedding: Embedding,
+    embedding_norm: Option<Norm>,
+    positions: Seen,
+    blocks: Vec<Block>,
+    norm: Norm,
+    head: Linear,
+}
+
+impl Decoder {
+    /// Takes the weights out of `w`, under the names that the family gives them.
+    pub fn new(config: &DecoderConfig, w: &mut Weights) -> Result<Self> {
+        config.check()?;
+        let names = config.family.names();
+        let (d, vocabulary) = (config.hidden_size, config.vocab_size);
+        w.ignore(names.ignored);
+        // With a tied head, this scale makes the first logits about as wide as a normal variable.
+        let start = Start::Normal((d as f32).powf(-0.5));
+        let embedding = Embedding::new(w, names.layer(names.embedding), vocabulary, d, start.clone())?;
+        let embedding_norm = match config.embedding_norm {
+            true => Some(Norm::new(w, names.layer(names.embedding_norm), d, config.norm)?),
+            false => None,
+        };
+        let positions = match &config.positions {
+            Positions::Rotary(rotary) => Seen::Rotary(Frequencies::new(rotary), Frequencies::local(rotary)),
+            Positions::Learned { offset } => {
+                let rows = config.max_position_embeddings + offset;
+                let table = Embedding::new(w, names.layer(names.positions), rows, d, start.clone())?;
+                Seen::Learned { table, offset: *offset }
+            }
+            Positions::Alibi => Seen::Alibi(places::alibi_slopes(config.num_attention_heads)),
+        };
+        let blocks =
+            (0..config.num_hidden_layers).map(|i| Block::new(config, w, i)).collect::<Result<_>>()?;
+        let norm = Norm::new(w, names.layer(names.norm), d, config.norm)?;
+        let head = match config.tie_word_embeddings {
+            true => {
+                // Some files hold the table a second time.
+                w.ignore(&["lm_head.weight"]);
+                Linear::of(embedding.table().clone())
+            }
+            false => Linear::new(w, names.layer(names.head), d, vocabulary, start)?,
+        };
+        Ok(Self { config: config.clone(), embedding, embedding_norm, positions, blocks, norm, head })
+    }
+
+    /// What the decoder looks like.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &Device {
+        self.embedding.table().device()
+    }
+
+    /// Embeds tokens of any shape `[..]` to `[.., d]`, wherever they are.
+    pub fn embed(&self, tokens: &Tensor) -> Result<Tensor> {
+        let mut h = self.embedding.forward(tokens)?;
+        if let Some(scale) = self.config.embedding_scale {
+            h = (h * scale)?;
+        }
+        match &self.embedding_norm {
+            Some(norm) => norm.forward(&h),
+            None => Ok(h),
+        }
+    }
+
+    /// Where the next `tokens` tokens stand after what the cache holds.
+    ///
+    /// # Errors
+    /// When a learned position is beyond the last.
+    pub fn places(&self, cache: &Cache, tokens: usize) -> Result<Places> {
+        Places::new(&self.positions, &self.config, cache, tokens, self.device())
+    }
+
+    /// Embeds `tokens` `[batch, tokens]` at their places: what the first block reads.
+    pub fn begin(&self, tokens: &Tensor, places: &Places) -> Result<Tensor> {
+        let h = self.embed(tokens)?;
+        match (&self.positions, &places.learned) {
+            (Seen::Learned { table, .. }, Some(rows)) => Ok(h.broadcast_add(&table.forward(rows)?)?),
+            _ => Ok(h),
+        }
+    }
+
+    /// The blocks, first to last.
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// Reads `tokens` `[batch, tokens]` after what the cache holds, and gives the hidden states
+    /// before the output head, `[batch, tokens, d]`.
+    pub fn forward(&self, tokens: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+        let places = self.places(cache, tokens.dim(1)?)?;
+        let mut h = self.begin(tokens, &places)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            h = self.attend(i, &h, &places, cache)?;
+            h = block.feed_forward(&h)?;
+        }
+        cache.advance(tokens.dim(1)?);
+        self.finish(&h)
+    }
+
+    /// The attention half of block `i`, with its residual connection, at the places that [`places`](Self::places)
+    /// gave for the tokens of `h`.
+    pub fn attend(&self, i: usize, h: &Tensor, places: &Places, cache: &mut Cache) -> Result<Tensor> {
+        self.blocks[i].attend(h, places, cache.layer(i))
+    }
+
+    /// The last norm.
+    pub fn finish(&self, h: &Tensor) -> Result<Tensor> {
+        self.norm.forward(h)
+    }
+
+    /// The output head, `[vocabulary, d]`, in f32: a new tensor where the weights are in blocks.
+    pub fn head(&self) -> Result<Tensor> {
+        self.head.weight().dense()
+    }
+
+    /// Hidden states `[.., d]` to logits `[.., vocabulary]`.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.head.forward(hidden)
+    }
+}
+
+impl Autoregressive for Decoder {
+    type State = Cache;
+
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn longest(&self) -> usize {
+        self.config.max_position_embeddings
+    }
+
+    fn start(&self, prompts: &[&[u32]]) -> Result<(Cache, Tensor)> {
+        let (tokens, padding) = left_padded(prompts, self.device())?;
+        let mut cache = Cache::padded(&padding);
+        let hidden = self.forward(&tokens, &mut cache)?;
+        let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
+        Ok((cache, last))
+    }
+
+    fn read(&self, tokens: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+        self.forward(tokens, cache)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.head.forward(hidden)
+    }
+
+    fn pick(&self, cache: &Cache, rows: &[usize]) -> Result<Cache> {
+        cache.pick(rows)
+    }
+}
