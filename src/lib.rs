@@ -9,6 +9,7 @@ pub mod encoder;
 pub mod error;
 pub mod eval;
 pub mod interrupt;
+pub mod memory;
 pub mod model;
 pub mod progress;
 pub mod quickstart;

@@ -11,8 +11,7 @@ use crate::artefact;
 use crate::corpus::{OnError, Store, build_store};
 use crate::memory::{self, BuildOptions, TokenMemory};
 use crate::model::{LanguageModel, Trainable};
-use crate::retriever::generation::bytes_in;
-use crate::retriever::open_store;
+use crate::retriever::{bytes_in, open_store};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -170,10 +169,8 @@ fn verify(dir: &Path, console: Console) -> anyhow::Result<()> {
         true => format!("{}: sound", dir.display()),
         false => problems.join("\n"),
     })?;
-    match sound {
-        true => Ok(()),
-        false => Err(anyhow::anyhow!("{}: damaged; build it again", dir.display())),
-    }
+    anyhow::ensure!(sound, "{}: {} problem(s) found; build it again", dir.display(), problems.len());
+    Ok(())
 }
 
 /// Texts cut as the model's tokenizer has it.

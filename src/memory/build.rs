@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use sidenote_index::{Bytes, Builder, Index, Metric, Spec};
+use sidenote_index::{Builder, Bytes, Index, Metric, Spec};
 
 use super::datastore::{CONTEXTS, Interpolation, KIND, MemoryMeta, TOKENS, VERSION};
 use crate::artefact::{MANIFEST, Writer};
@@ -87,7 +87,8 @@ fn typical_distance(index: &Index) -> Result<f64> {
         .flat_map(|id| index.vector(id as u32).unwrap_or_default().into_owned())
         .collect();
     let found = index.search_batch(&rows, 16, None)?;
-    let nearest_other = |hits: &Vec<sidenote_index::Hit>| hits.iter().map(|hit| -hit.score).find(|d| *d > 0.0);
+    let nearest_other =
+        |hits: &Vec<sidenote_index::Hit>| hits.iter().map(|hit| -hit.score).find(|d| *d > 0.0);
     let mut distances: Vec<f32> = found.iter().filter_map(nearest_other).collect();
     distances.sort_by(f32::total_cmp);
     Ok(distances.get(distances.len() / 2).map_or(1.0, |d| f64::from(*d)))

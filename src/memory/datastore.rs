@@ -13,7 +13,7 @@ pub(super) const KIND: &str = "token-memory";
 pub(super) const VERSION: u32 = 1;
 pub(super) const TOKENS: &str = "tokens.u32";
 /// The folder of the index, beside the manifest.
-pub(super) const CONTEXTS: &str = "contexts";
+pub const CONTEXTS: &str = "contexts";
 
 /// How much the memory says, and how sharply.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -125,6 +125,11 @@ impl TokenMemory {
         Ok(Self { meta, index, tokens })
     }
 
+    /// Kind of the index of contexts.
+    pub fn kind(&self) -> sidenote_index::Spec {
+        self.index.spec()
+    }
+
     /// What it is.
     pub fn meta(&self) -> &MemoryMeta {
         &self.meta
@@ -201,7 +206,8 @@ mod tests {
 
     #[test]
     fn an_adaptive_share_goes_by_the_distance() {
-        let mut adaptive = Interpolation { lambda: vec![0.9, 0.5, 0.1], edges: vec![1.0, 2.0], ..Default::default() };
+        let mut adaptive =
+            Interpolation { lambda: vec![0.9, 0.5, 0.1], edges: vec![1.0, 2.0], ..Default::default() };
         adaptive.check().unwrap();
         assert_eq!([0.5, 1.0, 1.5, 2.5].map(|d| adaptive.lambda_at(d)), [0.9, 0.9, 0.5, 0.1]);
         adaptive.edges = vec![2.0, 1.0];

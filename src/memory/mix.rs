@@ -44,6 +44,11 @@ pub struct Memories<'a> {
 }
 
 impl Memories<'_> {
+    /// Whether there is nothing beside the network.
+    pub fn is_empty(&self) -> bool {
+        self.datastore.is_none() && self.cache.is_none()
+    }
+
     /// Begins a text.
     pub fn reader(&self) -> MemoryReader<'_> {
         let cache = self.cache.map(|settings| (Cache::new(settings.window, settings.theta), settings.lambda));
@@ -75,7 +80,8 @@ impl MemoryReader<'_> {
             for ((p, neighbours), token) in mixed.iter_mut().zip(&found).zip(tokens) {
                 let nearest = neighbours.first().map_or(f64::INFINITY, |n| n.distance);
                 let lambda = interpolation.lambda_at(nearest);
-                *p = (1.0 - lambda) * *p + lambda * probability(neighbours, interpolation.temperature, *token);
+                *p =
+                    (1.0 - lambda) * *p + lambda * probability(neighbours, interpolation.temperature, *token);
             }
         }
         if let Some((cache, share)) = &mut self.cache {

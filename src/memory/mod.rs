@@ -14,6 +14,6 @@ mod tune;
 
 pub use build::{BuildOptions, build};
 pub use cache::Cache;
-pub use datastore::{Interpolation, MemoryMeta, TokenMemory};
-pub use mix::{Memories, Mixed};
+pub use datastore::{CONTEXTS, Interpolation, MemoryMeta, Neighbour, TokenMemory};
+pub use mix::{CacheSettings, Memories, MemoryReader};
 pub use tune::{Tuned, tune};

@@ -56,11 +56,13 @@ pub fn tune(
     memory.check_model(&model.identity()?)?;
     let mut looked = Vec::new();
     read(model, text, 0..text.documents(), None, progress, |reading| {
-        let (contexts, tokens, nats) = (reading.contexts()?, reading.tokens(), reading.nats()?);
+        let (contexts, tokens, nats) = (reading.contexts()?, reading.tokens()?, reading.nats()?);
         let found = memory.neighbours(&contexts, most)?;
         let tokens = tokens.into_iter().zip(nats).zip(found);
-        looked.extend(tokens.map(|((token, nats), neighbours)| {
-            Looked { p: f64::from(-nats).exp(), token, neighbours }
+        looked.extend(tokens.map(|((token, nats), neighbours)| Looked {
+            p: f64::from(-nats).exp(),
+            token,
+            neighbours,
         }));
         Ok(())
     })?;
@@ -77,7 +79,8 @@ fn fit(looked: &[Looked], before: &Interpolation, adaptive: bool, most: usize) -
     let best = tries
         .map(|(k, temperature)| {
             let remembered: Vec<f64> = looked.iter().map(|l| remembered(l, k, temperature)).collect();
-            let mut interpolation = Interpolation { k, temperature, lambda: Vec::new(), edges: edges.clone() };
+            let mut interpolation =
+                Interpolation { k, temperature, lambda: Vec::new(), edges: edges.clone() };
             interpolation.lambda = (0..=edges.len())
                 .map(|bin| {
                     let of_bin = looked.iter().zip(&remembered).filter(|(l, _)| bin_of(l, &edges) == bin);
@@ -178,7 +181,10 @@ mod tests {
             .collect();
         let before = Interpolation::default();
         let (one, adaptive) = (fit(&looked, &before, false, 64), fit(&looked, &before, true, 64));
-        assert!(one.loss_after <= one.loss_before && adaptive.loss_after < one.loss_after - 0.3, "{adaptive:?} {one:?}");
+        assert!(
+            one.loss_after <= one.loss_before && adaptive.loss_after < one.loss_after - 0.3,
+            "{adaptive:?} {one:?}"
+        );
         let lambda = |distance| adaptive.interpolation.lambda_at(distance);
         assert!(lambda(0.1) > 0.9 && lambda(5.0) < 0.1);
         adaptive.interpolation.check().unwrap();

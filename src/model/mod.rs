@@ -6,6 +6,7 @@ pub mod decoder;
 pub mod generate;
 mod layers;
 mod place;
+pub mod reading;
 pub mod retro;
 pub mod source;
 mod store;

@@ -125,7 +125,10 @@ pub fn read(
                 // The token at position p is predicted at p - 1; a document's first is not.
                 let first = (u * m).max(1);
                 let last = u * m + text.chunk(chunk).tokens.len();
-                chunks.push(Predicted { chunk, places: i * width + first - 1..i * width + last.max(first) - 1 });
+                chunks.push(Predicted {
+                    chunk,
+                    places: i * width + first - 1..i * width + last.max(first) - 1,
+                });
             }
         }
         each(&Reading { model, batch, hidden, contexts, chunks })?;
