@@ -36,7 +36,7 @@ K = ann_peers.K
 QUERIES = ["passages", "questions"]
 # Sidenote's kinds, with the efforts to try; None for a kind that has none.
 SIDENOTE = {
-    "QG32": [16, 20, 30, 50, 80, 120, 200, 320, 500, 800],
+    "QG32": [16, 20, 30, 50, 80, 120, 200, 320, 500, 800, 1200],
     "RaBitQ": [20, 30, 50, 75, 100, 150, 200, 400],
     "Flat": [None],
     "IVF1024,RaBitQ": [1, 2, 4, 8, 16, 32, 64, 128, 256],

@@ -16,6 +16,7 @@ mod mapped;
 mod parquet;
 mod reader;
 mod record;
+mod sentencepiece;
 mod store;
 mod tokenizer;
 mod writer;

@@ -7,6 +7,7 @@ use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Model};
 
+use super::sentencepiece;
 use crate::artefact::write_atomically;
 use crate::{Error, Result};
 
@@ -62,6 +63,13 @@ impl Tokenizer {
             inner,
             end_of_text,
         })
+    }
+
+    /// Reads a SentencePiece Unigram model, as older T5 repositories have it (`spiece.model`), with so many
+    /// sentinels `<extra_id_0>`... after its own pieces.
+    pub fn from_sentencepiece(model: &[u8], extra_ids: usize) -> Result<Self> {
+        let json = sentencepiece::unigram_json(model, extra_ids).map_err(Error::Tokenizer)?;
+        Self::from_bytes(json.to_string().as_bytes())
     }
 
     /// The tokenizer inside the program, which its language models use: byte-level BPE of 4,096

@@ -133,6 +133,7 @@ impl Linear {
 }
 
 /// A table of embeddings, `[rows, d]`.
+#[derive(Clone)]
 pub struct Embedding {
     table: Matrix,
 }

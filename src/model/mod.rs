@@ -10,6 +10,7 @@ pub mod reading;
 pub mod retro;
 pub mod source;
 mod store;
+pub mod t5;
 pub mod weights;
 
 pub use cache::Cache;
@@ -17,3 +18,4 @@ pub use decoder::{Decoder, DecoderConfig};
 pub use retro::{Initialisation, Retrieved, Retro, RetroConfig};
 pub use source::Source;
 pub use store::{LanguageModel, Network, Trainable};
+pub use t5::EncoderDecoder;

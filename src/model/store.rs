@@ -179,25 +179,7 @@ impl LanguageModel {
 
     /// Writes the model to the new folder `dir`, which appears whole or not at all.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        if dir.exists() {
-            return Err(Error::file(dir, "already exists; a model is never written over another"));
-        }
-        let mut temporary = dir.as_os_str().to_owned();
-        temporary.push(".tmp");
-        let temporary = Path::new(&temporary);
-        if temporary.exists() {
-            fs::remove_dir_all(temporary).map_err(Error::io(temporary))?;
-        }
-        fs::create_dir_all(temporary).map_err(Error::io(temporary))?;
-        let config = temporary.join("config.json");
-        fs::write(&config, format!("{:#}\n", self.config_json()?)).map_err(Error::io(config))?;
-        self.tokenizer.save(&temporary.join("tokenizer.json"))?;
-        let tensors = self.whole_tensors()?;
-        candle_core::safetensors::save(&tensors, temporary.join("model.safetensors"))?;
-        seal(temporary)?;
-        fs::rename(temporary, dir).map_err(Error::io(dir))?;
-        artefact::sync_dir(dir.parent().unwrap_or(Path::new(".")))?;
-        Ok(())
+        write(dir, &self.config_json()?, &self.tokenizer, &self.tensors)
     }
 
     fn config_json(&self) -> Result<Value> {
@@ -210,16 +192,6 @@ impl LanguageModel {
             config.insert("retro".into(), retro.map_err(|e| Error::setting("retro", e.to_string()))?);
         }
         Ok(config.into())
-    }
-
-    /// The tensors of the checkpoint that the weights make up, by name.
-    fn whole_tensors(&self) -> Result<HashMap<&str, Tensor>> {
-        let mut groups: BTreeMap<&str, (&Place, Vec<Tensor>)> = BTreeMap::new();
-        for (place, tensor) in &self.tensors {
-            groups.entry(&place.tensor).or_insert((place, Vec::new())).1.push(tensor.dense()?);
-        }
-        let whole = groups.into_iter().map(|(name, (place, weights))| Ok((name, place.write(&weights)?)));
-        whole.collect()
     }
 
     /// Refuses a chunk store that was cut with another tokenizer, or into other chunks than a
@@ -281,8 +253,45 @@ impl LanguageModel {
     }
 }
 
+/// Writes a model to the new folder `dir`, which appears whole or not at all.
+pub(super) fn write(
+    dir: &Path,
+    config: &Value,
+    tokenizer: &Tokenizer,
+    weights: &BTreeMap<Place, Matrix>,
+) -> Result<()> {
+    if dir.exists() {
+        return Err(Error::file(dir, "already exists; a model is never written over another"));
+    }
+    let mut temporary = dir.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = Path::new(&temporary);
+    if temporary.exists() {
+        fs::remove_dir_all(temporary).map_err(Error::io(temporary))?;
+    }
+    fs::create_dir_all(temporary).map_err(Error::io(temporary))?;
+    let path = temporary.join("config.json");
+    fs::write(&path, format!("{config:#}\n")).map_err(Error::io(path))?;
+    tokenizer.save(&temporary.join("tokenizer.json"))?;
+    candle_core::safetensors::save(&whole_tensors(weights)?, temporary.join("model.safetensors"))?;
+    seal(temporary)?;
+    fs::rename(temporary, dir).map_err(Error::io(dir))?;
+    artefact::sync_dir(dir.parent().unwrap_or(Path::new(".")))?;
+    Ok(())
+}
+
+/// The tensors of the checkpoint that the weights make up, by name.
+fn whole_tensors(weights: &BTreeMap<Place, Matrix>) -> Result<HashMap<&str, Tensor>> {
+    let mut groups: BTreeMap<&str, (&Place, Vec<Tensor>)> = BTreeMap::new();
+    for (place, tensor) in weights {
+        groups.entry(&place.tensor).or_insert((place, Vec::new())).1.push(tensor.dense()?);
+    }
+    let whole = groups.into_iter().map(|(name, (place, weights))| Ok((name, place.write(&weights)?)));
+    whole.collect()
+}
+
 /// Opens the checkpoint `name`; every byte of one with a manifest is checked first.
-fn open(name: &Path) -> Result<Source> {
+pub(super) fn open(name: &Path) -> Result<Source> {
     check_manifest(name)?;
     Source::open(name)
 }

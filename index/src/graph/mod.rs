@@ -22,7 +22,7 @@ pub(crate) use build::build;
 pub(crate) use layout::Layout;
 
 use crate::artefact::{ArtefactError, Manifest};
-use crate::graph::search::{Nodes, Walk};
+use crate::graph::search::{Effort, Nodes, Walk};
 use crate::mapped::Mapped;
 use crate::rotation::Rotation;
 use crate::rows::Rows;
@@ -130,10 +130,11 @@ impl Graph {
                 rotation: &self.rotation,
             };
             let mut best = TopK::new(k);
-            walk.run(nodes, query, breadth, |hit| {
+            walk.run(nodes, query, Effort::new(wanted, breadth, rows.dim()), |hit| {
                 if hit.score >= best.threshold() && may(hit.id) {
                     best.push(hit);
                 }
+                best.threshold()
             });
             let found = best.into_sorted();
             if found.len() == k {

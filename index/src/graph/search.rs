@@ -1,5 +1,6 @@
 //! The walk: from node to node, always on to the most promising one.
 
+use crate::Metric;
 use crate::blocks::{BLOCK, Tables};
 use crate::graph::layout::Layout;
 use crate::rotation::Rotation;
@@ -18,6 +19,61 @@ pub(crate) struct Nodes<'a> {
     pub rotation: &'a Rotation,
 }
 
+/// Of the links of the root only so many are put on the beam: the best.
+const STARTS: usize = 32;
+/// Walks of so many nodes or fewer have no margin, and those of twice as many one of this much,
+/// over the root of the dimension.
+const NO_MARGIN: f32 = 24.0;
+const PER_OCTAVE: f32 = 0.75;
+
+/// How far a walk goes.
+///
+/// It keeps the `breadth` most promising nodes, and ends when all of those have been visited: for
+/// an easy query long after the last neighbour has been found, for a hard one too soon. So nodes
+/// are also measured against what has been found ("Distance adaptive beam search", Al-Jazzazi et
+/// al., 2025; arXiv 2505.15636): one that seems farther than the last wanted so far by more than a
+/// margin, a part of the squared distance, is not visited. That saves a third of the time at a
+/// recall of 0.99.
+///
+/// How far off a node seems is an estimate, whose deviation is about `1.5 / sqrt(dim)` of the squared
+/// distance. The margin is in proportion to that, and grows with the breadth so that both end a walk
+/// about as often.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Effort {
+    /// Nodes that are kept.
+    breadth: usize,
+    margin: f32,
+}
+
+impl Effort {
+    /// With the margin of `breadth`, keeps `kept` nodes: more where a filter lets few be found.
+    pub fn new(breadth: usize, kept: usize, dim: usize) -> Self {
+        let margin = PER_OCTAVE * (breadth as f32 / NO_MARGIN).log2() / (dim as f32).sqrt();
+        Self { breadth: kept, margin: margin.max(0.0) }
+    }
+
+    /// Visits all of the `breadth` most promising nodes.
+    pub fn all(breadth: usize) -> Self {
+        Self { breadth, margin: f32::INFINITY }
+    }
+
+    /// What a node must seem to score to be visited, where `last` is the score of the last that is
+    /// wanted so far, or minus infinity while there is none.
+    fn floor(self, metric: Metric, last: f32) -> f32 {
+        // Half the squared distance under cosine, as its scores go. A large product is no
+        // distance: how much it could be is not known.
+        let distance = match metric {
+            Metric::Cosine => 1.0 - last,
+            Metric::L2 => -last,
+            Metric::InnerProduct => return f32::NEG_INFINITY,
+        };
+        if self.margin == f32::INFINITY || distance == f32::INFINITY {
+            return f32::NEG_INFINITY;
+        }
+        last - self.margin * distance
+    }
+}
+
 /// Room for walks, one after the other.
 pub(crate) struct Walk {
     beam: Beam,
@@ -31,40 +87,47 @@ impl Walk {
         Self { beam: Beam::default(), rotated: vec![0.0; dim], tables }
     }
 
-    /// Walks towards `query`, keeping the `breadth` most promising nodes, until all of those have
-    /// been visited. `visit` gets each visited node once, with its exact score.
-    pub fn run(&mut self, nodes: Nodes, query: &[f32], breadth: usize, mut visit: impl FnMut(Hit)) {
+    /// Walks towards `query`, keeping as many promising nodes as `effort` says, until all of those
+    /// have been visited that are worth it. `visit` gets each visited node once, with its exact
+    /// score, and gives back the score of the last that is wanted so far, or minus infinity.
+    pub fn run(&mut self, nodes: Nodes, query: &[f32], effort: Effort, mut visit: impl FnMut(Hit) -> f32) {
         self.rotated.copy_from_slice(query);
         nodes.rotation.apply(&mut self.rotated);
         self.tables.fill(&self.rotated);
-        self.beam.reset(breadth);
+        self.beam.reset(effort.breadth);
         let rows = nodes.records.len();
         let mut reader = nodes.records.reader();
 
-        let base = nodes.records.metric().score(&nodes.root[..nodes.layout.dim], query);
-        self.look(nodes.root_layout, nodes.root, base, rows);
+        let metric = nodes.records.metric();
+
+        let base = metric.score(&nodes.root[..nodes.layout.dim], query);
+        let mut floor = f32::NEG_INFINITY;
+        self.beam.breadth = effort.breadth.min(STARTS);
+        self.look(nodes.root_layout, nodes.root, base, rows, floor);
+        self.beam.breadth = effort.breadth;
         // The next node is chosen, and its record asked for, before this one is read: its memory
         // is on the way meanwhile. That now and then something better turns up first costs less.
-        let mut next = self.beam.next();
+        let mut next = self.beam.next(floor);
         while let Some(id) = next {
-            next = self.beam.next();
+            next = self.beam.next(floor);
             if let Some(next) = next {
                 prefetch(nodes.records.record(next as usize));
             }
             let hit = reader.hit(id as usize, query, || self.beam.unvisited());
-            visit(hit);
-            self.look(nodes.layout, nodes.records.record(id as usize), hit.score, rows);
-            next = next.or_else(|| self.beam.next());
+            floor = effort.floor(metric, visit(hit));
+            self.look(nodes.layout, nodes.records.record(id as usize), hit.score, rows, floor);
+            next = next.or_else(|| self.beam.next(floor));
         }
     }
 
     /// Puts the linked nodes of a record on the beam.
     #[inline]
-    fn look(&mut self, layout: Layout, record: &[f32], base: f32, rows: usize) {
+    fn look(&mut self, layout: Layout, record: &[f32], base: f32, rows: usize, floor: f32) {
         let scale = Scale { unit: self.tables.unit, shift: self.tables.shift, base };
         let mut out = [0.0; BLOCK];
         for links in layout.links_of(record) {
-            let mut passing = links.estimates(&self.tables.bytes, scale, self.beam.least(), &mut out);
+            let mut passing =
+                links.estimates(&self.tables.bytes, scale, self.beam.least().max(floor), &mut out);
             while passing != 0 {
                 let slot = passing.trailing_zeros() as usize;
                 passing &= passing - 1;
@@ -146,10 +209,14 @@ impl Beam {
         self.first = self.first.min(place);
     }
 
-    /// The best node that has not been visited, which it is from now on.
-    fn next(&mut self) -> Option<u32> {
+    /// The best node that has not been visited, which it is from now on; none that scores less
+    /// than `floor`.
+    fn next(&mut self, floor: f32) -> Option<u32> {
         while let Some(ahead) = self.entries[self.first..].iter().position(|entry| entry & NEW != 0) {
             let place = self.first + ahead;
+            if score(self.entries[place]) < floor {
+                return None;
+            }
             self.entries[place] &= !NEW;
             self.first = place + 1;
             let id = self.entries[place] as u32;
@@ -252,10 +319,34 @@ mod tests {
             beam.insert(Hit { id, score });
         }
         assert!((beam.least() - 1.0).abs() < 1e-6);
-        assert_eq!(beam.next(), Some(1));
+        assert_eq!(beam.next(f32::NEG_INFINITY), Some(1));
         for (id, score) in [(5, 8.0), (5, 9.0), (1, 10.0)] {
             beam.insert(Hit { id, score });
         }
-        assert_eq!([beam.next(), beam.next(), beam.next()], [Some(5), None, None]);
+        // 3, which scores 2, is the next.
+        assert_eq!(beam.next(2.5), Some(5));
+        assert_eq!([2.5, 1.5, 1.5].map(|floor| beam.next(floor)), [None, None, None]);
+    }
+
+    /// The margin is a part of the squared distance: fails where it is one of the score.
+    #[test]
+    fn a_margin_is_a_part_of_the_distance_of_what_has_been_found() {
+        let dim = 100;
+        let margin = |breadth| Effort::new(breadth, 1000, dim).margin;
+        assert_eq!([margin(1), margin(24)], [0.0, 0.0]);
+        assert!((margin(96) - 2.0 * PER_OCTAVE / 10.0).abs() < 1e-6 && margin(48) < margin(49));
+        let effort = Effort { breadth: 9, margin: 0.5 };
+        // At 60 degrees the squared distance of unit vectors is 1; half as much again is a cosine of 1/4.
+        assert_eq!(effort.floor(Metric::Cosine, 0.5), 0.25);
+        assert_eq!(effort.floor(Metric::L2, -4.0), -6.0);
+        for nothing in [
+            effort.floor(Metric::InnerProduct, 0.5),
+            effort.floor(Metric::Cosine, f32::NEG_INFINITY),
+            Effort { breadth: 9, margin: 0.0 }.floor(Metric::L2, f32::NEG_INFINITY),
+            Effort::all(9).floor(Metric::Cosine, 0.5),
+            Effort::all(9).floor(Metric::L2, 0.0),
+        ] {
+            assert_eq!(nothing, f32::NEG_INFINITY);
+        }
     }
 }

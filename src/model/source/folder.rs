@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const TOKENIZER: &str = "tokenizer.json";
+const SENTENCEPIECE: &str = "spiece.model";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const WEIGHTS: &str = "model.safetensors";
 const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
@@ -59,7 +61,15 @@ impl Checkpoint for Folder {
     }
 
     fn tokenizer(&self) -> Result<Tokenizer> {
-        Tokenizer::open(&self.folder.join(TOKENIZER))
+        let (path, old) = (self.folder.join(TOKENIZER), self.folder.join(SENTENCEPIECE));
+        if path.exists() || !old.exists() {
+            return Tokenizer::open(&path);
+        }
+        // T5 states how many sentinels come after the pieces; 100 where it does not.
+        let settings = json(&self.folder.join(TOKENIZER_CONFIG))?.unwrap_or_default();
+        let extra_ids = settings["extra_ids"].as_u64().unwrap_or(100).min(1 << 16) as usize;
+        let model = fs::read(&old).map_err(Error::io(&old))?;
+        Tokenizer::from_sentencepiece(&model, extra_ids).map_err(|e| Error::file(&old, e.to_string()))
     }
 
     fn end_tokens(&self) -> Vec<u32> {

@@ -4,7 +4,7 @@
 //! Nothing is read before it is asked for: files are memory-mapped, and a tensor is copied out of
 //! them when it is taken.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
@@ -62,7 +62,8 @@ trait Checkpoint: Send + Sync {
 pub struct Source {
     path: PathBuf,
     checkpoint: Box<dyn Checkpoint>,
-    left: BTreeSet<String>,
+    /// What was not taken, and how the checkpoint calls it.
+    left: BTreeMap<String, String>,
 }
 
 impl Source {
@@ -73,7 +74,7 @@ impl Source {
     pub fn open(name: impl AsRef<Path>) -> Result<Self> {
         let path = name.as_ref().to_path_buf();
         let checkpoint = Box::new(folder::Folder::open(&path)?);
-        let left = checkpoint.names().into_iter().collect();
+        let left = checkpoint.names().into_iter().map(|name| (name.clone(), name)).collect();
         Ok(Self { path, checkpoint, left })
     }
 
@@ -101,14 +102,29 @@ impl Source {
 
     /// Names of the tensors that were not taken, sorted.
     pub fn left(&self) -> impl Iterator<Item = &str> {
-        self.left.iter().map(String::as_str)
+        self.left.keys().map(String::as_str)
     }
 
     /// The tensor `name`, read now; `None` if there is none, or it was taken before.
     pub fn take(&mut self, name: &str) -> Result<Option<Stored>> {
-        match self.left.remove(name) {
-            true => self.checkpoint.read(name).map(Some),
-            false => Ok(None),
+        let called = self.left.remove(name);
+        called.map(|called| self.checkpoint.read(&called)).transpose()
+    }
+
+    /// The tensor `name`, which stays to be taken; `None` if there is none, or it was taken before.
+    pub fn peek(&self, name: &str) -> Result<Option<Stored>> {
+        self.left.get(name).map(|called| self.checkpoint.read(called)).transpose()
+    }
+
+    /// Whether the tensor `name` is there to be taken.
+    pub fn has(&self, name: &str) -> bool {
+        self.left.contains_key(name)
+    }
+
+    /// From now on, the tensor `from` is to be taken under the name `to`; no effect where there is none.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        if let Some(called) = self.left.remove(from) {
+            self.left.insert(to.to_string(), called);
         }
     }
 

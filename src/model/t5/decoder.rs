@@ -1,0 +1,149 @@
+//! The decoder: every token reads the tokens before it, and what the encoder made of the prompt.
+
+use candle_core::Tensor;
+use sidenote_kernels::{AttentionOptions, KvCache};
+
+use super::config::T5Config;
+use super::encoder::Encoded;
+use super::layers::{Attention, feed_forward};
+use super::positions::Positions;
+use crate::error::{Error, Result};
+use crate::model::layers::{Embedding, FeedForward, RmsNorm};
+use crate::model::weights::Weights;
+
+pub(super) struct Decoder {
+    embedding: Embedding,
+    blocks: Vec<Block>,
+    positions: Positions,
+    norm: RmsNorm,
+}
+
+struct Block {
+    attention_norm: RmsNorm,
+    attention: Attention,
+    cross_norm: RmsNorm,
+    cross: Attention,
+    feed_forward_norm: RmsNorm,
+    feed_forward: FeedForward,
+}
+
+/// What the decoder has read: the encoder's states as keys and values, and the tokens written so far.
+///
+/// Several rows may read the same encoded text, which is then held once.
+#[derive(Debug)]
+pub struct State {
+    /// Keys and values `[texts, heads, keys, d_kv]` of the encoded texts, block by block.
+    cross: Vec<(Tensor, Tensor)>,
+    /// `[texts, keys]`
+    mask: Option<Tensor>,
+    /// How many consecutive rows read each text.
+    rows_a_text: usize,
+    written: Vec<KvCache>,
+    tokens: usize,
+}
+
+impl State {
+    /// Number of tokens that the decoder has read.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Forgets all but the first `tokens` that the decoder has read.
+    pub fn truncate(&mut self, tokens: usize) {
+        self.tokens = self.tokens.min(tokens);
+        self.written.iter_mut().for_each(|cache| cache.truncate(tokens));
+    }
+
+    /// A state of its own that holds these rows, in this order; one may be named more than once, as beams and
+    /// continuations of one prompt need it. Texts are copied only where rows no longer read them evenly.
+    ///
+    /// # Errors
+    /// When there is no such row.
+    pub fn pick(&self, rows: &[usize]) -> Result<Self> {
+        let texts: Vec<usize> = rows.iter().map(|row| row / self.rows_a_text.max(1)).collect();
+        let held = self.cross.first().map_or(0, |(k, _)| k.dims()[0]);
+        if let Some(row) = rows.iter().zip(&texts).find(|(_, text)| **text >= held).map(|(row, _)| row) {
+            return Err(Error::setting("row", format!("{row}: the state has {}", held * self.rows_a_text)));
+        }
+        // Consecutive rows of one text go together where all texts have as many.
+        let runs: Vec<&[usize]> = texts.chunk_by(|a, b| a == b).collect();
+        let even = runs.iter().all(|run| run.len() == runs[0].len());
+        let (texts, rows_a_text) = match even && !runs.is_empty() {
+            true => (runs.iter().map(|run| run[0]).collect(), runs[0].len()),
+            false => (texts, 1),
+        };
+        let (cross, mask) = match texts.iter().copied().eq(0..held) {
+            true => (self.cross.clone(), self.mask.clone()),
+            false => {
+                let texts: Vec<u32> = texts.iter().map(|text| *text as u32).collect();
+                let select =
+                    |x: &Tensor| Ok::<_, Error>(x.index_select(&Tensor::new(&texts[..], x.device())?, 0)?);
+                let cross =
+                    self.cross.iter().map(|(k, v)| Ok((select(k)?, select(v)?))).collect::<Result<_>>()?;
+                (cross, self.mask.as_ref().map(select).transpose()?)
+            }
+        };
+        let written = self.written.iter().map(|cache| Ok(cache.pick(rows)?)).collect::<Result<_>>()?;
+        Ok(Self { cross, mask, rows_a_text, written, tokens: self.tokens })
+    }
+}
+
+impl Decoder {
+    pub fn new(config: &T5Config, w: &mut Weights, embedding: Embedding) -> Result<Self> {
+        let norm =
+            |w: &mut Weights, name: &str| RmsNorm::new(w, name, config.d_model, config.layer_norm_epsilon);
+        let block = |i: usize| {
+            let name = format!("decoder.block.{i}.layer");
+            Ok(Block {
+                attention_norm: norm(w, &format!("{name}.0.layer_norm"))?,
+                attention: Attention::new(config, w, &format!("{name}.0.SelfAttention"))?,
+                cross_norm: norm(w, &format!("{name}.1.layer_norm"))?,
+                cross: Attention::new(config, w, &format!("{name}.1.EncDecAttention"))?,
+                feed_forward_norm: norm(w, &format!("{name}.2.layer_norm"))?,
+                feed_forward: feed_forward(config, w, &format!("{name}.2.DenseReluDense"))?,
+            })
+        };
+        let blocks = (0..config.decoder_layers()).map(block).collect::<Result<_>>()?;
+        let table = "decoder.block.0.layer.0.SelfAttention.relative_attention_bias";
+        let positions = Positions::new(config, w, table, false)?;
+        let norm = norm(w, "decoder.final_layer_norm")?;
+        Ok(Self { embedding, blocks, positions, norm })
+    }
+
+    /// Makes the keys and values of what was encoded, before any token is written.
+    pub fn start(&self, encoded: &Encoded) -> Result<State> {
+        let cross = self.blocks.iter().map(|block| block.cross.keys_values(&encoded.states));
+        Ok(State {
+            cross: cross.collect::<Result<_>>()?,
+            mask: encoded.mask.clone(),
+            rows_a_text: 1,
+            written: self.blocks.iter().map(|_| KvCache::default()).collect(),
+            tokens: 0,
+        })
+    }
+
+    /// Reads `tokens` `[batch, tokens]` after those of `state`, and gives the states after the last norm,
+    /// `[batch, tokens, d]`.
+    pub fn forward(&self, tokens: &Tensor, state: &mut State) -> Result<Tensor> {
+        let (batch, new) = tokens.dims2()?;
+        let texts = state.cross.first().map_or(0, |(k, _)| k.dims()[0]);
+        if batch != texts * state.rows_a_text {
+            let why = format!("{batch} rows, but the state is of {}", texts * state.rows_a_text);
+            return Err(Error::setting("tokens", why));
+        }
+        let bias = self.positions.bias(new, state.tokens + new)?;
+        let causal = AttentionOptions { causal: true, ..bias.attention() };
+        let crossing = AttentionOptions { key_mask: state.mask.as_ref(), ..AttentionOptions::scaled(1.0) };
+        let mut h = self.embedding.forward(tokens)?;
+        for ((block, (k, v)), cache) in self.blocks.iter().zip(&state.cross).zip(&mut state.written) {
+            let x = block.attention_norm.forward(&h)?;
+            let (own_k, own_v) = block.attention.keys_values(&x)?;
+            let (own_k, own_v) = cache.extend(&own_k, &own_v)?;
+            h = block.attention.forward_add(&x, (&own_k, &own_v), &causal, &h)?;
+            h = block.cross.forward_add(&block.cross_norm.forward(&h)?, (k, v), &crossing, &h)?;
+            h = block.feed_forward.forward_add(&block.feed_forward_norm.forward(&h)?, &h)?;
+        }
+        state.tokens += new;
+        self.norm.forward(&h)
+    }
+}

@@ -1,0 +1,121 @@
+//! The encoder: every token reads the whole text.
+
+use candle_core::{Device, Tensor};
+use sidenote_kernels::AttentionOptions;
+
+use super::config::T5Config;
+use super::layers::{Attention, feed_forward};
+use super::positions::Positions;
+use crate::error::{Error, Result};
+use crate::model::layers::{Embedding, FeedForward, RmsNorm};
+use crate::model::weights::Weights;
+
+/// T5's encoder, with the embedding table.
+pub struct Encoder {
+    embedding: Embedding,
+    blocks: Vec<Block>,
+    positions: Positions,
+    norm: RmsNorm,
+    dim: usize,
+}
+
+struct Block {
+    attention_norm: RmsNorm,
+    attention: Attention,
+    feed_forward_norm: RmsNorm,
+    feed_forward: FeedForward,
+}
+
+/// Texts as the encoder has read them: what a decoder reads.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    /// `[batch, tokens, d]`
+    pub states: Tensor,
+    /// `[batch, tokens]` as `u8`: 1 where there is text, 0 for padding. `None` where there is none.
+    pub mask: Option<Tensor>,
+}
+
+impl Encoded {
+    /// Joins each `passages` consecutive texts into one, for fusion in the decoder (Izacard and Grave 2021,
+    /// <https://arxiv.org/abs/2007.01282>, section 3): states `[batch * passages, tokens, d]` become
+    /// `[batch, passages * tokens, d]`. A passage that is absent is one whose mask is 0 throughout.
+    pub fn joined(&self, passages: usize) -> Result<Self> {
+        let (texts, tokens, d) = self.states.dims3()?;
+        if passages == 0 || !texts.is_multiple_of(passages) {
+            return Err(Error::setting("passages", format!("{texts} texts cannot be joined by {passages}")));
+        }
+        let (batch, tokens) = (texts / passages, passages * tokens);
+        let mask = self.mask.as_ref().map(|mask| mask.reshape((batch, tokens))).transpose()?;
+        Ok(Self { states: self.states.reshape((batch, tokens, d))?, mask })
+    }
+}
+
+impl Encoder {
+    /// Takes the weights out of `w`; `embedding` is its table of tokens.
+    pub fn new(config: &T5Config, w: &mut Weights, embedding: Embedding) -> Result<Self> {
+        let norm =
+            |w: &mut Weights, name: &str| RmsNorm::new(w, name, config.d_model, config.layer_norm_epsilon);
+        let block = |i: usize| {
+            let name = format!("encoder.block.{i}.layer");
+            Ok(Block {
+                attention_norm: norm(w, &format!("{name}.0.layer_norm"))?,
+                attention: Attention::new(config, w, &format!("{name}.0.SelfAttention"))?,
+                feed_forward_norm: norm(w, &format!("{name}.1.layer_norm"))?,
+                feed_forward: feed_forward(config, w, &format!("{name}.1.DenseReluDense"))?,
+            })
+        };
+        let blocks = (0..config.num_layers).map(block).collect::<Result<_>>()?;
+        let table = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias";
+        let positions = Positions::new(config, w, table, true)?;
+        let norm = norm(w, "encoder.final_layer_norm")?;
+        Ok(Self { embedding, blocks, positions, norm, dim: config.d_model })
+    }
+
+    /// Width of the states, d.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &Device {
+        self.embedding.table().device()
+    }
+
+    /// Reads `tokens` `[batch, tokens]`; `mask`, of the same shape as `u8`, is 0 for padding, which may be
+    /// anywhere: nothing attends to it, and the states there mean nothing.
+    pub fn forward(&self, tokens: &Tensor, mask: Option<&Tensor>) -> Result<Encoded> {
+        let (_, n) = tokens.dims2()?;
+        let bias = self.positions.bias(n, n)?;
+        let options = AttentionOptions { key_mask: mask, ..bias.attention() };
+        let mut h = self.embedding.forward(tokens)?;
+        for block in &self.blocks {
+            let x = block.attention_norm.forward(&h)?;
+            let (k, v) = block.attention.keys_values(&x)?;
+            h = block.attention.forward_add(&x, (&k, &v), &options, &h)?;
+            h = block.feed_forward.forward_add(&block.feed_forward_norm.forward(&h)?, &h)?;
+        }
+        Ok(Encoded { states: self.norm.forward(&h)?, mask: mask.cloned() })
+    }
+
+    /// Reads texts of uneven lengths.
+    pub fn read(&self, texts: &[&[u32]]) -> Result<Encoded> {
+        let (tokens, mask) = side_by_side(texts, self.device())?;
+        self.forward(&tokens, mask.as_ref())
+    }
+}
+
+/// Texts filled up at the end, `[texts, longest]`, and the mask of what is text; `None` where all are of one
+/// length.
+fn side_by_side(texts: &[&[u32]], device: &Device) -> Result<(Tensor, Option<Tensor>)> {
+    let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
+    let shape = (texts.len(), longest);
+    let filled =
+        |text: &&[u32]| text.iter().copied().chain(std::iter::repeat_n(0, longest - text.len())).collect();
+    let tokens: Vec<u32> = texts.iter().flat_map::<Vec<u32>, _>(filled).collect();
+    let tokens = Tensor::from_vec(tokens, shape, device)?;
+    if texts.iter().all(|text| text.len() == longest) {
+        return Ok((tokens, None));
+    }
+    let mask = texts.iter().flat_map(|text| (0..longest).map(|i| u8::from(i < text.len()))).collect();
+    Ok((tokens, Some(Tensor::from_vec(mask, shape, device)?)))
+}

@@ -1,0 +1,76 @@
+//! What T5's blocks are put together from. Nothing has a bias, and norms come first.
+
+use candle_core::Tensor;
+use sidenote_kernels::{self as kernels, AttentionOptions};
+
+use super::config::T5Config;
+use crate::error::Result;
+use crate::model::layers::{FeedForward, Linear};
+use crate::model::weights::{Start, Weights};
+
+/// Attention, of a sequence to itself or of the decoder to what the encoder made. The starts are those of
+/// Mesh TensorFlow: queries are made smaller, since scores are not divided by the root of the width.
+pub(super) struct Attention {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    heads: usize,
+}
+
+impl Attention {
+    /// Takes `name.q`, `name.k`, `name.v` and `name.o`.
+    pub fn new(config: &T5Config, w: &mut Weights, name: &str) -> Result<Self> {
+        let (d, inner) = (config.d_model, config.inner());
+        let mut linear = |part: &str, input: usize, output: usize, fan: usize| {
+            Linear::new(w, &format!("{name}.{part}"), input, output, Start::Normal((fan as f32).powf(-0.5)))
+        };
+        Ok(Self {
+            q: linear("q", d, inner, d * config.d_kv)?,
+            k: linear("k", d, inner, d)?,
+            v: linear("v", d, inner, d)?,
+            o: linear("o", inner, d, inner)?,
+            heads: config.num_heads,
+        })
+    }
+
+    /// Keys and values of `x` `[batch, tokens, d]`, `[batch, heads, tokens, d_kv]` each.
+    pub fn keys_values(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let split =
+            |linear: &Linear| Ok::<_, crate::Error>(kernels::split_heads(&linear.forward(x)?, self.heads)?);
+        Ok((split(&self.k)?, split(&self.v)?))
+    }
+
+    /// `residual +` what the queries made of `x` read, both `[batch, tokens, d]`. The keys may be those of fewer
+    /// sequences, each read by as many consecutive rows of `x`.
+    pub fn forward_add(
+        &self,
+        x: &Tensor,
+        (k, v): (&Tensor, &Tensor),
+        options: &AttentionOptions,
+        residual: &Tensor,
+    ) -> Result<Tensor> {
+        let (batch, tokens, _) = x.dims3()?;
+        let sequences = k.dim(0)?;
+        let q = self.q.forward(x)?.reshape((sequences, batch / sequences.max(1) * tokens, ()))?;
+        let out = kernels::attention(&kernels::split_heads(&q, self.heads)?, k, v, options)?;
+        let out = kernels::merge_heads(&out)?.reshape((batch, tokens, ()))?;
+        self.o.forward_add(&out, residual)
+    }
+}
+
+/// The feed-forward layer, `wo(f(wi(x)))` or gated `wo(f(wi_0(x)) * wi_1(x))`: takes `name.wi` (or `name.wi_0` and
+/// `name.wi_1`) and `name.wo`.
+pub(super) fn feed_forward(config: &T5Config, w: &mut Weights, name: &str) -> Result<FeedForward> {
+    let (d, inner) = (config.d_model, config.d_ff);
+    let (activation, gated) = config.activation()?;
+    let mut linear = |part: &str, input: usize, output: usize| {
+        Linear::new(w, &format!("{name}.{part}"), input, output, Start::Normal((input as f32).powf(-0.5)))
+    };
+    Ok(FeedForward {
+        gate: if gated { Some(linear("wi_0", d, inner)?) } else { None },
+        up: linear(if gated { "wi_1" } else { "wi" }, d, inner)?,
+        down: linear("wo", inner, d)?,
+        activation,
+    })
+}

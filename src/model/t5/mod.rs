@@ -1,0 +1,124 @@
+//! T5 and its kin: an encoder that reads a prompt, and a decoder that writes (Raffel et al. 2020,
+//! <https://arxiv.org/abs/1910.10683>). T5 v1.0, v1.1, LM-adapted, Flan-T5 and mT5 are this network with other
+//! feed-forward layers and heads; see [`T5Config`].
+
+use candle_core::{Device, Tensor};
+
+use super::layers::{Embedding, Linear};
+use super::weights::{Start, Weights};
+use crate::error::Result;
+
+mod checkpoint;
+mod config;
+mod decoder;
+mod encoder;
+mod generate;
+mod layers;
+mod positions;
+mod store;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use config::{MODEL_TYPES, T5Config};
+pub use decoder::State;
+pub use encoder::{Encoded, Encoder};
+pub use store::EncoderDecoder;
+
+use decoder::Decoder;
+
+/// Target of a position that is not scored.
+pub use super::batch::IGNORE;
+
+/// The network, its weights under transformers' names (`encoder.block.0.layer.0.SelfAttention.q.weight`).
+pub struct T5 {
+    config: T5Config,
+    encoder: Encoder,
+    decoder: Decoder,
+    head: Linear,
+}
+
+impl T5 {
+    /// Takes the weights out of `w`.
+    pub fn new(config: &T5Config, w: &mut Weights) -> Result<Self> {
+        config.check()?;
+        let d = config.d_model;
+        let embedding = Embedding::new(w, EMBEDDING, config.vocab_size, d, Start::Normal(1.0))?;
+        let encoder = Encoder::new(config, w, embedding.clone())?;
+        let decoder = Decoder::new(config, w, embedding.clone())?;
+        let head = match config.tie_word_embeddings {
+            true => Linear::of(embedding.table().clone()),
+            false => Linear::new(w, HEAD, d, config.vocab_size, Start::Normal((d as f32).powf(-0.5)))?,
+        };
+        Ok(Self { config: config.clone(), encoder, decoder, head })
+    }
+
+    /// What it looks like.
+    pub fn config(&self) -> &T5Config {
+        &self.config
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &Device {
+        self.encoder.device()
+    }
+
+    /// The half that reads prompts.
+    pub fn encoder(&self) -> &Encoder {
+        &self.encoder
+    }
+
+    /// Begins to write after what was encoded. Texts of several passages are [joined](Encoded::joined) first.
+    pub fn start(&self, encoded: &Encoded) -> Result<State> {
+        self.decoder.start(encoded)
+    }
+
+    /// Reads `tokens` `[batch, tokens]` after those of `state`, and gives the hidden states that predict the token
+    /// after each, `[batch, tokens, d]`, as the output head takes them.
+    pub fn decode(&self, tokens: &Tensor, state: &mut State) -> Result<Tensor> {
+        let hidden = self.decoder.forward(tokens, state)?;
+        Ok(match self.config.head_scale() {
+            Some(scale) => (hidden * scale)?,
+            None => hidden,
+        })
+    }
+
+    /// The output head, `[vocabulary, d]`, in f32: a new tensor where the weights are in blocks.
+    pub fn head(&self) -> Result<Tensor> {
+        self.head.weight().dense()
+    }
+
+    /// Hidden states `[.., d]` to logits `[.., vocabulary]`.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.head.forward(hidden)
+    }
+
+    /// The hidden states that predict each of `targets` `[batch, tokens]`, given what was encoded and the targets
+    /// before it: `[batch, tokens, d]`. Targets that are [`IGNORE`] are read as padding.
+    ///
+    /// With [`head`](Self::head), this is what `kernels::linear_cross_entropy` takes.
+    pub fn predict(&self, encoded: &Encoded, targets: &Tensor) -> Result<Tensor> {
+        self.decode(&self.shifted(targets)?, &mut self.start(encoded)?)
+    }
+
+    /// What the decoder reads where `targets` are to be written: the start token, then all but the last.
+    fn shifted(&self, targets: &Tensor) -> Result<Tensor> {
+        let known = |&id: &u32| if id == IGNORE { self.config.pad_token_id } else { id };
+        let mut rows = targets.to_vec2::<u32>()?;
+        for row in &mut rows {
+            let width = row.len();
+            row.rotate_right(width.min(1));
+            row.iter_mut().for_each(|id| *id = known(id));
+            if let Some(first) = row.first_mut() {
+                *first = self.config.start_token();
+            }
+        }
+        Ok(Tensor::from_vec(rows.concat(), targets.shape(), targets.device())?)
+    }
+}
+
+/// The embedding table, which encoder and decoder share.
+const EMBEDDING: &str = "shared";
+/// The output head where it is another matrix.
+const HEAD: &str = "lm_head";
