@@ -90,8 +90,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let (chunk_size, k) = match (&model.network, &retriever) {
         (Network::Retro(retro), _) => (retro.config().chunk_size, retro.config().neighbours),
         (Network::Plain(_), Some(retriever)) => (retriever.store().chunk_size(), 0),
-        // A window has two chunks or more.
-        (Network::Plain(decoder), None) => (64.min(decoder.config().max_position_embeddings / 2).max(1), 0),
+        (Network::Plain(_), None) => (model.chunk_size(), 0),
     };
     let reads = k > 0 && args.retrieval == Retrieval::On;
     if reads && retriever.is_none() {
