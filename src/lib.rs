@@ -8,6 +8,7 @@ pub mod corpus;
 pub mod encoder;
 pub mod error;
 pub mod eval;
+pub mod hub;
 pub mod interrupt;
 pub mod memory;
 pub mod model;

@@ -32,8 +32,8 @@ pub struct Args {
     /// Fuse the ranking by vectors with one by words (BM25).
     #[arg(long)]
     hybrid: bool,
-    /// Folder of the model that reads the passages.
-    #[arg(long, value_name = "DIR")]
+    /// The model that reads the passages: a folder, a file (GGUF, safetensors), or a name on the Hugging Face hub.
+    #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// The encoder that the index was made with: "default" or a folder [default: the one that the
     /// index names].

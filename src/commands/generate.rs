@@ -16,7 +16,7 @@ Examples:
   sidenote generate runs/plain/model \"The city of\"
   sidenote generate runs/retro/model \"The city of\" --index runs/index --max-tokens 128")]
 pub struct Args {
-    /// Folder of the model.
+    /// The model: a folder, a file (GGUF, safetensors), or a name on the Hugging Face hub.
     model: PathBuf,
     /// Text to continue.
     prompt: String,
@@ -68,8 +68,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         None => None,
     };
 
-    // A model is trained on documents that begin with this token.
-    let mut prompt: Vec<u32> = model.tokenizer.end_of_text().into_iter().collect();
+    let mut prompt = model.start_tokens().to_vec();
     prompt.extend(words);
     let sampling = Sampling { max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
     let mut written = Vec::new();

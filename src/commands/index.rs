@@ -209,12 +209,14 @@ pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
     }
 }
 
-/// The encoder called `name`, a folder by its full path so that an index finds it from anywhere.
+/// The encoder called `name`: a folder by its full path, so that an index finds it from anywhere, or a name on the hub.
 pub(super) fn load_encoder(name: &str) -> anyhow::Result<Box<dyn Encoder>> {
     if name == "default" {
         return Ok(encoder::load(name)?);
     }
-    let path = fs::canonicalize(name).with_context(|| format!("--encoder {name}"))?;
+    let Ok(path) = fs::canonicalize(name) else {
+        return encoder::load(name).with_context(|| format!("--encoder {name}"));
+    };
     Ok(encoder::load(path.to_str().context("the encoder's path is not UTF-8")?)?)
 }
 

@@ -1,6 +1,8 @@
 //! Text to tokens and back.
 
+use std::borrow::Cow;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -32,6 +34,8 @@ pub struct Tokens {
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The same, but what spells a special token is that token; made when it is needed.
+    marked: Arc<OnceLock<tokenizers::Tokenizer>>,
     json: Vec<u8>,
     identity: String,
     vocab_size: usize,
@@ -60,6 +64,7 @@ impl Tokenizer {
             vocab_size: largest.map_or(0, |id| id as usize + 1),
             identity: blake3::hash(json).to_hex()[..32].to_string(),
             json: json.to_vec(),
+            marked: Arc::default(),
             inner,
             end_of_text,
         })
@@ -82,6 +87,41 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Tokens> {
         let encoding = self.inner.encode(text, false).map_err(failed)?;
         Ok(Tokens { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
+    }
+
+    /// The tokens of `text`, in which special tokens may be spelled out, as in the rendering of a chat template;
+    /// none are added.
+    pub fn encode_marked(&self, text: &str) -> Result<Vec<u32>> {
+        let marked = self.marked.get_or_init(|| {
+            let mut marked = self.inner.clone();
+            marked.set_encode_special_tokens(false);
+            marked
+        });
+        Ok(marked.encode(text, false).map_err(failed)?.get_ids().to_vec())
+    }
+
+    /// `text` with a space inside whatever spells a special token, for [`encode_marked`](Self::encode_marked): what
+    /// somebody else wrote ends no turn.
+    pub fn unmarked<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let mut text = Cow::Borrowed(text);
+        for token in self.inner.get_added_tokens_decoder().values().filter(|token| token.special) {
+            if let Some((first, rest)) =
+                token.content.split_at_checked(1).filter(|(_, rest)| !rest.is_empty())
+                && text.contains(&token.content)
+            {
+                text = Cow::Owned(text.replace(&token.content, &format!("{first} {rest}")));
+            }
+        }
+        text
+    }
+
+    /// The tokens that the `tokenizer.json` puts before a text of a model's (`<s>`, mostly), if any.
+    pub fn starts(&self) -> Result<Vec<u32>> {
+        let [bare, whole] = [false, true].map(|special| self.inner.encode("a", special));
+        let (bare, whole) = (bare.map_err(failed)?, whole.map_err(failed)?);
+        let (bare, whole) = (bare.get_ids(), whole.get_ids());
+        let at = whole.windows(bare.len().max(1)).position(|window| window == bare);
+        Ok(whole[..at.unwrap_or(0)].to_vec())
     }
 
     /// The text of `ids`, special tokens left out. Bytes that make no whole character become
@@ -226,6 +266,32 @@ mod tests {
         assert_eq!(tokenizer.token("<|c|>"), None);
         let again = [special.clone(), special].concat();
         assert!(train(&again).unwrap_err().to_string().contains("<|a|>"));
+    }
+
+    #[test]
+    fn a_template_may_spell_special_tokens_and_others_may_not() {
+        let tokenizer = train(300).unwrap();
+        let end = tokenizer.end_of_text().unwrap();
+        let said = "over<|endoftext|>out";
+        assert_eq!(tokenizer.encode_marked(said).unwrap().iter().filter(|id| **id == end).count(), 1);
+        let harmless = tokenizer.unmarked(said);
+        assert_eq!(harmless, "over< |endoftext|>out");
+        assert!(!tokenizer.encode_marked(&harmless).unwrap().contains(&end));
+        assert_eq!(tokenizer.unmarked("plain"), "plain");
+    }
+
+    #[test]
+    fn what_stands_before_a_text_is_what_the_file_says() {
+        let tokenizer = train(300).unwrap();
+        assert!(tokenizer.starts().unwrap().is_empty());
+        let mut json: serde_json::Value = serde_json::from_slice(tokenizer.json()).unwrap();
+        json["post_processor"] = serde_json::json!({
+            "type": "TemplateProcessing", "pair": [],
+            "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}],
+            "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
+        });
+        assert_eq!(Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap().starts().unwrap(), [0]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use tokenizers::Tokenizer;
 
 use crate::error::{Error, Result};
+use crate::hub;
 
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
@@ -33,13 +34,15 @@ impl Files {
         if name == DEFAULT {
             return Ok(Self { folder: None, hasher: blake3::Hasher::new() });
         }
-        if !Path::new(name).is_dir() {
-            let why = format!(
-                "no folder {name:?}; give {DEFAULT:?} or a folder with {CONFIG}, {TOKENIZER} and {WEIGHTS}"
-            );
-            return Err(Error::setting("encoder", why));
+        let wrong = |why: String| {
+            let give = format!("give {DEFAULT:?}, or a folder with {CONFIG}, {TOKENIZER} and {WEIGHTS}");
+            Error::setting("encoder", format!("{why}; {give}"))
+        };
+        let folder = hub::resolve(Path::new(name)).map_err(|e| wrong(e.to_string()))?;
+        if !folder.is_dir() {
+            return Err(wrong(format!("{name:?} is no folder")));
         }
-        Ok(Self { folder: Some(name.into()), hasher: blake3::Hasher::new() })
+        Ok(Self { folder: Some(folder), hasher: blake3::Hasher::new() })
     }
 
     fn path(&self, file: &str) -> PathBuf {

@@ -14,7 +14,7 @@ use super::decoder::{Decoder, DecoderConfig};
 use super::layers::Matrix;
 use super::place::Place;
 use super::retro::{Retrieved, Retro, RetroConfig};
-use super::source::Source;
+use super::source::{ChatTemplate, Source};
 use super::weights::Weights;
 use crate::artefact::{self, FileEntry, Manifest};
 use crate::corpus::Store;
@@ -91,8 +91,30 @@ pub struct LanguageModel {
     pub network: Network,
     /// The tokenizer it was trained with.
     pub tokenizer: Tokenizer,
+    speech: Speech,
     tensors: BTreeMap<Place, Matrix>,
     variables: Vec<(String, Var)>,
+}
+
+/// What a model's texts look like.
+#[derive(Debug, Default)]
+struct Speech {
+    starts: Vec<u32>,
+    ends: Vec<u32>,
+    chat: Option<ChatTemplate>,
+}
+
+impl Speech {
+    /// As `source` says. A model that was `trained_here` has read documents that begin where another ends.
+    fn of(source: &Source, tokenizer: &Tokenizer, trained_here: bool) -> Result<Self> {
+        let mut starts = tokenizer.starts()?;
+        if starts.is_empty() && trained_here {
+            starts.extend(tokenizer.end_of_text());
+        }
+        let mut ends = source.end_tokens();
+        ends.extend(tokenizer.end_of_text().filter(|end| !ends.contains(end)));
+        Ok(Self { starts, ends, chat: source.chat_template()? })
+    }
 }
 
 impl LanguageModel {
@@ -111,7 +133,9 @@ impl LanguageModel {
             None => Network::Plain(base),
         };
         let (tensors, variables) = weights.finish();
-        Ok(Self { network, tokenizer, tensors, variables })
+        let end: Vec<u32> = tokenizer.end_of_text().into_iter().collect();
+        let speech = Speech { starts: end.clone(), ends: end, chat: None };
+        Ok(Self { network, tokenizer, speech, tensors, variables })
     }
 
     /// Reads the model called `name`, as [`Source::open`] understands it.
@@ -152,6 +176,7 @@ impl LanguageModel {
             );
             return Err(Error::file(path, why));
         }
+        let speech = Speech::of(&source, &tokenizer, path.join(artefact::MANIFEST).exists())?;
         let named = |e: Error| match e {
             Error::Setting { name, why } => Error::file(&path, format!("{name}: {why}")),
             other => other,
@@ -174,7 +199,22 @@ impl LanguageModel {
         };
         weights.check_all_taken()?;
         let (tensors, variables) = weights.finish();
-        Ok(Self { network, tokenizer, tensors, variables })
+        Ok(Self { network, tokenizer, speech, tensors, variables })
+    }
+
+    /// Tokens that every text of the model's begins with; none for some models.
+    pub fn start_tokens(&self) -> &[u32] {
+        &self.speech.starts
+    }
+
+    /// Tokens that end a text.
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.speech.ends
+    }
+
+    /// How conversations look as text, for a model that was trained on some.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.speech.chat.as_ref()
     }
 
     /// Writes the model to the new folder `dir`, which appears whole or not at all.

@@ -1,14 +1,16 @@
-//! A decoder as a reader: the passages and the question stand before the answer in its context.
+//! A decoder as a reader: the passages and the question stand before the answer in its context, as a conversation
+//! where the model was trained on some.
 
 use super::{Answer, Reader, Source, one_line};
 use crate::error::{Error, Result};
 use crate::model::LanguageModel;
 use crate::model::generate::{Sampling, generate};
+use crate::model::source::{ChatTemplate, Message};
 
 /// Most tokens of an answer.
 const ANSWER_TOKENS: usize = 48;
 
-/// Continues "passages, question, answer:" with a language model.
+/// Continues "passages, question, answer:" with a language model, or lets it answer in a conversation.
 pub struct Generative<'a> {
     model: &'a LanguageModel,
     name: String,
@@ -21,24 +23,56 @@ impl<'a> Generative<'a> {
     }
 }
 
+impl Generative<'_> {
+    /// The question after as many of the sources, nearest first, as the model can read.
+    fn prompt(&self, question: &str, sources: &[Source<'_>]) -> Result<Vec<u32>> {
+        let longest = self.model.network.decoder().config().max_position_embeddings;
+        let fits = |prompt: &[u32]| prompt.len() + ANSWER_TOKENS < longest;
+        let mut best = None;
+        for count in 0..=sources.len() {
+            let prompt = match self.model.chat_template() {
+                Some(chat) => self.conversation(chat, question, &sources[..count])?,
+                None => self.continuation(question, &sources[..count])?,
+            };
+            if !fits(&prompt) {
+                break;
+            }
+            best = Some(prompt);
+        }
+        best.ok_or_else(|| {
+            Error::setting("question", format!("too long for a model that reads {longest} tokens"))
+        })
+    }
+
+    /// A text whose continuation is the answer.
+    fn continuation(&self, question: &str, sources: &[Source<'_>]) -> Result<Vec<u32>> {
+        let tokenizer = &self.model.tokenizer;
+        let mut prompt = self.model.start_tokens().to_vec();
+        for source in sources {
+            let passage = format!("title: {}\ncontext: {}\n\n", source.title, one_line(source.text));
+            prompt.extend(tokenizer.encode(&passage)?.ids);
+        }
+        prompt.extend(tokenizer.encode(&format!("question: {question}\nanswer:"))?.ids);
+        Ok(prompt)
+    }
+
+    /// A conversation in which the answer is the model's turn.
+    fn conversation(&self, chat: &ChatTemplate, question: &str, sources: &[Source<'_>]) -> Result<Vec<u32>> {
+        let mut content = String::from("Answer the question in a few words, from these passages.\n\n");
+        for source in sources {
+            content += &format!("{}: {}\n\n", source.title, one_line(source.text));
+        }
+        content += &format!("Question: {question}");
+        // A passage that spells the end of a turn does not end it.
+        let content = self.model.tokenizer.unmarked(&content);
+        self.model.tokenizer.encode_marked(&chat.render(&[Message::new("user", content)], true)?)
+    }
+}
+
 impl Reader for Generative<'_> {
     fn answer(&self, question: &str, sources: &[Source<'_>]) -> Result<Answer> {
         let tokenizer = &self.model.tokenizer;
-        let longest = self.model.network.decoder().config().max_position_embeddings;
-        let ending = tokenizer.encode(&format!("question: {question}\nanswer:"))?.ids;
-        let room = longest.checked_sub(ending.len() + ANSWER_TOKENS + 1).ok_or_else(|| {
-            Error::setting("question", format!("too long for a model that reads {longest} tokens"))
-        })?;
-        let mut prompt: Vec<u32> = tokenizer.end_of_text().into_iter().collect();
-        for source in sources {
-            let passage = format!("title: {}\ncontext: {}\n\n", source.title, one_line(source.text));
-            let passage = tokenizer.encode(&passage)?.ids;
-            if prompt.len() + passage.len() > room {
-                break;
-            }
-            prompt.extend(passage);
-        }
-        prompt.extend(ending);
+        let prompt = self.prompt(question, sources)?;
         let sampling = Sampling { max_tokens: ANSWER_TOKENS, temperature: 0.0, seed: 0 };
         let mut written = Vec::new();
         let mut failed = None;

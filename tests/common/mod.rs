@@ -13,7 +13,7 @@ use serde_json::Value;
 /// The program with `arguments`, cut at spaces, in the folder `dir`.
 pub fn sidenote(dir: &Path, arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sidenote"));
-    command.current_dir(dir).args(arguments.split_whitespace());
+    command.current_dir(dir).args(arguments.split_whitespace()).env("HF_HUB_OFFLINE", "1");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

@@ -29,7 +29,7 @@ pub struct Sampling {
 pub type Retrieve<'a> = dyn FnMut(&[u32]) -> Result<Vec<Vec<u32>>> + 'a;
 
 /// Continues `prompt` and calls `write` with each new token; `write` says whether to go on. Stops
-/// at the tokenizer's end of text. Without `retrieve`, a RETRO model is its base model.
+/// at a token that ends a text. Without `retrieve`, a RETRO model is its base model.
 pub fn generate(
     model: &LanguageModel,
     prompt: &[u32],
@@ -72,7 +72,7 @@ pub fn generate(
         let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?;
         let logits = decoder.logits(&last)?.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
         let token = choose(&logits, sampling.temperature, &mut rng);
-        if Some(token) == model.tokenizer.end_of_text() || !write(token) {
+        if model.end_tokens().contains(&token) || !write(token) {
             break;
         }
         text.push(token);

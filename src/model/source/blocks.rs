@@ -1,13 +1,11 @@
 //! Tensors of a few bits a number, in ggml's block formats.
 
-#![expect(dead_code, reason = "the reader of GGUF files comes next")]
-
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::corpus::Mapped;
 use crate::error::{Error, Result};
@@ -90,6 +88,11 @@ impl Blocks {
         let width = bytes.len() / rows.max(1);
         let ordered = (0..rows).flat_map(|i| &bytes[order(i) * width..][..width]).copied().collect();
         Self::new(self.kind, self.shape.clone(), ordered)
+    }
+
+    /// The numbers of a format that is no packing: F32, F16 or BF16, which `dtype` must name.
+    pub(super) fn dense(&self, dtype: DType) -> Result<Tensor> {
+        Ok(Tensor::from_raw_buffer(self.bytes(), dtype, &self.shape, &Device::Cpu)?)
     }
 
     /// The numbers, as f32 on the CPU.

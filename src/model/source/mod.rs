@@ -5,6 +5,8 @@
 //! them when it is taken.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
@@ -12,12 +14,21 @@ use serde_json::Value;
 
 use crate::corpus::Tokenizer;
 use crate::error::{Error, Result};
+use crate::hub;
 
 mod blocks;
+mod chat;
 mod folder;
+mod gguf;
+mod llama2c;
 mod safetensors;
+#[cfg(test)]
+mod tests;
+mod torch;
+mod vocabulary;
 
 pub use blocks::{BlockKind, Blocks};
+pub use chat::{ChatTemplate, Message};
 
 /// A tensor as its file holds it.
 #[derive(Debug, Clone)]
@@ -55,6 +66,7 @@ trait Checkpoint: Send + Sync {
     /// The tensor `name`, which is one of `names`.
     fn read(&self, name: &str) -> Result<Stored>;
     fn tokenizer(&self) -> Result<Tokenizer>;
+    fn chat_template(&self) -> Result<Option<ChatTemplate>>;
     fn end_tokens(&self) -> Vec<u32>;
 }
 
@@ -67,13 +79,14 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens the checkpoint called `name`: a folder in Hugging Face's layout.
+    /// Opens the checkpoint called `name`: a folder in Hugging Face's layout, a file in GGUF,
+    /// safetensors, PyTorch's or llama2.c's format, or what [`hub::resolve`] finds.
     ///
     /// # Errors
     /// Names the file, and the field or tensor in it, that is missing or cannot be read.
     pub fn open(name: impl AsRef<Path>) -> Result<Self> {
-        let path = name.as_ref().to_path_buf();
-        let checkpoint = Box::new(folder::Folder::open(&path)?);
+        let path = hub::resolve(name.as_ref())?;
+        let checkpoint = open(&path)?;
         let left = checkpoint.names().into_iter().map(|name| (name.clone(), name)).collect();
         Ok(Self { path, checkpoint, left })
     }
@@ -133,6 +146,11 @@ impl Source {
         self.checkpoint.tokenizer()
     }
 
+    /// How conversations look as text, where the checkpoint says.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        self.checkpoint.chat_template()
+    }
+
     /// Tokens at which generation ends, as the checkpoint says; empty if it does not say.
     pub fn end_tokens(&self) -> Vec<u32> {
         self.checkpoint.end_tokens()
@@ -141,5 +159,46 @@ impl Source {
     /// An error about the checkpoint's tensors.
     pub fn fault(&self, why: impl Into<String>) -> Error {
         Error::file(self.weights(), why)
+    }
+}
+
+/// Opens what is at `path`, by what it looks like.
+fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
+    if path.is_dir() {
+        return match only_gguf(path)? {
+            Some(file) => open(&file),
+            None => Ok(Box::new(folder::Folder::open(path)?)),
+        };
+    }
+    let mut start = Vec::new();
+    File::open(path).and_then(|file| file.take(64).read_to_end(&mut start)).map_err(Error::io(path))?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if start.starts_with(b"GGUF") {
+        Ok(Box::new(gguf::Gguf::open(path)?))
+    } else if path.extension().is_some_and(|end| end == "safetensors") || start.starts_with(b"PK") {
+        Ok(Box::new(folder::Folder::with_weights(parent, path)?))
+    } else if llama2c::Llama2c::looks_like(&start) {
+        Ok(Box::new(llama2c::Llama2c::open(path)?))
+    } else {
+        let why = "not a checkpoint that is read here: a folder, or a file in GGUF, safetensors, PyTorch's or llama2.c's format";
+        Err(Error::file(path, why))
+    }
+}
+
+/// The GGUF file of a folder that has one, and no `config.json`.
+fn only_gguf(folder: &Path) -> Result<Option<PathBuf>> {
+    if folder.join(folder::CONFIG).exists() {
+        return Ok(None);
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        if path.extension().is_some_and(|end| end == "gguf") {
+            found.push(path);
+        }
+    }
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        n => Err(Error::file(folder, format!("holds {n} GGUF files; name one of them"))),
     }
 }
