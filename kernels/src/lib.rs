@@ -29,6 +29,7 @@ mod parallel;
 mod quantised;
 mod rotary;
 mod simd;
+mod team;
 
 pub use activation::{Activation, activate, gated, gelu, swiglu};
 pub use adafactor::{Adafactor, AdafactorOptions};
