@@ -10,6 +10,7 @@ pub mod error;
 pub mod eval;
 pub mod hub;
 pub mod interrupt;
+pub mod memory;
 pub mod model;
 pub mod progress;
 pub mod quickstart;

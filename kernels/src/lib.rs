@@ -32,6 +32,7 @@ mod projection;
 mod quantised;
 mod rotary;
 mod simd;
+mod team;
 
 pub use activation::{Activation, activate, gated, gelu, swiglu};
 pub use adafactor::{Adafactor, AdafactorOptions};

@@ -34,15 +34,6 @@ pub fn for_pieces2(
     pieces.enumerate().for_each(|(i, (a, b))| work(i * piece, a, b));
 }
 
-/// Calls `work` for every number below `tasks`, on all threads.
-pub fn for_tasks(tasks: usize, work: impl Fn(usize) + Sync) {
-    match tasks {
-        0 => {}
-        1 => work(0),
-        _ => (0..tasks).into_par_iter().for_each(&work),
-    }
-}
-
 /// A buffer that tasks fill side by side.
 #[derive(Clone, Copy)]
 pub struct Shared {

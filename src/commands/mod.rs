@@ -13,6 +13,7 @@ mod encoder;
 mod eval;
 mod generate;
 mod index;
+mod memory;
 mod neighbours;
 mod quickstart;
 mod select;
@@ -42,6 +43,9 @@ enum Command {
     Index(index::Command),
     /// Precompute each chunk's nearest neighbours, for RETRO.
     Neighbours(neighbours::Args),
+    /// Make and tune token-level memories: what came next where a context was like the one at hand.
+    #[command(subcommand)]
+    Memory(memory::Command),
     /// Train a model as a TOML file says.
     Train(train::Args),
     /// Measure a model or an encoder.
@@ -96,6 +100,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Quickstart(args) => quickstart::run(args, console),
         Command::Index(command) => index::run(command, console),
         Command::Neighbours(args) => neighbours::run(args, console),
+        Command::Memory(command) => memory::run(command, console),
         Command::Train(args) => train::run(args, console),
         Command::Eval(command) => eval::run(command, console),
         Command::Generate(args) => generate::run(args, console),

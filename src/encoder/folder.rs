@@ -128,10 +128,15 @@ impl Files {
 
     /// Reads the weights and hands them to `build`.
     pub fn weights<T>(&mut self, build: impl FnOnce(&Weights) -> Result<T>) -> Result<T> {
-        let bytes = self.read(WEIGHTS)?;
+        self.weights_in(WEIGHTS, build)
+    }
+
+    /// Reads the weights of a file and hands them to `build`.
+    pub fn weights_in<T>(&mut self, file: &str, build: impl FnOnce(&Weights) -> Result<T>) -> Result<T> {
+        let bytes = self.read(file)?;
         let tensors = SafeTensors::deserialize(&bytes)
-            .map_err(|e| self.fault(WEIGHTS, format!("not a readable safetensors file: {e}")))?;
-        build(&Weights { path: self.path(WEIGHTS), tensors })
+            .map_err(|e| self.fault(file, format!("not a readable safetensors file: {e}")))?;
+        build(&Weights { path: self.path(file), tensors })
     }
 
     /// Hash over every file that was read.

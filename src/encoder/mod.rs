@@ -8,6 +8,7 @@
 use sidenote_index::Metric;
 
 use crate::error::Result;
+use crate::model::t5::MODEL_TYPES as T5_TYPES;
 
 mod config;
 pub mod distill;
@@ -15,6 +16,7 @@ mod folder;
 mod linear;
 mod network;
 mod sentence;
+mod t5;
 mod table;
 mod wordpiece;
 
@@ -50,7 +52,7 @@ pub trait Encoder: Send + Sync {
 }
 
 /// Reads the encoder called `name`: `"default"` is the one inside the program, anything else a
-/// folder in Hugging Face's layout, of a BERT-family sentence encoder or a model2vec table.
+/// folder in Hugging Face's layout, of a sentence encoder of the BERT family or over T5, or a model2vec table.
 ///
 /// # Errors
 /// Names the file, and the field or tensor in it, that is missing, misshapen or of a kind that is
@@ -62,11 +64,12 @@ pub fn load(name: &str) -> Result<Box<dyn Encoder>> {
         return Ok(Box::new(SentenceEncoder::read(name, files, family)?));
     }
     match kind.as_str() {
+        kind if T5_TYPES.contains(&kind) => Ok(Box::new(t5::T5Encoder::read(name, files)?)),
         table::MODEL_TYPE | table::OWN_MODEL_TYPE => Ok(Box::new(StaticEncoder::read(name, files)?)),
         other => Err(files.fault(
             folder::CONFIG,
             format!(
-                "model_type {other:?} is not an architecture read here; {:?}, {:?} and {:?} are",
+                "model_type {other:?} is not an architecture read here; {:?}, {T5_TYPES:?}, {:?} and {:?} are",
                 config::MODEL_TYPES.map(|(name, _)| name),
                 table::MODEL_TYPE,
                 table::OWN_MODEL_TYPE

@@ -54,7 +54,7 @@ struct Prompts {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Pooling {
+pub(super) enum Pooling {
     Mean,
     Cls,
 }
@@ -84,7 +84,11 @@ impl SentenceEncoder {
     pub(super) fn read(name: &str, mut files: Files, family: Family) -> Result<Self> {
         let config = files.json(CONFIG)?;
         let config = Config::read(family, &config).map_err(|why| files.fault(CONFIG, why))?;
-        let (pooling, normalised) = read_modules(&mut files)?;
+        let Modules { pooling, normalised, dense } = read_modules(&mut files)?;
+        if let Some(folder) = dense.first() {
+            let why = format!("the Dense module at {folder:?} is read only after a T5 encoder");
+            return Err(files.fault(MODULES, why));
+        }
         let prompts = read_prompts(&mut files)?;
         let metric = match normalised {
             Some(true) => Metric::Cosine,
@@ -217,7 +221,7 @@ impl Encoder for SentenceEncoder {
 }
 
 /// The longest text in tokens, special ones included; very large where nothing states it.
-fn read_limit(files: &mut Files) -> Result<usize> {
+pub(super) fn read_limit(files: &mut Files) -> Result<usize> {
     for (file, key) in LIMITS {
         let settings: Option<serde_json::Value> = files.json_optional(file)?;
         // Tokenizers without a limit state 1e30, hence the way over f64.
@@ -260,12 +264,21 @@ fn read_prompts(files: &mut Files) -> Result<Prompts> {
     })
 }
 
-/// The pooling that `modules.json` leads to, and whether it normalises; unknown without that file.
-fn read_modules(files: &mut Files) -> Result<(Pooling, Option<bool>)> {
+/// What `modules.json` puts after the network.
+pub(super) struct Modules {
+    pub pooling: Pooling,
+    /// Whether vectors are made of unit length; unknown without that file.
+    pub normalised: Option<bool>,
+    /// Folders of Dense modules after the pooling.
+    pub dense: Vec<String>,
+}
+
+/// The modules that `modules.json` leads to.
+pub(super) fn read_modules(files: &mut Files) -> Result<Modules> {
     let Some(modules) = files.json_optional::<Vec<ModuleEntry>>(MODULES)? else {
-        return Ok((Pooling::Mean, None));
+        return Ok(Modules { pooling: Pooling::Mean, normalised: None, dense: Vec::new() });
     };
-    let (mut pooling, mut normalised) = (None, false);
+    let (mut pooling, mut normalised, mut dense) = (None, false, Vec::new());
     for module in &modules {
         // "sentence_transformers.models.Pooling"; later versions have longer paths.
         match module.kind.rsplit('.').next().unwrap_or_default() {
@@ -274,9 +287,13 @@ fn read_modules(files: &mut Files) -> Result<(Pooling, Option<bool>)> {
             "Pooling" if pooling.is_none() && is_plain(&module.path) => {
                 pooling = Some(read_pooling_config(files, &format!("{}/config.json", module.path))?);
             }
+            "Dense" if pooling.is_some() && !normalised && is_plain(&module.path) => {
+                dense.push(module.path.clone());
+            }
             _ => {
                 let why = format!(
-                    "module {:?} at {:?} is not read here; one Transformer at the top, one Pooling and Normalize are",
+                    "module {:?} at {:?} is not read here; one Transformer at the top, one Pooling, Dense and \
+                     Normalize are, in this order",
                     module.kind, module.path
                 );
                 return Err(files.fault(MODULES, why));
@@ -284,7 +301,7 @@ fn read_modules(files: &mut Files) -> Result<(Pooling, Option<bool>)> {
         }
     }
     let pooling = pooling.ok_or_else(|| files.fault(MODULES, "names no Pooling module"))?;
-    Ok((pooling, Some(normalised)))
+    Ok(Modules { pooling, normalised: Some(normalised), dense })
 }
 
 /// Whether a path from a file names a plain folder, so that it cannot lead elsewhere.

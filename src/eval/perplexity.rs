@@ -1,36 +1,19 @@
 //! How well a model predicts held-out text.
-//!
-//! A document is read in windows as long as the model was trained on. Each window after the first
-//! begins with the last chunk of the one before it, which is read but not scored again, so every
-//! token but a document's first is scored exactly once.
 
 use std::ops::Range;
 
-use candle_core::Tensor;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 
 use crate::corpus::Store;
 use crate::error::{Error, Result};
-use crate::interrupt;
-use crate::model::batch::{assemble, gather};
-use crate::model::{Decoder, LanguageModel};
+use crate::memory::Memories;
+use crate::model::LanguageModel;
+use crate::model::reading::read;
 use crate::progress::Progress;
 
-/// Tokens a window, in whole chunks but at least two of them; fewer where a model reads fewer.
-const WINDOW_TOKENS: usize = 256;
-/// Windows read at once.
-const BATCH: usize = 8;
-
-/// Where a text's neighbours come from.
-pub struct Neighbourhood<'a> {
-    /// Tokens of a chunk's neighbours, nearest first.
-    pub of: Box<dyn Fn(usize) -> Vec<Vec<u32>> + 'a>,
-    /// How many of them are read.
-    pub k: usize,
-}
+pub use crate::model::reading::Neighbourhood;
 
 /// Prediction of one chunk's tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,88 +74,65 @@ pub fn score(
     neighbours: Option<&Neighbourhood<'_>>,
     progress: Progress,
 ) -> Result<Scores> {
-    let decoder = model.network.decoder();
-    let device = decoder.device();
-    let m = text.chunk_size();
-    let positions = decoder.config().max_position_embeddings;
-    let longest = (WINDOW_TOKENS.min(positions) / m).max(2);
-    if longest * m > positions {
-        let why =
-            format!("windows of {longest} chunks of {m} tokens, but the model reads only {positions} tokens");
-        return Err(Error::setting("chunk size", why));
+    score_with(model, text, documents, neighbours, &Memories::default(), progress)
+}
+
+/// [`score`] of the model and `memories` together.
+///
+/// # Errors
+/// A memory that another model made.
+pub fn score_with(
+    model: &LanguageModel,
+    text: &Store,
+    documents: Range<usize>,
+    neighbours: Option<&Neighbourhood<'_>>,
+    memories: &Memories<'_>,
+    progress: Progress,
+) -> Result<Scores> {
+    if let Some((memory, _)) = &memories.datastore {
+        memory.check_model(&model.identity()?)?;
     }
-    let windows: Vec<(Range<usize>, usize)> =
-        documents.flat_map(|d| windows(text.chunks_of(d), longest)).collect();
-    let task = progress.task("score", windows.len() as u64, "windows");
+    let mut remembering = memories.reader();
     let mut scores = Scores::default();
-    for group in windows.chunks(BATCH) {
-        if interrupt::requested() {
-            return Err(Error::Interrupted("nothing was measured to the end".into()));
-        }
-        let rows: Vec<Range<usize>> = group.iter().map(|(row, _)| row.clone()).collect();
-        let batch = assemble(text, &rows, device)?;
-        let retrieved = match neighbours {
-            Some(n) => Some(gather(&batch, text, &n.of, n.k, device)?),
-            None => None,
+    read(model, text, documents, neighbours, progress, |reading| {
+        let nats = reading.nats()?;
+        let (contexts, tokens) = match memories.is_empty() {
+            true => Default::default(),
+            false => (reading.contexts()?, reading.tokens()?),
         };
-        let hidden = model.network.forward(&batch.tokens, retrieved.as_ref())?.detach();
-        let width = batch.tokens.dim(1)?;
-        let nats = token_nats(&hidden, decoder, &batch.targets)?;
-        for (i, (row, context)) in group.iter().enumerate() {
-            for (u, chunk) in row.clone().enumerate().skip(*context) {
-                let here = text.chunk(chunk);
-                // The token at position p is predicted at p - 1; a document's first is not.
-                let first = (u * m).max(1);
-                let last = u * m + here.tokens.len();
-                let of_chunk = &nats[i * width + first - 1..i * width + last - 1];
+        let dim = contexts.len() / tokens.len().max(1);
+        // A batch may go across documents; of each there is one run.
+        let mut at = 0;
+        for run in reading.chunks.chunk_by(|a, b| text.document_of(a.chunk) == text.document_of(b.chunk)) {
+            if run[0].chunk == text.chunks_of(text.document_of(run[0].chunk)).start {
+                remembering.new_document();
+            }
+            let predicted: usize = run.iter().map(|chunk| chunk.tokens()).sum();
+            let here = at..at + predicted;
+            let mixed: Vec<f64> = match memories.is_empty() {
+                true => nats[here].iter().map(|nats| f64::from(*nats)).collect(),
+                false => {
+                    let contexts = &contexts[here.start * dim..here.end * dim];
+                    remembering.mix(contexts, &tokens[here.clone()], &nats[here])?
+                }
+            };
+            at += predicted;
+            let mut mixed = mixed.into_iter();
+            for chunk in run {
                 scores.chunks.push(ChunkScore {
-                    chunk,
-                    nats: of_chunk.iter().map(|n| *n as f64).sum(),
-                    tokens: of_chunk.len(),
-                    bytes: here.text.len(),
+                    chunk: chunk.chunk,
+                    nats: mixed.by_ref().take(chunk.tokens()).sum(),
+                    tokens: chunk.tokens(),
+                    bytes: text.chunk(chunk.chunk).text.len(),
                 });
             }
         }
-        task.advance(group.len() as u64);
-    }
+        Ok(())
+    })?;
     if scores.tokens() == 0 {
         return Err(Error::setting("corpus", "has no text to predict"));
     }
     Ok(scores)
-}
-
-/// Windows of at most `longest` (2 or more) of a document's chunks, each with the number of chunks
-/// that are only context.
-fn windows(all: Range<usize>, longest: usize) -> Vec<(Range<usize>, usize)> {
-    let mut windows = Vec::new();
-    let mut scored = all.start;
-    while scored < all.end {
-        let context = (scored > all.start) as usize;
-        let start = scored - context;
-        let end = (start + longest).min(all.end);
-        windows.push((start..end, context));
-        scored = end;
-    }
-    windows
-}
-
-/// Negative log likelihood of each target, `[tokens]`; 0 where there is none.
-fn token_nats(hidden: &Tensor, decoder: &Decoder, targets: &Tensor) -> Result<Vec<f32>> {
-    let hidden = hidden.flatten(0, 1)?;
-    let targets = targets.to_vec1::<u32>()?;
-    let vocabulary = decoder.config().vocab_size;
-    let mut nats = Vec::with_capacity(targets.len());
-    // The logits of all tokens at once would be large; some hundred rows are enough for speed.
-    for (i, targets) in targets.chunks(256).enumerate() {
-        let logits = decoder.logits(&hidden.narrow(0, i * 256, targets.len())?)?;
-        let logits = logits.flatten_all()?.to_vec1::<f32>()?;
-        nats.par_extend(logits.par_chunks(vocabulary).zip(targets).map(|(row, target)| {
-            let Some(own) = row.get(*target as usize) else { return 0.0 };
-            let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            highest + row.iter().map(|logit| (logit - highest).exp()).sum::<f32>().ln() - own
-        }));
-    }
-    Ok(nats)
 }
 
 /// Gives every chunk some other chunk's neighbours: the control that shows whether a model uses
@@ -191,17 +151,6 @@ pub fn shuffled(chunks: usize, seed: u64) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_chunk_is_scored_once() {
-        for (chunks, longest) in (1..12).flat_map(|chunks| (2..6).map(move |longest| (chunks, longest))) {
-            let windows = windows(5..5 + chunks, longest);
-            let scored: Vec<usize> =
-                windows.iter().flat_map(|(row, context)| row.clone().skip(*context)).collect();
-            assert_eq!(scored, (5..5 + chunks).collect::<Vec<_>>());
-            assert!(windows.iter().all(|(row, _)| row.len() <= longest));
-        }
-    }
 
     #[test]
     fn nobody_keeps_its_own_neighbours() {

@@ -7,6 +7,7 @@ pub mod generate;
 mod layers;
 mod matrix;
 mod place;
+pub mod reading;
 pub mod retro;
 pub mod source;
 mod store;

@@ -59,6 +59,19 @@ impl Network {
             Self::Retro(retro) => retro.forward(tokens, retrieved),
         }
     }
+
+    /// [`forward`](Self::forward), and the contexts that token-level memories are keyed by: what the last block's
+    /// feed-forward layer read, `[batch, tokens, d]`.
+    pub fn forward_with_contexts(
+        &self,
+        tokens: &Tensor,
+        retrieved: Option<&Retrieved>,
+    ) -> Result<(Tensor, Tensor)> {
+        match self {
+            Self::Plain(decoder) => decoder.forward_with_contexts(tokens, &mut Cache::default()),
+            Self::Retro(retro) => retro.forward_with_contexts(tokens, retrieved),
+        }
+    }
 }
 
 /// Which weights of a loaded model are trained.
@@ -251,6 +264,30 @@ impl LanguageModel {
             });
         }
         Ok(())
+    }
+
+    /// Tokens of a chunk: those that a RETRO model reads, else 64 or as many as two of which fit a window.
+    pub fn chunk_size(&self) -> usize {
+        match &self.network {
+            Network::Retro(retro) => retro.config().chunk_size,
+            Network::Plain(decoder) => 64.min(decoder.config().max_position_embeddings / 2).max(1),
+        }
+    }
+
+    /// Hash over all weights, in the order of their names, and the tokenizer: two models with the same identity
+    /// predict the same.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn identity(&self) -> Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.tokenizer.identity().as_bytes());
+        for (place, matrix) in &self.tensors {
+            hasher.update(format!("{place:?}").as_bytes());
+            let values = matrix.dense()?.flatten_all()?.to_vec1::<f32>()?;
+            hasher.update(crate::corpus::bytes_of(&values));
+        }
+        Ok(hasher.finalize().to_hex()[..32].to_string())
     }
 
     /// The weights that are trained, by name.

@@ -100,7 +100,6 @@ impl WritingModel {
     pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
         match self {
             Self::Decoder(model) => model.prompt(text),
-            Self::EncoderDecoder(_) if text.is_empty() => Err(Error::setting("prompt", "is empty")),
             Self::EncoderDecoder(model) => model.prompt(text),
         }
     }

@@ -4,6 +4,7 @@ use gemm::Parallelism;
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod few;
 mod packed;
 
 pub use packed::PackedLinear;
@@ -77,6 +78,10 @@ pub fn multiply(
         return;
     }
     assert!(a.covers(m, k) && b.covers(k, n), "product reads beyond its operands");
+    if m < few::MANY && a.column == 1 && b.row == 1 {
+        let (a, b) = ((a.data, a.row), (b.data, b.column));
+        return few::multiply([m, k, n], scale, a, b, (out, out_row), accumulate, threads);
+    }
     #[cfg(target_arch = "x86_64")]
     if m >= ROWS && m * k * n >= OWN && std::arch::is_x86_feature_detected!("avx512f") {
         let threads = match threads {

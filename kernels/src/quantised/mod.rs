@@ -4,6 +4,7 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod blocks;
+mod halves;
 mod input;
 mod packed;
 mod product;
@@ -17,12 +18,14 @@ use half::f16;
 
 pub use self::blocks::BlockKind;
 use self::blocks::{Block, GROUP, SUPER, widened};
+use self::halves::Halves;
 use self::input::Input;
 use self::packed::{Packed, ROWS};
 use self::product::Instructions;
 use crate::autograd::{View, fusible};
 use crate::composed;
-use crate::parallel::{Shared, for_pieces, for_tasks};
+use crate::parallel::{Shared, for_pieces};
+use crate::team::for_tasks;
 
 /// About how many products of a weight and an input one task makes, at least.
 const GRAIN: usize = 1 << 16;
@@ -38,13 +41,19 @@ pub enum Bits {
 
 /// A linear layer whose weight is stored in few bits, each group of up to 32 along a row with a scale of its own.
 ///
-/// It is for generation only and gives no gradients. Each group of 32 inputs is rounded to 8 bits as well (as
+/// It is for generation only and gives no gradients. Except for the halves of `f32` (`F16` and `BF16`), each group of 32 inputs is rounded to 8 bits as well (as
 /// llama.cpp does), so that products are of integers. A row of the result does not depend on the other rows of
 /// the input: a prompt read at once and token by token gives the same bits.
 #[derive(Clone, Debug)]
 pub struct QuantisedLinear {
-    weight: Packed,
+    weight: Weight,
     device: Device,
+}
+
+#[derive(Clone, Debug)]
+enum Weight {
+    Packed(Packed),
+    Halves(Halves),
 }
 
 impl QuantisedLinear {
@@ -67,7 +76,7 @@ impl QuantisedLinear {
             let row = &values[row * input..][..input];
             round(&row[i * GROUP..((i + 1) * GROUP).min(input)], kind)
         };
-        Ok(Self { weight: Packed::new(kind, output, input, blocks), device })
+        Ok(Self { weight: Weight::Packed(Packed::new(kind, output, input, blocks)), device })
     }
 
     /// Takes rows of blocks as a GGUF file holds them; `shape` is `[out, in]`.
@@ -76,23 +85,32 @@ impl QuantisedLinear {
     /// When a row is not whole blocks or there are more or fewer bytes than the shape says.
     pub fn from_blocks(kind: BlockKind, bytes: &[u8], shape: [usize; 2], device: &Device) -> Result<Self> {
         let [output, input] = shape;
-        if kind.bits() == 0 {
-            bail!("{kind:?}: not taken yet");
-        }
         check(kind, bytes, shape)?;
-        let row = input / kind.weights() * kind.bytes();
-        let block = |at: usize, i: usize| Block::read(kind, &bytes[at * row + i * kind.bytes()..]);
-        Ok(Self { weight: Packed::new(kind, output, input, block), device: device.clone() })
+        let weight = match kind {
+            BlockKind::F16 | BlockKind::BF16 => Weight::Halves(Halves::new(kind, shape, bytes)),
+            _ => {
+                let row = input / kind.weights() * kind.bytes();
+                let block = |at: usize, i: usize| Block::read(kind, &bytes[at * row + i * kind.bytes()..]);
+                Weight::Packed(Packed::new(kind, output, input, block))
+            }
+        };
+        Ok(Self { weight, device: device.clone() })
     }
 
     /// The format of the weight.
     pub fn kind(&self) -> BlockKind {
-        self.weight.kind
+        match &self.weight {
+            Weight::Packed(weight) => weight.kind,
+            Weight::Halves(weight) => weight.kind,
+        }
     }
 
     /// `[out, in]`.
     pub fn shape(&self) -> [usize; 2] {
-        [self.weight.output, self.weight.input]
+        match &self.weight {
+            Weight::Packed(weight) => [weight.output, weight.input],
+            Weight::Halves(weight) => weight.shape,
+        }
     }
 
     /// The device that the results are on.
@@ -102,7 +120,10 @@ impl QuantisedLinear {
 
     /// How many bytes the weight takes.
     pub fn bytes(&self) -> usize {
-        self.weight.bytes()
+        match &self.weight {
+            Weight::Packed(weight) => weight.bytes(),
+            Weight::Halves(weight) => weight.bytes(),
+        }
     }
 
     /// The weight as it is after rounding, in `f32`, `[out, in]`.
@@ -110,7 +131,7 @@ impl QuantisedLinear {
     /// # Errors
     /// When the device refuses.
     pub fn weight(&self) -> Result<Tensor> {
-        let rows: Vec<u32> = (0..self.weight.output as u32).collect();
+        let rows: Vec<u32> = (0..self.shape()[0] as u32).collect();
         self.rows(&Tensor::new(rows, &self.device)?)
     }
 
@@ -119,7 +140,7 @@ impl QuantisedLinear {
     /// # Errors
     /// When a token lies outside the table.
     pub fn rows(&self, tokens: &Tensor) -> Result<Tensor> {
-        let Packed { output, input, .. } = self.weight;
+        let [output, input] = self.shape();
         let ids = tokens.flatten_all()?.to_vec1::<u32>()?;
         if let Some(at) = ids.iter().position(|&id| id as usize >= output) {
             bail!("embedding: token {} at {at} is outside the vocabulary of {output}", ids[at]);
@@ -128,7 +149,10 @@ impl QuantisedLinear {
         if input > 0 {
             for_pieces(&mut values, input, |at, values| {
                 for (id, values) in ids[at / input..].iter().zip(values.chunks_exact_mut(input)) {
-                    self.weight.expand(*id as usize, values);
+                    match &self.weight {
+                        Weight::Packed(weight) => weight.expand(*id as usize, values),
+                        Weight::Halves(weight) => weight.expand(*id as usize, values),
+                    }
                 }
             });
         }
@@ -150,7 +174,16 @@ impl QuantisedLinear {
     /// # Errors
     /// When the shapes do not fit together.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        residual + self.forward(x)?
+        let [output, input] = self.shape();
+        let fits = x.dims().split_last().is_some_and(|(last, others)| {
+            *last == input && residual.dims().split_last() == Some((&output, others))
+        });
+        if !fits || !fusible(&[x, residual]) {
+            return residual + self.forward(x)?;
+        }
+        let mut out = View::of(&residual.contiguous()?)?.to_vec();
+        multiply(&[&self.weight], x, std::slice::from_mut(&mut out))?;
+        Tensor::from_vec(out, residual.shape(), &Device::Cpu)
     }
 
     /// The products of one input with several weights, such as those of queries, keys and values: what
@@ -161,7 +194,7 @@ impl QuantisedLinear {
     pub fn forward_each<'a>(layers: impl IntoIterator<Item = &'a Self>, x: &Tensor) -> Result<Vec<Tensor>> {
         let layers: Vec<&Self> = layers.into_iter().collect();
         let input = x.dim(D::Minus1)?;
-        if let Some(layer) = layers.iter().find(|layer| layer.weight.input != input) {
+        if let Some(layer) = layers.iter().find(|layer| layer.shape()[1] != input) {
             bail!("quantised linear: x is {:?}, the weight {:?}", x.dims(), layer.shape());
         }
         if !fusible(&[x]) {
@@ -169,47 +202,60 @@ impl QuantisedLinear {
             return each.collect();
         }
         let rows = x.elem_count() / input.max(1);
-        let mut out: Vec<Vec<f32>> =
-            layers.iter().map(|layer| vec![0f32; rows * layer.weight.output]).collect();
-        if rows > 0 {
-            let x = x.contiguous()?;
-            let weights: Vec<&Packed> = layers.iter().map(|layer| &layer.weight).collect();
-            multiply(Instructions::best(), &weights, &View::of(&x)?, &mut out);
-        }
+        let mut out: Vec<Vec<f32>> = layers.iter().map(|layer| vec![0f32; rows * layer.shape()[0]]).collect();
+        let weights: Vec<&Weight> = layers.iter().map(|layer| &layer.weight).collect();
+        multiply(&weights, x, &mut out)?;
         let shaped = |(out, layer): (Vec<f32>, &&Self)| {
             let mut shape = x.dims().to_vec();
-            *shape.last_mut().unwrap_or(&mut 0) = layer.weight.output;
+            *shape.last_mut().unwrap_or(&mut 0) = layer.shape()[0];
             Tensor::from_vec(out, shape, &Device::Cpu)
         };
         out.into_iter().zip(&layers).map(shaped).collect()
     }
 }
 
-/// Rows of `x` by each weight, `[rows, in]` by `[out, in]`; all have the same `in`.
-fn multiply(instructions: Instructions, weights: &[&Packed], x: &[f32], out: &mut [Vec<f32>]) {
-    let Some(Packed { input: width, groups, .. }) = weights.first() else { return };
+/// Adds the products of `x` with each weight to `out`.
+fn multiply(weights: &[&Weight], x: &Tensor, out: &mut [Vec<f32>]) -> Result<()> {
+    if x.elem_count() == 0 {
+        return Ok(());
+    }
+    let x = x.contiguous()?;
+    let x = View::of(&x)?;
+    let mut packed: Vec<(&Packed, &mut Vec<f32>)> = Vec::new();
+    for (weight, out) in weights.iter().zip(out) {
+        match weight {
+            Weight::Packed(weight) => packed.push((weight, out)),
+            Weight::Halves(weight) => weight.multiply(&x, out),
+        }
+    }
+    multiply_packed(Instructions::best(), packed, &x);
+    Ok(())
+}
+
+/// Adds the products of rows of `x` with each weight, `[rows, in]` by `[out, in]`; all have the same `in`.
+fn multiply_packed(instructions: Instructions, weights: Vec<(&Packed, &mut Vec<f32>)>, x: &[f32]) {
+    let Some((Packed { input: width, groups, .. }, _)) = weights.first() else { return };
     let x = Input::new(x, *width, *groups);
     let rows = x.facts.len() / groups.max(&1);
-    let out: Vec<Shared> = out.iter_mut().map(|out| Shared::new(out)).collect();
     // A task takes some strips of one of the weights.
     let some = GRAIN.div_ceil(ROWS * rows * width.max(&1));
-    let ends: Vec<usize> = weights
-        .iter()
-        .scan(0, |end, weight| {
-            *end += weight.strips().div_ceil(some);
-            Some(*end)
-        })
-        .collect();
-    for_tasks(ends.last().copied().unwrap_or(0), |task| {
-        let which = ends.partition_point(|&end| end <= task);
-        let (weight, out) = (weights[which], out[which]);
-        let first = (task - if which == 0 { 0 } else { ends[which - 1] }) * some;
+    let mut tasks = 0;
+    let weights = weights.into_iter().map(|(weight, out)| {
+        let first = tasks;
+        tasks += weight.strips().div_ceil(some);
+        (first, weight, Shared::new(out))
+    });
+    let weights: Vec<_> = weights.collect();
+    for_tasks(tasks, |task| {
+        let which = weights.partition_point(|(first, ..)| *first <= task) - 1;
+        let (first, weight, out) = weights[which];
+        let first = (task - first) * some;
         for strip in first..(first + some).min(weight.strips()) {
             let (at, count) = (strip * ROWS, ROWS.min(weight.output - strip * ROWS));
             product::strip(instructions, weight, strip, &x, |row, values| {
                 // SAFETY: the buffer lives as long as this call, and no two tasks have a strip in common.
                 let out = unsafe { out.part(row * weight.output + at, count) };
-                out.copy_from_slice(&values[..count]);
+                out.iter_mut().zip(values).for_each(|(out, value)| *out += value);
             });
         }
     });

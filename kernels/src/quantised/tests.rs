@@ -60,7 +60,9 @@ fn error(layer: &QuantisedLinear, rows: usize) -> f64 {
     let out = layer.forward(&x).unwrap();
     let f64 = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
     let weight = layer.weight().unwrap();
-    let exact = f64(&rounded(&x)).matmul(&f64(&weight).t().unwrap()).unwrap();
+    let halves = matches!(layer.kind(), BlockKind::F16 | BlockKind::BF16);
+    let x = if halves { x } else { rounded(&x) };
+    let exact = f64(&x).matmul(&f64(&weight).t().unwrap()).unwrap();
     let largest = distance(&weight, &weight.zeros_like().unwrap()).max(1e-9);
     distance(&out, &exact) / (input as f64).sqrt() / largest
 }
@@ -101,18 +103,41 @@ proptest! {
     }
 }
 
+#[test]
+fn halves_are_what_they_are() {
+    for kind in [BlockKind::F16, BlockKind::BF16] {
+        let dense = random(&[70, 45], 1);
+        let dtype = if kind == BlockKind::F16 { DType::F16 } else { DType::BF16 };
+        let dense = dense.to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap();
+        let values = dense.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let bits = values.iter().map(|x| match kind {
+            BlockKind::F16 => f16::from_f32(*x).to_bits(),
+            _ => half::bf16::from_f32(*x).to_bits(),
+        });
+        let bytes: Vec<u8> = bits.flat_map(u16::to_le_bytes).collect();
+        let layer = QuantisedLinear::from_blocks(kind, &bytes, [70, 45], &Device::Cpu).unwrap();
+        assert_eq!(layer.bytes(), bytes.len());
+        assert_eq!(distance(&layer.weight().unwrap(), &dense), 0.0);
+        for rows in [1, 7, 15, 16, 90] {
+            let error = error(&layer, rows);
+            assert!(error < 1e-6, "{kind:?}, {rows} rows: off by {error}");
+        }
+    }
+}
+
 /// Integers that fill their bits, so that sums that do not fit would show.
 #[test]
 fn every_kind_of_instructions_gives_the_same() {
     for (kind, _) in KINDS {
         let layer = random_layer(kind, [70, 3 * kind.weights()], 5);
         let input = layer.shape()[1];
+        let Weight::Packed(weight) = &layer.weight else { panic!("{kind:?} is packed") };
         let x = random(&[15, input], 4).sign().unwrap();
         let x = View::of(&x).unwrap();
         let on = |instructions| {
-            let mut out = vec![vec![0f32; 15 * 70]];
-            multiply(instructions, &[&layer.weight], &x, &mut out);
-            out.remove(0)
+            let mut out = vec![0f32; 15 * 70];
+            multiply_packed(instructions, vec![(weight, &mut out)], &x);
+            out
         };
         let plain = on(Instructions::Plain);
         let size = plain.iter().fold(0f32, |a, b| a.max(b.abs()));

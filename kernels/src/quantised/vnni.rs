@@ -7,6 +7,9 @@ use super::input::Input;
 use super::packed::{Packed, ROWS};
 use super::product::for_kind;
 
+/// How many groups ahead weights are fetched.
+const AHEAD: usize = 12;
+
 /// As [`super::product::strip`], which has checked that all sizes fit.
 ///
 /// # Safety
@@ -72,6 +75,15 @@ unsafe fn some<const BITS: usize, const UNITS: bool, const MINIMA: bool, const N
         let at = strip * groups + group;
         // SAFETY: `at` is a group of the weight, and each group of a row of input has its 32 values and its facts.
         unsafe {
+            if N == 1 {
+                // A single row of input waits for the weights: those that come next are asked for in time. (To fetch
+                // what is not there does no harm.)
+                let lines = if BITS == 8 { 8 } else { 4 };
+                let next = weight.low.as_ptr().wrapping_add((at + AHEAD) * lines);
+                for line in 0..lines {
+                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line).cast());
+                }
+            }
             let codes = codes::<BITS>(weight, at);
             let (first, second, minimum) = scales::<BITS, UNITS, MINIMA>(weight, at);
             for i in 0..N {

@@ -7,7 +7,8 @@ use serde_json::json;
 use super::super::Console;
 use crate::corpus::{OnError, build_store};
 use crate::eval::overlap::{FilteredBits, filtered_bits, overlap};
-use crate::eval::perplexity::{Neighbourhood, score};
+use crate::eval::perplexity::{Neighbourhood, score_with};
+use crate::memory::{CacheSettings, Memories, TokenMemory};
 use crate::model::{LanguageModel, Network, Trainable};
 use crate::retriever::Retriever;
 use crate::retriever::neighbours::{self, tokens_of};
@@ -33,6 +34,27 @@ pub struct Args {
     /// Whether a RETRO model may read what the index gives.
     #[arg(long, value_enum, default_value_t = Retrieval::On)]
     retrieval: Retrieval,
+    /// Token-level memory to look things up in (kNN-LM), made by `sidenote memory build` with this model.
+    #[arg(long, value_name = "DIR")]
+    memory: Option<PathBuf>,
+    /// Contexts to look up for each token, k, in place of what the memory says.
+    #[arg(short, long, requires = "memory")]
+    k: Option<usize>,
+    /// The memory's share of the prediction, in place of what the memory says.
+    #[arg(long, requires = "memory")]
+    lambda: Option<f64>,
+    /// Temperature, in units of the memory's typical distance, in place of what the memory says.
+    #[arg(long, requires = "memory")]
+    temperature: Option<f64>,
+    /// Remember so many of the last contexts of each document (continuous cache).
+    #[arg(long, value_name = "CONTEXTS")]
+    cache: Option<usize>,
+    /// The cache's share of the prediction.
+    #[arg(long, default_value_t = CacheSettings::default().lambda, requires = "cache")]
+    cache_lambda: f64,
+    /// How sharply the cache tells contexts apart.
+    #[arg(long, default_value_t = CacheSettings::default().theta, requires = "cache")]
+    cache_theta: f32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -41,14 +63,34 @@ enum Retrieval {
     Off,
 }
 
+/// What the arguments ask to look at beside the network.
+fn memories<'a>(args: &Args, memory: Option<&'a TokenMemory>) -> anyhow::Result<Memories<'a>> {
+    let mut memories = Memories::default();
+    if let Some(memory) = memory {
+        let mut interpolation = memory.meta().interpolation.clone();
+        interpolation.k = args.k.unwrap_or(interpolation.k);
+        interpolation.temperature = args.temperature.unwrap_or(interpolation.temperature);
+        if let Some(lambda) = args.lambda {
+            (interpolation.lambda, interpolation.edges) = (vec![lambda], Vec::new());
+        }
+        interpolation.check()?;
+        memories.datastore = Some((memory, interpolation));
+    }
+    if let Some(window) = args.cache {
+        let cache = CacheSettings { window, theta: args.cache_theta, lambda: args.cache_lambda };
+        cache.check()?;
+        memories.cache = Some(cache);
+    }
+    Ok(memories)
+}
+
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let model = LanguageModel::load(&args.model, Trainable::Nothing, &candle_core::Device::Cpu)?;
     let retriever = args.index.as_deref().map(|dir| Retriever::open(dir, None)).transpose()?;
     let (chunk_size, k) = match (&model.network, &retriever) {
         (Network::Retro(retro), _) => (retro.config().chunk_size, retro.config().neighbours),
         (Network::Plain(_), Some(retriever)) => (retriever.store().chunk_size(), 0),
-        // A window has two chunks or more.
-        (Network::Plain(decoder), None) => (64.min(decoder.config().max_position_embeddings / 2).max(1), 0),
+        (Network::Plain(_), None) => (model.chunk_size(), 0),
     };
     let reads = k > 0 && args.retrieval == Retrieval::On;
     if reads && retriever.is_none() {
@@ -73,7 +115,10 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         let of = Box::new(|chunk: usize| tokens_of(retriever.store(), table.of(chunk)));
         around = Some(Neighbourhood { of, k });
     }
-    let scores = score(&model, &text, 0..text.documents(), around.as_ref(), console.progress)?;
+    let memory = args.memory.as_deref().map(TokenMemory::open).transpose()?;
+    let memories = memories(&args, memory.as_ref())?;
+    let scores =
+        score_with(&model, &text, 0..text.documents(), around.as_ref(), &memories, console.progress)?;
     let filtered: Option<Vec<FilteredBits>> = match (&retriever, &table) {
         (Some(retriever), Some(table)) => {
             let overlaps: Vec<f64> = scores
@@ -91,6 +136,9 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     };
     let value = json!({
         "model": args.model,
+        "memory": args.memory,
+        "interpolation": memories.datastore.as_ref().map(|(_, interpolation)| interpolation),
+        "cache": args.cache,
         "retrieval": if reads { "on" } else { "off" },
         "documents": text.documents(),
         "tokens": scores.tokens(),

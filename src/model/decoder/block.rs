@@ -71,9 +71,14 @@ impl Block {
         self.attention.forward(h, places, cache)
     }
 
+    /// What the feed-forward layer reads of `h`; `[batch, tokens, d]` to the same shape.
+    pub(super) fn feed_forward_input(&self, h: &Tensor) -> Result<Tensor> {
+        self.feed_forward_norm.forward(h)
+    }
+
     /// The feed-forward half, with its residual connection; `[batch, tokens, d]` to the same shape.
     pub fn feed_forward(&self, h: &Tensor) -> Result<Tensor> {
-        let x = self.feed_forward_norm.forward(h)?;
+        let x = self.feed_forward_input(h)?;
         match &self.after_feed_forward {
             None => self.feed_forward.forward_add(&x, h),
             Some(norm) => Ok((h + norm.forward(&self.feed_forward.forward(&x)?)?)?),

@@ -115,14 +115,35 @@ impl Decoder {
     /// Reads `tokens` `[batch, tokens]` after what the cache holds, and gives the hidden states
     /// before the output head, `[batch, tokens, d]`.
     pub fn forward(&self, tokens: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+        Ok(self.run(tokens, cache)?.0)
+    }
+
+    /// [`forward`](Self::forward), and what the last block's feed-forward layer read, `[batch, tokens, d]`: the contexts
+    /// that token-level memories are keyed by.
+    pub fn forward_with_contexts(&self, tokens: &Tensor, cache: &mut Cache) -> Result<(Tensor, Tensor)> {
+        let (hidden, last) = self.run(tokens, cache)?;
+        Ok((hidden, self.context_of(&last)?))
+    }
+
+    /// What the last block's feed-forward layer reads of the states `[batch, tokens, d]` before it.
+    pub(in crate::model) fn context_of(&self, before: &Tensor) -> Result<Tensor> {
+        match self.blocks.last() {
+            Some(block) => block.feed_forward_input(before),
+            None => Ok(before.clone()),
+        }
+    }
+
+    /// The hidden states, and those before the last block's feed-forward half.
+    fn run(&self, tokens: &Tensor, cache: &mut Cache) -> Result<(Tensor, Tensor)> {
         let places = self.places(cache, tokens.dim(1)?)?;
         let mut h = self.begin(tokens, &places)?;
+        let mut before = h.clone();
         for (i, block) in self.blocks.iter().enumerate() {
-            h = self.attend(i, &h, &places, cache)?;
-            h = block.feed_forward(&h)?;
+            before = self.attend(i, &h, &places, cache)?;
+            h = block.feed_forward(&before)?;
         }
         cache.advance(tokens.dim(1)?);
-        self.finish(&h)
+        Ok((self.finish(&h)?, before))
     }
 
     /// The attention half of block `i`, with its residual connection, at the places that [`places`](Self::places)

@@ -30,6 +30,9 @@ struct Candidate {
     logprob: f32,
 }
 
+/// The likeliest tokens after a beam, with their log-probabilities.
+type Top = Vec<(u32, f32)>;
+
 /// The beams of one prompt.
 struct Search {
     prompt: usize,
@@ -131,7 +134,7 @@ impl<M: Autoregressive> Generator<'_, M> {
         let wanted = options.beams * (1 + self.ends.len()).max(2);
         let context = self.context(&job.prompts[search.prompt]);
         let (vocabulary, ends) = (self.network.vocab_size(), &self.ends);
-        let mut details: Vec<(Vec<Candidate>, Vec<(u32, f32)>)> = search
+        let (next, alternatives): (Vec<Vec<Candidate>>, Vec<Top>) = search
             .running
             .par_iter()
             .zip(logits.par_chunks_mut(vocabulary))
@@ -159,9 +162,8 @@ impl<M: Autoregressive> Generator<'_, M> {
                 };
                 (next.into_iter().map(candidate).collect(), alternatives)
             })
-            .collect();
-        let mut candidates: Vec<Candidate> =
-            details.iter_mut().flat_map(|(candidates, _)| std::mem::take(candidates)).collect();
+            .unzip();
+        let mut candidates: Vec<Candidate> = next.into_iter().flatten().collect();
         candidates.sort_by(|a, b| b.sum.total_cmp(&a.sum));
         candidates.truncate(wanted);
         let mut running = Vec::new();
@@ -171,7 +173,7 @@ impl<M: Autoregressive> Generator<'_, M> {
                 break;
             }
             let mut beam = search.running[candidate.row].clone();
-            let top = &details[candidate.row].1;
+            let top = &alternatives[candidate.row];
             let ended = beam.push(self, job, &candidate, top, longest)?;
             match ended {
                 Some(ended) if rank < options.beams => {

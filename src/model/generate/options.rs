@@ -28,7 +28,8 @@ pub struct Options {
     pub samples: usize,
     /// Seed of the draws. What is drawn depends on it, the prompt and the number of the sample alone.
     pub seed: u64,
-    /// Strings that end a text, which then goes up to there. They are found wherever they lie on tokens.
+    /// Strings that end a text, which then goes up to there, as soon as one is complete. They are found wherever they
+    /// lie on tokens.
     pub stop: Vec<String>,
     /// Where not empty, the text is one of these.
     pub choices: Vec<String>,

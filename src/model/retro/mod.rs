@@ -128,10 +128,30 @@ impl Retro {
     /// head, `[batch, tokens, d]`. `retrieved` has one entry a complete chunk (more are an error,
     /// fewer leave the later chunks without neighbours); `None` is the base model, bit for bit.
     pub fn forward(&self, tokens: &Tensor, retrieved: Option<&Retrieved>) -> Result<Tensor> {
-        let retrieved = match retrieved {
-            Some(retrieved) if retrieved.tokens.dim(1)? > 0 => self.fit_chunks(retrieved, tokens.dim(1)?)?,
-            _ => return self.base.forward(tokens, &mut Cache::default()),
-        };
+        match retrieved {
+            Some(retrieved) if retrieved.tokens.dim(1)? > 0 => Ok(self.run(tokens, retrieved)?.0),
+            _ => self.base.forward(tokens, &mut Cache::default()),
+        }
+    }
+
+    /// [`forward`](Self::forward), and what the decoder's last feed-forward layer read, `[batch, tokens, d]`.
+    pub fn forward_with_contexts(
+        &self,
+        tokens: &Tensor,
+        retrieved: Option<&Retrieved>,
+    ) -> Result<(Tensor, Tensor)> {
+        match retrieved {
+            Some(retrieved) if retrieved.tokens.dim(1)? > 0 => {
+                let (hidden, last) = self.run(tokens, retrieved)?;
+                Ok((hidden, self.base.context_of(&last)?))
+            }
+            _ => self.base.forward_with_contexts(tokens, &mut Cache::default()),
+        }
+    }
+
+    /// The hidden states, and those before the last block's feed-forward half.
+    fn run(&self, tokens: &Tensor, retrieved: &Retrieved) -> Result<(Tensor, Tensor)> {
+        let retrieved = self.fit_chunks(retrieved, tokens.dim(1)?)?;
         let (batch, chunks, k, r) = retrieved.tokens.dims4()?;
         let (m, d) = (self.config.chunk_size, self.base.config().hidden_size);
         let neighbours = retrieved.tokens.reshape((batch * chunks, k, r))?;
@@ -140,6 +160,7 @@ impl Retro {
         let mut encoded: Option<Tensor> = None;
         let places = self.base.places(&cache, tokens.dim(1)?)?;
         let mut h = self.base.begin(tokens, &places)?;
+        let mut before = h.clone();
         for (i, block) in self.base.blocks().iter().enumerate() {
             h = self.base.attend(i, &h, &places, &mut cache)?;
             if let Some((_, cross)) = self.cross_at(i) {
@@ -151,9 +172,10 @@ impl Retro {
                     h = cross.forward(&h, &cross.keys_values(encoded, &mask)?)?;
                 }
             }
+            before = h.clone();
             h = block.feed_forward(&h)?;
         }
-        self.base.finish(&h)
+        Ok((self.base.finish(&h)?, before))
     }
 
     /// Checks the neighbours' shape against the sequence and fills up chunks that were left out.

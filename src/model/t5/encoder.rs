@@ -6,8 +6,10 @@ use sidenote_kernels::AttentionOptions;
 use super::config::T5Config;
 use super::layers::{Attention, feed_forward};
 use super::positions::Positions;
+use super::{checkpoint, embedding};
 use crate::error::{Error, Result};
 use crate::model::layers::{Embedding, FeedForward, RmsNorm};
+use crate::model::source::Source;
 use crate::model::weights::Weights;
 
 /// T5's encoder, with the embedding table.
@@ -16,7 +18,7 @@ pub struct Encoder {
     blocks: Vec<Block>,
     positions: Positions,
     norm: RmsNorm,
-    dim: usize,
+    config: T5Config,
 }
 
 struct Block {
@@ -68,12 +70,27 @@ impl Encoder {
         let table = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias";
         let positions = Positions::new(config, w, table, true)?;
         let norm = norm(w, "encoder.final_layer_norm")?;
-        Ok(Self { embedding, blocks, positions, norm, dim: config.d_model })
+        Ok(Self { embedding, blocks, positions, norm, config: config.clone() })
     }
 
-    /// Width of the states, d.
-    pub fn dim(&self) -> usize {
-        self.dim
+    /// Reads the encoder alone out of a checkpoint, whatever else that holds.
+    pub fn from_source(mut source: Source, device: &Device) -> Result<Self> {
+        let path = source.path().to_path_buf();
+        let named = |e: Error| match e {
+            Error::Setting { name, why } => Error::file(&path, format!("{name}: {why}")),
+            other => other,
+        };
+        let config = checkpoint::settle(&mut source).map_err(named)?;
+        let mut w = Weights::from_source(source, device);
+        w.set_trainable(false);
+        w.keep_blocks(true);
+        let embedding = embedding(&config, &mut w)?;
+        Self::new(&config, &mut w, embedding)
+    }
+
+    /// What the network that it is half of looks like.
+    pub fn config(&self) -> &T5Config {
+        &self.config
     }
 
     /// The device it runs on.

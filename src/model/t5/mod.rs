@@ -44,7 +44,7 @@ impl T5 {
     pub fn new(config: &T5Config, w: &mut Weights) -> Result<Self> {
         config.check()?;
         let d = config.d_model;
-        let embedding = Embedding::new(w, EMBEDDING, config.vocab_size, d, Start::Normal(1.0))?;
+        let embedding = embedding(config, w)?;
         let encoder = Encoder::new(config, w, embedding.clone())?;
         let decoder = Decoder::new(config, w, embedding.clone())?;
         let head = match config.tie_word_embeddings {
@@ -122,3 +122,8 @@ impl T5 {
 const EMBEDDING: &str = "shared";
 /// The output head where it is another matrix.
 const HEAD: &str = "lm_head";
+
+/// Takes the table out of `w`.
+fn embedding(config: &T5Config, w: &mut Weights) -> Result<Embedding> {
+    Embedding::new(w, EMBEDDING, config.vocab_size, config.d_model, Start::Normal(1.0))
+}

@@ -48,7 +48,10 @@ impl EncoderDecoder {
             other => other,
         };
         let config = checkpoint::settle(&mut source).map_err(named)?;
-        let (tokenizer, end_tokens) = (source.tokenizer()?, source.end_tokens());
+        let (tokenizer, mut end_tokens) = (source.tokenizer()?, source.end_tokens());
+        if end_tokens.is_empty() {
+            end_tokens.extend(tokenizer.end_of_text());
+        }
         let mut weights = Weights::from_source(source, device);
         weights.set_trainable(trainable);
         weights.keep_blocks(!trainable);
@@ -100,9 +103,16 @@ impl EncoderDecoder {
         Ok(Value::Object(fields))
     }
 
-    /// The tokens of a prompt as the encoder reads it, which ends like a text.
+    /// The tokens of a prompt as the encoder reads it, which ends like a text. Sentinels such as `<extra_id_0>` are
+    /// meant where they are spelled out.
+    ///
+    /// # Errors
+    /// When the text is empty.
     pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.tokenizer.encode(text)?.ids;
+        if text.is_empty() {
+            return Err(Error::setting("prompt", "is empty; give at least one word to read"));
+        }
+        let mut ids = self.tokenizer.encode_marked(text)?;
         ids.extend(self.tokenizer.end_of_text());
         Ok(ids)
     }

@@ -1,0 +1,101 @@
+//! Sidenote's side of `benches/peers/generate.py`: reads prompts and continues them greedily, timed apart.
+//!
+//!     generate_peer MODEL
+//!
+//! Each line of standard input is `BATCH PROMPT TOKENS`; prompts are made-up token numbers, see `prompt`. Each is answered
+//! with a line of JSON: seconds for the prompts, seconds for all steps after, the tokens, and the most memory that
+//! the process has held. `bandwidth` asks for the bytes a second that all threads read from memory together.
+
+use std::io::{BufRead, Write};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use sidenote::model::{Decoder, LanguageModel, Trainable, generate::Autoregressive};
+
+#[global_allocator]
+static ALLOCATOR: sidenote_kernels::LargeBlocks = sidenote_kernels::LargeBlocks;
+
+fn main() -> Result<()> {
+    sidenote_kernels::keep_freed_memory();
+    sidenote_kernels::LargeBlocks::start();
+    let Some(name) = std::env::args().nth(1) else { bail!("usage: generate_peer MODEL") };
+    let model = LanguageModel::load(&name, Trainable::Nothing, &Device::Cpu)?;
+    let decoder = model.network.decoder();
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let answer = match line.trim() {
+            "bandwidth" => json!({ "bytes_per_second": bandwidth() }),
+            numbers => {
+                let numbers: Vec<usize> = numbers
+                    .split_whitespace()
+                    .map(|n| n.parse().with_context(|| format!("not a number: {n:?}")))
+                    .collect::<Result<_>>()?;
+                let [batch, prompt, tokens] = numbers[..] else {
+                    bail!("expected BATCH PROMPT TOKENS: {line:?}")
+                };
+                run(decoder, batch, prompt, tokens)?
+            }
+        };
+        println!("{answer}");
+        std::io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+/// Token `i` of the prompt of one row; every system has the same.
+fn prompt(row: usize, length: usize, vocabulary: usize) -> Vec<u32> {
+    (0..length).map(|i| ((i * 7919 + row * 104_729 + 13) % (vocabulary - 200) + 100) as u32).collect()
+}
+
+fn run(decoder: &Decoder, batch: usize, length: usize, tokens: usize) -> Result<Value> {
+    let vocabulary = decoder.config().vocab_size;
+    let prompts: Vec<Vec<u32>> = (0..batch).map(|row| prompt(row, length, vocabulary)).collect();
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let mut text = vec![Vec::with_capacity(tokens); batch];
+
+    let begin = Instant::now();
+    let (mut cache, hidden) = decoder.start(&prompts)?;
+    let mut next = likeliest(&decoder.logits(&hidden)?)?;
+    let prompt_seconds = begin.elapsed().as_secs_f64();
+
+    let begin = Instant::now();
+    for _ in 0..tokens {
+        text.iter_mut().zip(&next).for_each(|(text, token)| text.push(*token));
+        let hidden = decoder.read(&Tensor::from_vec(next, (batch, 1), &Device::Cpu)?, &mut cache)?;
+        next = likeliest(&decoder.logits(&hidden.squeeze(1)?)?)?;
+    }
+    let seconds = begin.elapsed().as_secs_f64();
+    Ok(json!({ "prompt_seconds": prompt_seconds, "seconds": seconds, "tokens": text, "peak_bytes": peak()? }))
+}
+
+fn likeliest(logits: &Tensor) -> Result<Vec<u32>> {
+    let rows = logits.to_vec2::<f32>()?;
+    let best = |row: &Vec<f32>| {
+        let highest = row.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+        row.iter().position(|logit| *logit == highest).unwrap_or(0) as u32
+    };
+    Ok(rows.iter().map(best).collect())
+}
+
+/// The best of some passes over what no cache holds.
+fn bandwidth() -> f64 {
+    let numbers = vec![1u64; 32 << 20];
+    let pass = || {
+        let begin = Instant::now();
+        let total: u64 = numbers.par_chunks(1 << 16).map(|part| part.iter().sum::<u64>()).sum();
+        8.0 * total as f64 / begin.elapsed().as_secs_f64()
+    };
+    (0..10).map(|_| pass()).fold(0.0, f64::max)
+}
+
+/// The most memory that this process has held, in bytes.
+fn peak() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line =
+        status.lines().find(|line| line.starts_with("VmHWM:")).context("no VmHWM in /proc/self/status")?;
+    let kilobytes: u64 = line.split_whitespace().nth(1).context("VmHWM has no number")?.parse()?;
+    Ok(1024 * kilobytes)
+}

@@ -1,0 +1,135 @@
+//! Token-level memories through the program: made, tuned, read, damaged.
+
+mod common;
+mod tiny;
+
+use std::fs;
+use std::path::Path;
+
+use common::{fail, failure_of, sidenote, succeed, write_lines};
+use serde_json::{Value, json};
+
+const TOPICS: [&[&str]; 2] = [
+    &["river", "bridge", "boat", "water", "fish", "stone"],
+    &["honey", "bee", "hive", "flower", "wax", "queen"],
+];
+
+const PLAIN: &str = r#"
+    kind = "lm"
+    out = "plain"
+    index = "index"
+    [model]
+    hidden_size = 16
+    layers = 2
+    heads = 2
+    max_positions = 64
+    [training]
+    steps = 30
+    batch_tokens = 256
+    learning_rate = 0.02
+"#;
+
+fn documents(numbers: std::ops::Range<usize>) -> Vec<Value> {
+    let text = |d: usize| {
+        let words = TOPICS[d % TOPICS.len()];
+        let word = |w: usize| words[(d / 4 + w * w * (1 + d % 3)) % words.len()];
+        (0..12 + d * 5 % 23).map(word).collect::<Vec<_>>().join(" ")
+    };
+    numbers.map(|d| json!({"id": format!("d{d}"), "title": "", "text": text(d)})).collect()
+}
+
+fn workplace() -> tempfile::TempDir {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    tiny::write_encoder(&dir.join("encoder"), &TOPICS);
+    write_lines(&dir.join("corpus.jsonl"), &documents(0..60));
+    write_lines(&dir.join("valid.jsonl"), &documents(100..112));
+    write_lines(&dir.join("held.jsonl"), &documents(200..212));
+    succeed(dir, "tokenizer train corpus.jsonl --vocab-size 300 --out tokenizer.json");
+    succeed(
+        dir,
+        "index build corpus.jsonl --encoder encoder --tokenizer tokenizer.json --chunk-tokens 8 --out index",
+    );
+    fs::write(dir.join("plain.toml"), PLAIN).unwrap();
+    succeed(dir, "train plain.toml");
+    place
+}
+
+fn loss(dir: &Path, corpus: &str, options: &str) -> f64 {
+    let report = succeed(dir, &format!("eval perplexity plain/model --corpus {corpus} {options}"));
+    report["perplexity"].as_f64().unwrap().ln()
+}
+
+#[test]
+fn a_memory_makes_what_was_read_likelier_and_says_nothing_at_a_share_of_nothing() {
+    let place = workplace();
+    let dir = place.path();
+    let built = succeed(dir, "memory build plain/model --corpus corpus.jsonl --out memory");
+    let of_index = succeed(dir, "memory build plain/model --text-of index --out again");
+    assert_eq!(built["entries"], of_index["entries"]);
+    assert!(built["entries"].as_u64().unwrap() > 1000 && built["index"] == "Flat", "{built}");
+    assert_eq!(succeed(dir, "memory verify memory")["sound"], true);
+
+    let alone = loss(dir, "held.jsonl", "");
+    for nothing in ["--memory memory --lambda 0", "--cache 50 --cache-lambda 0"] {
+        assert!((loss(dir, "held.jsonl", nothing) - alone).abs() < 1e-5, "{nothing}");
+    }
+    // Its own text is found word for word, and what a document has said already comes again.
+    let own = loss(dir, "corpus.jsonl", "--memory memory --lambda 0.5 --temperature 0.1 -k 4");
+    assert!(own < loss(dir, "corpus.jsonl", "") - 0.3, "{own}");
+    let cached = loss(dir, "held.jsonl", "--cache 50 --cache-lambda 0.2");
+    assert!(cached < alone, "{cached} {alone}");
+
+    let before = loss(dir, "valid.jsonl", "--memory memory");
+    let tuned = succeed(dir, "memory tune memory plain/model --corpus valid.jsonl --adaptive -k 32");
+    assert!((tuned["loss_before"].as_f64().unwrap() - before).abs() < 1e-5, "{tuned}");
+    let after = loss(dir, "valid.jsonl", "--memory memory");
+    assert!((tuned["loss_after"].as_f64().unwrap() - after).abs() < 1e-5, "{tuned} {after}");
+    assert!(after < before && after < loss(dir, "valid.jsonl", ""), "{after} {before}");
+    assert!(loss(dir, "held.jsonl", "--memory memory") < alone);
+    let kept = succeed(dir, "memory info memory");
+    assert_eq!(kept["interpolation"], tuned["interpolation"]);
+    assert!(kept["interpolation"]["edges"].as_array().unwrap().len() > 2, "{kept}");
+    assert_eq!(succeed(dir, "memory verify memory")["sound"], true);
+}
+
+#[test]
+fn what_does_not_belong_together_or_is_damaged_is_told() {
+    let place = workplace();
+    let dir = place.path();
+    let built = succeed(dir, "memory build plain/model --corpus corpus.jsonl --out memory --index SQ8");
+    assert!(built["index"] == "SQ8" && built["disk_bytes"].as_u64().unwrap() > 0);
+    let said = fail(dir, "memory build plain/model --corpus corpus.jsonl --out memory");
+    assert!(said.contains("memory") && said.contains("already"), "{said}");
+    succeed(dir, "train plain.toml --set out=other --set training.seed=9");
+    let said = fail(dir, "eval perplexity other/model --corpus held.jsonl --memory memory");
+    assert!(said.contains("models") && said.contains("plain/model"), "{said}");
+    let said = fail(dir, "memory tune memory other/model --corpus valid.jsonl");
+    assert!(said.contains("models"), "{said}");
+    for (option, name) in [
+        ("--lambda 1.5", "lambda"),
+        ("--temperature 0", "temperature"),
+        ("-k 0", "k"),
+        ("--lambda NaN", "lambda"),
+    ] {
+        let said =
+            fail(dir, &format!("eval perplexity plain/model --corpus held.jsonl --memory memory {option}"));
+        assert!(said.contains(name), "{option}: {said}");
+    }
+    let said = fail(dir, "eval perplexity plain/model --corpus held.jsonl --cache 5 --cache-lambda 1");
+    assert!(said.contains("cache-lambda"), "{said}");
+    assert!(fail(dir, "memory info nowhere").contains("nowhere"));
+
+    let tokens = fs::read_dir(dir.join("memory")).unwrap().flatten().map(|e| e.path());
+    let tokens = tokens.into_iter().find(|path| path.to_string_lossy().contains("tokens.")).unwrap();
+    let bytes = fs::read(&tokens).unwrap();
+    let mut flipped = bytes.clone();
+    flipped[7] ^= 1;
+    fs::write(&tokens, &flipped).unwrap();
+    let output = sidenote(dir, "memory verify memory --json").output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(output.status.code() == Some(1) && report["sound"] == false, "{report}");
+    assert!(report["problems"][0].as_str().unwrap().contains("tokens."), "{report}");
+    fs::write(&tokens, &bytes[..bytes.len() - 4]).unwrap();
+    assert!(failure_of(sidenote(dir, "memory info memory"), 1).contains("tokens."));
+}
