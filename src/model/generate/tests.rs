@@ -147,7 +147,8 @@ fn same(a: &[f32], b: &[f32], what: &str) {
     assert!(a.len() == b.len() && worst < 1e-4, "{what}: {worst}");
 }
 
-/// Broken once: `positions` without the padding taken off, and another time `key_mask` always `None`.
+/// Broken once: `key_mask` always `None`. (Rotary positions are relative: that each row has its own is seen by
+/// `cache.rs` and by the families with other positions.)
 #[test]
 fn reading_on_after_uneven_prompts_equals_the_whole_forward_pass() {
     let model = model();
