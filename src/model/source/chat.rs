@@ -56,7 +56,7 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", raise);
-        environment.add_function("strftime_now", |format: &str| format_time(&format, now()));
+        environment.add_function("strftime_now", |format: &str| format_time(format, now()));
         environment.add_template_owned(NAME, template.to_string()).map_err(failed)?;
         Ok(Self { environment: Arc::new(environment), bos, eos })
     }

@@ -1,5 +1,5 @@
-//! What an encoder-decoder must be, on small random weights and uneven shapes. Each comment says how the property
-//! was broken once to see its test fail.
+//! What an encoder-decoder must be, on small random weights and uneven shapes. Each comment says which mistake the test
+//! is meant to find; these have not been made on purpose yet.
 
 use candle_core::{Device, Tensor, Var};
 use serde_json::json;
@@ -53,7 +53,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f32 {
     (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
-/// Broken once by masking nothing in the encoder, once by masking nothing in the cross-attention.
+/// Meant to fail with: masking nothing in the encoder, or masking nothing in the cross-attention.
 #[test]
 fn a_text_reads_the_same_alone_and_padded_on_either_side() {
     let texts = [tokens(5, 1), tokens(19, 2), tokens(1, 3)];
@@ -80,7 +80,7 @@ fn a_text_reads_the_same_alone_and_padded_on_either_side() {
     }
 }
 
-/// Broken once by counting positions from 0 at each step, once by leaving out `causal`.
+/// Meant to fail with: counting positions from 0 at each step, or leaving out `causal`.
 #[test]
 fn token_by_token_is_the_whole_forward_pass() {
     let texts = [tokens(5, 1), tokens(19, 2)];
@@ -103,7 +103,7 @@ fn token_by_token_is_the_whole_forward_pass() {
     }
 }
 
-/// Broken once by leaving the keys and values of the texts as they were, once by giving every row the first text.
+/// Meant to fail with: leaving the keys and values of the texts as they were, or giving every row the first text.
 #[test]
 fn picked_rows_go_on_as_if_alone() {
     let texts = [tokens(5, 1), tokens(9, 2), tokens(7, 3)];
@@ -137,7 +137,7 @@ fn picked_rows_go_on_as_if_alone() {
     assert!(model.decode(&matrix(&[tokens(1, 1)]), &mut state).is_err());
 }
 
-/// Broken once by joining passages without their mask.
+/// Meant to fail with: joining passages without their mask.
 #[test]
 fn joined_passages_are_read_as_one_and_absent_ones_not_at_all() {
     let (model, _) = models().swap_remove(0);
@@ -161,7 +161,7 @@ fn joined_passages_are_read_as_one_and_absent_ones_not_at_all() {
     assert!(joined.joined(3).is_err());
 }
 
-/// Broken once by detaching the encoder's states, once by candle_nn's norm.
+/// Meant to fail with: detaching the encoder's states, or candle_nn's norm.
 #[test]
 fn every_weight_gets_a_gradient_and_it_is_the_slope() {
     for (model, variables) in models() {
