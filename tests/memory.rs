@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{fail, failure_of, sidenote, succeed, write_lines};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const TOPICS: [&[&str]; 2] = [
     &["river", "bridge", "boat", "water", "fish", "stone"],
@@ -30,12 +30,7 @@ const PLAIN: &str = r#"
 "#;
 
 fn documents(numbers: std::ops::Range<usize>) -> Vec<Value> {
-    let text = |d: usize| {
-        let words = TOPICS[d % TOPICS.len()];
-        let word = |w: usize| words[(d / 4 + w * w * (1 + d % 3)) % words.len()];
-        (0..12 + d * 5 % 23).map(word).collect::<Vec<_>>().join(" ")
-    };
-    numbers.map(|d| json!({"id": format!("d{d}"), "title": "", "text": text(d)})).collect()
+    common::documents(&TOPICS, numbers)
 }
 
 fn workplace() -> tempfile::TempDir {

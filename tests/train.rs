@@ -65,14 +65,8 @@ const RETRO: &str = r#"
     checkpoint_every = 10
 "#;
 
-/// Documents of a topic each, like those of the same topic but for the order of the words.
 fn documents(numbers: std::ops::Range<usize>) -> Vec<Value> {
-    let text = |d: usize| {
-        let words = TOPICS[d % TOPICS.len()];
-        let word = |w: usize| words[(d / 4 + w * w * (1 + d % 3)) % words.len()];
-        (0..12 + d * 5 % 23).map(word).collect::<Vec<_>>().join(" ")
-    };
-    numbers.map(|d| json!({"id": format!("d{d}"), "title": "", "text": text(d)})).collect()
+    common::documents(&TOPICS, numbers)
 }
 
 /// A folder with an index of 60 documents, its neighbours, 12 documents held out with theirs, and

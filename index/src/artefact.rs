@@ -192,6 +192,20 @@ pub struct Writer {
     kept: BTreeMap<String, FileEntry>,
 }
 
+/// Commits the artefact `manifest` in `dir` again with another `meta`; its data files stay as they are.
+pub fn recommit(
+    dir: &Path,
+    manifest: &Manifest,
+    format_version: u32,
+    meta: serde_json::Value,
+) -> Result<Manifest, ArtefactError> {
+    let mut writer = Writer::create(dir, &manifest.kind, format_version)?;
+    for (name, entry) in &manifest.files {
+        writer.keep(name, entry.clone());
+    }
+    writer.commit(meta)
+}
+
 impl Writer {
     /// Starts an artefact in `dir`, which is created where it does not exist. Whatever artefact
     /// is there stays readable until [`commit`](Writer::commit).

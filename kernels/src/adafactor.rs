@@ -6,7 +6,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Result, Tensor, Var, bail};
 
 use crate::StepStats;
-use crate::adamw::squared_norm;
+use crate::adamw::{clipped, squared_norm};
 
 /// The constants of [`Adafactor`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,20 +76,8 @@ impl Adafactor {
     /// # Errors
     /// When a gradient has another shape than its variable.
     pub fn step(&mut self, grads: &GradStore, lr: f64, clip: Option<f64>) -> Result<StepStats> {
-        let mut square = 0f64;
-        for parameter in &self.parameters {
-            if let Some(grad) = grads.get(&parameter.var) {
-                square += squared_norm(grad)?;
-            }
-        }
-        let grad_norm = square.sqrt();
-        if !grad_norm.is_finite() {
-            return Ok(StepStats { grad_norm, skipped: true });
-        }
-        let factor = match clip {
-            Some(clip) if grad_norm > clip => clip / grad_norm,
-            _ => 1.0,
-        };
+        let (grad_norm, factor) = clipped(grads, self.parameters.iter().map(|p| &p.var), clip)?;
+        let Some(factor) = factor else { return Ok(StepStats { grad_norm, skipped: true }) };
         for parameter in &mut self.parameters {
             if let Some(grad) = grads.get(&parameter.var) {
                 parameter.update(grad, &self.options, lr, factor)?;

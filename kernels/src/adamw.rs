@@ -80,20 +80,8 @@ impl AdamW {
     /// Updates every variable that has a gradient. With `clip`, gradients whose global norm is larger
     /// are scaled down to it.
     pub fn step(&mut self, grads: &GradStore, lr: f64, clip: Option<f64>) -> Result<StepStats> {
-        let mut square = 0f64;
-        for parameter in &self.parameters {
-            if let Some(grad) = grads.get(&parameter.var) {
-                square += squared_norm(grad)?;
-            }
-        }
-        let grad_norm = square.sqrt();
-        if !grad_norm.is_finite() {
-            return Ok(StepStats { grad_norm, skipped: true });
-        }
-        let factor = match clip {
-            Some(clip) if grad_norm > clip => clip / grad_norm,
-            _ => 1.0,
-        };
+        let (grad_norm, factor) = clipped(grads, self.parameters.iter().map(|p| &p.var), clip)?;
+        let Some(factor) = factor else { return Ok(StepStats { grad_norm, skipped: true }) };
         for parameter in &mut self.parameters {
             if let Some(grad) = grads.get(&parameter.var) {
                 parameter.update(grad, &self.options, lr, factor)?;
@@ -272,6 +260,25 @@ impl InplaceOp1 for InPlace<'_> {
         });
         Ok(())
     }
+}
+
+/// The global norm of the gradients of `vars`, and what to multiply them by so that it is at most `clip`; `None` where
+/// it is not finite.
+pub(crate) fn clipped<'a>(
+    grads: &GradStore,
+    vars: impl Iterator<Item = &'a Var>,
+    clip: Option<f64>,
+) -> Result<(f64, Option<f64>)> {
+    let mut square = 0f64;
+    for grad in vars.filter_map(|var| grads.get(var)) {
+        square += squared_norm(grad)?;
+    }
+    let norm = square.sqrt();
+    let factor = match clip {
+        Some(clip) if norm > clip => clip / norm,
+        _ => 1.0,
+    };
+    Ok((norm, norm.is_finite().then_some(factor)))
 }
 
 pub(crate) fn squared_norm(grad: &Tensor) -> Result<f64> {

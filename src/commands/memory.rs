@@ -6,9 +6,9 @@ use candle_core::Device;
 use serde_json::json;
 use sidenote_index::{Bytes, Spec};
 
-use super::Console;
+use super::{Console, cut};
 use crate::artefact;
-use crate::corpus::{OnError, Store, build_store};
+use crate::corpus::OnError;
 use crate::memory::{self, BuildOptions, TokenMemory};
 use crate::model::{LanguageModel, Trainable};
 use crate::retriever::{bytes_in, open_store};
@@ -101,7 +101,9 @@ fn build(args: BuildArgs, console: Console) -> anyhow::Result<()> {
     let scratch = tempfile::tempdir()?;
     let text = match &args.text_of {
         Some(index) => open_store(index)?,
-        None => cut(&args.corpus, &model, args.on_error, scratch.path(), console)?,
+        None => {
+            cut(&args.corpus, &model.tokenizer, model.chunk_size(), args.on_error, scratch.path(), console)?
+        }
     };
     let options = BuildOptions {
         model: &model,
@@ -121,7 +123,8 @@ fn tune(args: TuneArgs, console: Console) -> anyhow::Result<()> {
     let model = LanguageModel::load(&args.model, Trainable::Nothing, &Device::Cpu)?;
     let memory = TokenMemory::open(&args.dir)?;
     let scratch = tempfile::tempdir()?;
-    let text = cut(&args.corpus, &model, OnError::Fail, scratch.path(), console)?;
+    let text =
+        cut(&args.corpus, &model.tokenizer, model.chunk_size(), OnError::Fail, scratch.path(), console)?;
     let tuned = memory::tune(&memory, &model, &text, args.adaptive, args.k as usize, console.progress)?;
     TokenMemory::keep(&args.dir, &tuned.interpolation)?;
     console.report(&json!(tuned), || {
@@ -176,18 +179,4 @@ fn verify(dir: &Path, console: Console) -> anyhow::Result<()> {
     })?;
     anyhow::ensure!(sound, "{}: {} problem(s) found; build it again", dir.display(), problems.len());
     Ok(())
-}
-
-/// Texts cut as the model's tokenizer has it.
-pub(super) fn cut(
-    corpus: &[PathBuf],
-    model: &LanguageModel,
-    on_error: OnError,
-    scratch: &Path,
-    console: Console,
-) -> anyhow::Result<Store> {
-    let dir = scratch.join("text");
-    let chunk = model.chunk_size();
-    build_store(corpus, &model.tokenizer, chunk, on_error, &dir, console.progress)?;
-    Ok(Store::open(&dir)?)
 }

@@ -2,10 +2,12 @@
 //! its result into a report.
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
+use crate::corpus::{OnError, Store, Tokenizer, build_store};
 use crate::progress::Progress;
 
 mod ask;
@@ -91,6 +93,20 @@ fn print(text: &str) -> anyhow::Result<bool> {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(e) => Err(e).context("the result cannot be written to stdout"),
     }
+}
+
+/// Texts cut into chunks of `chunk_size` tokens, in a store in the temporary folder `scratch`.
+fn cut(
+    corpus: &[PathBuf],
+    tokenizer: &Tokenizer,
+    chunk_size: usize,
+    on_error: OnError,
+    scratch: &Path,
+    console: Console,
+) -> anyhow::Result<Store> {
+    let dir = scratch.join("text");
+    build_store(corpus, tokenizer, chunk_size, on_error, &dir, console.progress)?;
+    Ok(Store::open(&dir)?)
 }
 
 /// Runs the command that the arguments name.

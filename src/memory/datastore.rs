@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sidenote_index::{Hit, Index};
 
-use crate::artefact::{self, Manifest, Writer};
+use crate::artefact;
 use crate::corpus::read_numbers;
 use crate::error::{Error, Result};
 
@@ -140,7 +140,9 @@ impl TokenMemory {
         interpolation.check()?;
         let manifest = artefact::open(dir, KIND, VERSION)?;
         let meta: MemoryMeta = manifest.meta_as(dir)?;
-        recommit(dir, &manifest, &MemoryMeta { interpolation: interpolation.clone(), ..meta })
+        let meta = MemoryMeta { interpolation: interpolation.clone(), ..meta };
+        artefact::recommit(dir, &manifest, VERSION, serde_json::json!(meta))?;
+        Ok(())
     }
 
     /// The `k` nearest contexts to each of `[n, dim]`, nearest first.
@@ -175,15 +177,6 @@ pub fn probability(neighbours: &[Neighbour], temperature: f64, token: u32) -> f6
     let all: f64 = neighbours.iter().map(weight).sum();
     let of_token: f64 = neighbours.iter().filter(|n| n.token == token).map(weight).sum();
     if all > 0.0 { of_token / all } else { 0.0 }
-}
-
-fn recommit(dir: &Path, manifest: &Manifest, meta: &MemoryMeta) -> Result<()> {
-    let mut writer = Writer::create(dir, KIND, VERSION)?;
-    for (name, entry) in &manifest.files {
-        writer.keep(name, entry.clone());
-    }
-    writer.commit(serde_json::json!(meta))?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -119,17 +119,6 @@ impl PartWriter {
     }
 }
 
-/// Makes `meta` the index in `out`, which differs from the one of `manifest` in nothing but settings
-/// of its searches: the marks of deleted documents stay where they are.
-pub(super) fn recommit(out: &Path, manifest: &Manifest, meta: &IndexMeta) -> Result<()> {
-    let mut writer = Writer::create(out, KIND, VERSION)?;
-    for (name, entry) in &manifest.files {
-        writer.keep(name, entry.clone());
-    }
-    writer.commit(json!(meta))?;
-    Ok(())
-}
-
 /// Makes `meta` the index in `out` at one stroke, with the deleted documents of each part, and
 /// removes what no longer belongs to it.
 pub(super) fn commit(out: &Path, meta: &mut IndexMeta, dead: &[Option<Bitmap>]) -> Result<()> {

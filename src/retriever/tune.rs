@@ -5,10 +5,12 @@ use std::path::Path;
 use rand::SeedableRng;
 use rand::seq::index::sample;
 use rand_chacha::ChaCha8Rng;
+use serde_json::json;
 use sidenote_index::{Lock, Segments, Spec, mean_recall};
 
-use super::part_writer::recommit;
+use super::meta::VERSION;
 use super::{IndexMeta, encode, parts};
+use crate::artefact;
 use crate::corpus::{ChunkStore, Store};
 use crate::encoder::{self, Encoder};
 use crate::progress::Progress;
@@ -104,7 +106,8 @@ pub fn tune(options: TuneOptions, progress: Progress) -> Result<Tuned> {
         first += rows as u32;
     }
     let after = recall_of(&segments)?;
-    recommit(dir, &manifest, &meta)?;
+    // Only settings of searches differ: the marks of deleted documents stay where they are.
+    artefact::recommit(dir, &manifest, VERSION, json!(meta))?;
     Ok(Tuned { meta, queries: trial.own.len(), before, after })
 }
 

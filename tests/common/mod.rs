@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The program with `arguments`, cut at spaces, in the folder `dir`.
 pub fn sidenote(dir: &Path, arguments: &str) -> Command {
@@ -104,4 +104,14 @@ pub fn has(dir: &Path, part: &str) -> bool {
 /// Writes `lines` as JSON lines.
 pub fn write_lines(path: &Path, lines: &[Value]) {
     fs::write(path, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+}
+
+/// Documents of a topic each, like those of the same topic but for the order of the words.
+pub fn documents(topics: &[&[&str]], numbers: std::ops::Range<usize>) -> Vec<Value> {
+    let text = |d: usize| {
+        let words = topics[d % topics.len()];
+        let word = |w: usize| words[(d / 4 + w * w * (1 + d % 3)) % words.len()];
+        (0..12 + d * 5 % 23).map(word).collect::<Vec<_>>().join(" ")
+    };
+    numbers.map(|d| json!({"id": format!("d{d}"), "title": "", "text": text(d)})).collect()
 }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::super::Console;
-use crate::corpus::{OnError, build_store};
+use super::super::{Console, cut};
+use crate::corpus::OnError;
 use crate::eval::overlap::{FilteredBits, filtered_bits, overlap};
 use crate::eval::perplexity::{Neighbourhood, score_with};
 use crate::memory::{CacheSettings, Memories, TokenMemory};
@@ -100,9 +100,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         );
     }
     let scratch = tempfile::tempdir()?;
-    let text_dir = scratch.path().join("text");
-    build_store(&args.corpus, &model.tokenizer, chunk_size, OnError::Fail, &text_dir, console.progress)?;
-    let text = crate::corpus::Store::open(&text_dir)?;
+    let text = cut(&args.corpus, &model.tokenizer, chunk_size, OnError::Fail, scratch.path(), console)?;
 
     let mut table = None;
     if let Some(retriever) = &retriever {
