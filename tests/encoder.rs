@@ -61,6 +61,49 @@ fn every_family_gives_the_vectors_of_transformers() {
     }
 }
 
+/// In halves, in several files, and both.
+#[test]
+fn weights_are_read_from_shards_and_in_half_precision() {
+    use candle_core::{DType, Device, safetensors};
+    for (family, dtype) in [("bert_mean", DType::F32), ("contriever", DType::F16), ("t5_dense", DType::BF16)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        copy(&data(family), dir.path());
+        let whole = dir.path().join("model.safetensors");
+        let tensors = safetensors::load(&whole, &Device::Cpu).unwrap();
+        fs::remove_file(whole).unwrap();
+        let mut shards = [std::collections::HashMap::new(), std::collections::HashMap::new()];
+        let mut map = serde_json::Map::new();
+        for (number, (name, tensor)) in tensors.into_iter().enumerate() {
+            map.insert(name.clone(), format!("part-{}.safetensors", number % 2).into());
+            shards[number % 2].insert(name, tensor.to_dtype(dtype).unwrap());
+        }
+        for (number, shard) in shards.iter().enumerate() {
+            safetensors::save(shard, dir.path().join(format!("part-{number}.safetensors"))).unwrap();
+        }
+        let index = serde_json::json!({ "metadata": {}, "weight_map": map });
+        fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+        let encoder = load(dir.path());
+        let difference = largest_difference(&*encoder, &data(family).join("golden.json"));
+        let bound = match dtype {
+            DType::F32 => 1e-5,
+            DType::F16 => 2e-2,
+            _ => 1e-1,
+        };
+        assert!(difference < bound, "{family}: off by {difference:e}");
+        // The identity follows the weights, not their files.
+        assert_eq!(load(dir.path()).identity(), encoder.identity());
+        let part = dir.path().join("part-1.safetensors");
+        let changed: std::collections::HashMap<_, _> = safetensors::load(&part, &Device::Cpu)
+            .unwrap()
+            .into_iter()
+            .map(|(name, tensor)| (name, (tensor * 1.5).unwrap()))
+            .collect();
+        safetensors::save(&changed, &part).unwrap();
+        assert_ne!(load(dir.path()).identity(), encoder.identity());
+    }
+}
+
 #[test]
 fn prompts_go_before_queries_and_documents() {
     let encoder = load(&data("bge"));

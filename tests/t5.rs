@@ -42,7 +42,7 @@ fn differences(model: &EncoderDecoder, golden: &Value) -> [f32; 3] {
     let network = &model.network;
     let inputs: Vec<Vec<u32>> = of(&golden["inputs"]);
     let rows: Vec<&[u32]> = inputs.iter().map(Vec::as_slice).collect();
-    let encoded = network.encoder().read(&rows).unwrap();
+    let encoded = network.encoder().read(&rows, None).unwrap();
     let states = encoded.states.to_vec3::<f32>().unwrap();
     let right: Vec<Vec<Vec<f32>>> = of(&golden["states"]);
     let state = states.iter().zip(&right).map(|(a, b)| largest(&a[..b.len()].concat(), &b.concat()));
@@ -50,7 +50,7 @@ fn differences(model: &EncoderDecoder, golden: &Value) -> [f32; 3] {
 
     let targets: Vec<Vec<u32>> = of(&golden["targets"]);
     let targets = Tensor::new(targets, &Device::Cpu).unwrap();
-    let hidden = network.predict(&encoded, &targets).unwrap();
+    let hidden = network.predict(&encoded, &targets, None).unwrap();
     let logits = network.logits(&hidden).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let right: Vec<Vec<Vec<f32>>> = of(&golden["logits"]);
     let logit = largest(&logits, &right.concat().concat());

@@ -49,6 +49,9 @@ pub(super) struct Config {
     pub buckets: usize,
     /// Base of the wavelengths of rotary positions.
     pub rotary_base: f32,
+    /// Share of the numbers that are dropped after the embeddings and before each residual connection while it is
+    /// trained.
+    pub dropout: f32,
 }
 
 impl Config {
@@ -69,6 +72,9 @@ impl Config {
             return Err(format!(
                 "max_position_embeddings leaves room for {tokens} tokens, which is none for text"
             ));
+        }
+        if !(0.0..1.0).contains(&config.dropout) {
+            return Err(format!("hidden_dropout_prob {} is not at least 0 and less than 1", config.dropout));
         }
         if family == Family::NomicBert && hidden / heads % 2 != 0 {
             return Err(format!("rotary positions turn pairs, but a head is {} wide", hidden / heads));
@@ -123,6 +129,7 @@ struct Bert {
     #[serde(rename = "position_embedding_type")]
     _positions: Option<Positions>,
     pad_token_id: Option<usize>,
+    hidden_dropout_prob: Option<f32>,
     relative_attention_num_buckets: Option<usize>,
 }
 
@@ -156,6 +163,7 @@ impl Bert {
             types,
             buckets,
             rotary_base: 0.0,
+            dropout: self.hidden_dropout_prob.unwrap_or(0.1),
         })
     }
 }
@@ -179,6 +187,8 @@ struct Nomic {
     layer_norm_eps: f32,
     #[serde(alias = "activation_function")]
     hidden_act: Function,
+    #[serde(alias = "resid_pdrop")]
+    hidden_dropout_prob: Option<f32>,
     rope_parameters: Option<Rope>,
     rotary_emb_base: Option<f32>,
     rotary_emb_fraction: Option<f32>,
@@ -236,6 +246,7 @@ impl Nomic {
                 .map(|rope| rope.rope_theta)
                 .or(self.rotary_emb_base)
                 .unwrap_or(1000.0),
+            dropout: self.hidden_dropout_prob.unwrap_or(0.0),
         })
     }
 }

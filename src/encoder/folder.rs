@@ -11,8 +11,10 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde::de::DeserializeOwned;
 use tokenizers::Tokenizer;
 
+use crate::corpus::bytes_of;
 use crate::error::{Error, Result};
 use crate::hub;
+use crate::model::source::{Source, Stored};
 
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
@@ -43,6 +45,11 @@ impl Files {
             return Err(wrong(format!("{name:?} is no folder")));
         }
         Ok(Self { folder: Some(folder), hasher: blake3::Hasher::new() })
+    }
+
+    /// Where they are; `None` for the encoder inside the program.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
     }
 
     fn path(&self, file: &str) -> PathBuf {
@@ -128,15 +135,35 @@ impl Files {
 
     /// Reads the weights and hands them to `build`.
     pub fn weights<T>(&mut self, build: impl FnOnce(&Weights) -> Result<T>) -> Result<T> {
-        self.weights_in(WEIGHTS, build)
+        self.weights_of("", build)
     }
 
-    /// Reads the weights of a file and hands them to `build`.
-    pub fn weights_in<T>(&mut self, file: &str, build: impl FnOnce(&Weights) -> Result<T>) -> Result<T> {
-        let bytes = self.read(file)?;
+    /// Reads the weights of the module in the folder `module` and hands them to `build`. Where they are not in one
+    /// safetensors file, they are read as any checkpoint's: in several files, or in PyTorch's format.
+    pub fn weights_of<T>(&mut self, module: &str, build: impl FnOnce(&Weights) -> Result<T>) -> Result<T> {
+        let file = if module.is_empty() { WEIGHTS.to_string() } else { format!("{module}/{WEIGHTS}") };
+        if let Some(folder) = self.folder.as_ref().filter(|_| !self.path(&file).exists()) {
+            let source = Source::open(folder.join(module))?;
+            self.hash_tensors(&source)?;
+            return build(&Weights {
+                path: source.weights().to_path_buf(),
+                tensors: Tensors::Checkpoint(&source),
+            });
+        }
+        let bytes = self.read(&file)?;
         let tensors = SafeTensors::deserialize(&bytes)
-            .map_err(|e| self.fault(file, format!("not a readable safetensors file: {e}")))?;
-        build(&Weights { path: self.path(file), tensors })
+            .map_err(|e| self.fault(&file, format!("not a readable safetensors file: {e}")))?;
+        build(&Weights { path: self.path(&file), tensors: Tensors::File(tensors) })
+    }
+
+    /// Takes all tensors into the identity, whatever they are stored as.
+    fn hash_tensors(&mut self, source: &Source) -> Result<()> {
+        for name in source.names() {
+            let Some(stored) = source.peek(&name)? else { continue };
+            let values = stored.to_f32()?.flatten_all()?.to_vec1::<f32>()?;
+            self.hasher.update(name.as_bytes()).update(&[0]).update(bytes_of(&values));
+        }
+        Ok(())
     }
 
     /// Hash over every file that was read.
@@ -148,45 +175,63 @@ impl Files {
 /// The tensors of a weight file.
 pub(super) struct Weights<'a> {
     path: PathBuf,
-    tensors: SafeTensors<'a>,
+    tensors: Tensors<'a>,
+}
+
+enum Tensors<'a> {
+    File(SafeTensors<'a>),
+    Checkpoint(&'a Source),
 }
 
 impl Weights<'_> {
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
-        self.tensors.tensor(name).is_ok()
+        match &self.tensors {
+            Tensors::File(tensors) => tensors.tensor(name).is_ok(),
+            Tensors::Checkpoint(source) => source.has(name),
+        }
     }
 
-    fn view(&self, name: &str) -> Result<TensorView<'_>> {
-        let missing = |_| Error::file(&self.path, format!("tensor {name:?} is missing"));
-        self.tensors.tensor(name).map_err(missing)
+    fn missing(&self, name: &str) -> Error {
+        Error::file(&self.path, format!("tensor {name:?} is missing"))
+    }
+
+    fn view<'a>(&self, tensors: &'a SafeTensors, name: &str) -> Result<TensorView<'a>> {
+        tensors.tensor(name).map_err(|_| self.missing(name))
+    }
+
+    fn stored(&self, source: &Source, name: &str) -> Result<Stored> {
+        source.peek(name)?.ok_or_else(|| self.missing(name))
     }
 
     /// Shape of the tensor `name`.
     pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
-        Ok(self.view(name)?.shape().to_vec())
+        Ok(match &self.tensors {
+            Tensors::File(tensors) => self.view(tensors, name)?.shape().to_vec(),
+            Tensors::Checkpoint(source) => self.stored(source, name)?.shape().to_vec(),
+        })
     }
 
-    /// The tensor `name`, which must have `shape`.
-    fn shaped(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
-        let view = self.view(name)?;
-        if view.shape() != shape {
-            let why = format!(
-                "tensor {name:?} has shape {:?}, but {CONFIG} and {TOKENIZER} ask for {shape:?}",
-                view.shape()
-            );
-            return Err(Error::file(&self.path, why));
+    fn check_shape(&self, name: &str, found: &[usize], shape: &[usize]) -> Result<()> {
+        if found == shape {
+            return Ok(());
         }
-        Ok(view)
+        let why =
+            format!("tensor {name:?} has shape {found:?}, but {CONFIG} and {TOKENIZER} ask for {shape:?}");
+        Err(Error::file(&self.path, why))
     }
 
-    fn wrong_type(&self, name: &str, found: Dtype, wanted: &str) -> Error {
+    fn wrong_type(&self, name: &str, found: impl std::fmt::Debug, wanted: &str) -> Error {
         Error::file(&self.path, format!("tensor {name:?} has type {found:?}; {wanted} is needed"))
     }
 
     /// The tensor `name`, which must have `shape` and type U8.
     pub fn bytes(&self, name: &str, shape: &[usize]) -> Result<Vec<u8>> {
-        let view = self.shaped(name, shape)?;
+        let view = match &self.tensors {
+            Tensors::File(tensors) => self.view(tensors, name)?,
+            Tensors::Checkpoint(_) => return Err(self.wrong_type(name, "of a checkpoint", "U8")),
+        };
+        self.check_shape(name, view.shape(), shape)?;
         match view.dtype() {
             Dtype::U8 => Ok(view.data().to_vec()),
             other => Err(self.wrong_type(name, other, "U8")),
@@ -195,7 +240,15 @@ impl Weights<'_> {
 
     /// The tensor `name`, which must have `shape`, as f32 numbers in row-major order.
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let view = self.shaped(name, shape)?;
+        let view = match &self.tensors {
+            Tensors::File(tensors) => self.view(tensors, name)?,
+            Tensors::Checkpoint(source) => {
+                let stored = self.stored(source, name)?;
+                self.check_shape(name, stored.shape(), shape)?;
+                return Ok(stored.to_f32()?.flatten_all()?.to_vec1()?);
+            }
+        };
+        self.check_shape(name, view.shape(), shape)?;
         let dtype = match view.dtype() {
             Dtype::I8 => return Ok(view.data().iter().map(|&byte| f32::from(byte as i8)).collect()),
             Dtype::F16 => DType::F16,

@@ -14,14 +14,18 @@ mod config;
 pub mod distill;
 mod folder;
 mod linear;
+mod names;
 mod network;
 mod sentence;
+mod settings;
 mod t5;
 mod table;
+mod trainable;
 mod wordpiece;
 
 pub use sentence::SentenceEncoder;
 pub use table::StaticEncoder;
+pub use trainable::TrainableEncoder;
 
 /// Turns texts into vectors of fixed width.
 pub trait Encoder: Send + Sync {

@@ -7,6 +7,7 @@ use sidenote_kernels::inference::{Activation, Offsets, PackedLinear, Threads, at
 
 use super::config::{Config, Family};
 use super::folder::Weights;
+use super::names::{self, Names};
 use crate::error::Result;
 
 /// Rows that go through a feed-forward layer together: what is between its halves then stays in a core's cache.
@@ -56,79 +57,23 @@ pub(super) struct Scratch {
     scores: Vec<f32>,
 }
 
-/// The names of a layer's tensors in each family.
-struct Names {
-    layer: &'static str,
-    /// Query, key and value, apart or in one.
-    qkv: &'static [&'static str],
-    attention_out: &'static str,
-    attention_norm: &'static str,
-    gate: Option<&'static str>,
-    up: &'static str,
-    down: &'static str,
-    norm: &'static str,
-    biased: bool,
-}
-
-const BERT: Names = Names {
-    layer: "encoder.layer",
-    qkv: &["attention.self.query", "attention.self.key", "attention.self.value"],
-    attention_out: "attention.output.dense",
-    attention_norm: "attention.output.LayerNorm",
-    gate: None,
-    up: "intermediate.dense",
-    down: "output.dense",
-    norm: "output.LayerNorm",
-    biased: true,
-};
-
-const MPNET: Names = Names {
-    qkv: &["attention.attn.q", "attention.attn.k", "attention.attn.v"],
-    attention_out: "attention.attn.o",
-    attention_norm: "attention.LayerNorm",
-    ..BERT
-};
-
-const NOMIC: Names = Names {
-    layer: "encoder.layers",
-    qkv: &["attn.Wqkv"],
-    attention_out: "attn.out_proj",
-    attention_norm: "norm1",
-    gate: Some("mlp.fc12"),
-    up: "mlp.fc11",
-    down: "mlp.fc2",
-    norm: "norm2",
-    biased: false,
-};
-
-/// What a whole model's tensors are prefixed with where it has a head.
-const PREFIXES: [&str; 5] = ["", "bert.", "roberta.", "mpnet.", "nomic_bert."];
-
 impl Network {
     /// Takes the tensors that Hugging Face's models write, with or without the prefix of those that have a head.
     pub fn load(config: &Config, weights: &Weights) -> Result<Self> {
-        let word_name = "embeddings.word_embeddings.weight";
-        let has = |prefix: &&&str| weights.has(&format!("{prefix}{word_name}"));
-        let prefix = PREFIXES.iter().find(has).unwrap_or(&"");
-        let reader = Reader { weights, prefix, config };
-        let (names, norm) = match config.family {
-            Family::Bert | Family::Roberta => (&BERT, "embeddings.LayerNorm"),
-            Family::MpNet => (&MPNET, "embeddings.LayerNorm"),
-            Family::NomicBert => (&NOMIC, "emb_ln"),
-        };
+        let names = names::of(config.family);
+        let reader = Reader { weights, prefix: names::prefix(|name| weights.has(name)), config };
         Ok(Self {
             hidden: config.hidden,
             heads: config.heads,
-            words: reader.values(word_name, &[config.vocab_size, config.hidden])?,
+            words: reader.values(names::WORDS, &[config.vocab_size, config.hidden])?,
             places: reader.places()?,
-            norm: reader.norm(norm)?,
+            norm: reader.norm(names.embedding_norm)?,
             layers: (0..config.layers).map(|i| reader.layer(names, i)).collect::<Result<_>>()?,
             rotary: (config.family == Family::NomicBert).then(|| Rotary::new(config)),
             relative: match config.buckets {
                 0 => None,
                 buckets => {
-                    let name = "encoder.relative_attention_bias.weight";
-                    Some(Relative::new(&reader.values(name, &[buckets, config.heads])?, config))
+                    Some(Relative::new(&reader.values(names::RELATIVE, &[buckets, config.heads])?, config))
                 }
             },
         })
@@ -267,11 +212,11 @@ impl Reader<'_> {
         let mut places = vec![0.0; hidden];
         if family != Family::NomicBert {
             let rows = first_position + tokens;
-            places = self.values("embeddings.position_embeddings.weight", &[rows, hidden])?;
+            places = self.values(names::POSITIONS, &[rows, hidden])?;
             places.drain(..first_position * hidden);
         }
         if types > 0 {
-            let types = self.values("embeddings.token_type_embeddings.weight", &[types, hidden])?;
+            let types = self.values(names::TYPES, &[types, hidden])?;
             for row in places.chunks_exact_mut(hidden) {
                 row.iter_mut().zip(&types).for_each(|(x, of_type)| *x += of_type);
             }
@@ -338,7 +283,7 @@ impl Relative {
 
 /// The bucket of the distance from query to key: half of them for keys before, half for those after; of each half
 /// half for one distance each, the others for distances that grow as powers up to 128, the last for all beyond.
-fn bucket(distance: i64, buckets: usize) -> usize {
+pub(super) fn bucket(distance: i64, buckets: usize) -> usize {
     const FARTHEST: f32 = 128.0;
     let half = buckets / 2;
     let (side, far) = (if distance > 0 { half } else { 0 }, distance.unsigned_abs() as usize);

@@ -1,22 +1,16 @@
 //! Sentence encoders in sentence-transformers' layout: a transformer, pooled over its tokens.
 
 use rayon::prelude::*;
-use serde::Deserialize;
 use sidenote_index::Metric;
 use sidenote_kernels::inference::Threads;
-use tokenizers::{Tokenizer, TruncationParams};
+use tokenizers::Tokenizer;
 
-use super::config::{Config, Family, MODEL_TYPES};
-use super::folder::{CONFIG, Files, TOKENIZER};
+use super::config::{Family, MODEL_TYPES};
+use super::folder::{CONFIG, Files};
 use super::network::{Network, Scratch};
+use super::settings::{Pooling, Settings};
 use super::{Encoder, normalise_rows};
-use crate::error::{Error, Result};
-
-const MODULES: &str = "modules.json";
-const PROMPTS: &str = "config_sentence_transformers.json";
-/// Where sentence-transformers states the longest text, and where since version 6.
-const LIMITS: [(&str, &str); 2] =
-    [("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")];
+use crate::error::Result;
 
 /// Tokens that go through the network together on one core: enough that reading the weights costs nothing beside
 /// multiplying with them, little enough that what lies between the layers stays in the core's cache.
@@ -36,34 +30,9 @@ const BATCH_TOKENS: usize = 224;
 pub struct SentenceEncoder {
     name: String,
     identity: String,
-    tokenizer: Tokenizer,
+    settings: Settings,
     network: Network,
-    pooling: Pooling,
-    prompts: Prompts,
-    metric: Metric,
     dim: usize,
-}
-
-/// What is put before a text, as the model was trained with.
-#[derive(Default)]
-struct Prompts {
-    query: String,
-    document: String,
-    /// Whether the model was trained for the inner product; not a prompt, but in their file.
-    by_inner_product: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Pooling {
-    Mean,
-    Cls,
-}
-
-#[derive(Deserialize)]
-struct ModuleEntry {
-    #[serde(rename = "type")]
-    kind: String,
-    path: String,
 }
 
 impl SentenceEncoder {
@@ -82,61 +51,15 @@ impl SentenceEncoder {
     }
 
     pub(super) fn read(name: &str, mut files: Files, family: Family) -> Result<Self> {
-        let config = files.json(CONFIG)?;
-        let config = Config::read(family, &config).map_err(|why| files.fault(CONFIG, why))?;
-        let Modules { pooling, normalised, dense } = read_modules(&mut files)?;
-        if let Some(folder) = dense.first() {
-            let why = format!("the Dense module at {folder:?} is read only after a T5 encoder");
-            return Err(files.fault(MODULES, why));
-        }
-        let prompts = read_prompts(&mut files)?;
-        let metric = match normalised {
-            Some(true) => Metric::Cosine,
-            Some(false) if !prompts.by_inner_product => Metric::Cosine,
-            _ => Metric::InnerProduct,
-        };
-        let max_length = read_limit(&mut files)?.min(config.tokens);
-        let mut tokenizer = files.tokenizer()?;
-        let truncation = TruncationParams { max_length, ..Default::default() };
-        tokenizer.with_truncation(Some(truncation)).map_err(|e| files.fault(TOKENIZER, e.to_string()))?;
-        let tokens = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        if tokens > config.vocab_size {
-            let why =
-                format!("holds ids up to {}, but {CONFIG} says vocab_size {}", tokens - 1, config.vocab_size);
-            return Err(files.fault(TOKENIZER, why));
-        }
+        let (config, settings) = Settings::of_bert(&mut files, family)?;
         let network = files.weights(|weights| Network::load(&config, weights))?;
         let identity = files.identity();
-        Ok(Self {
-            name: name.into(),
-            identity,
-            tokenizer,
-            network,
-            pooling,
-            prompts,
-            metric,
-            dim: config.hidden,
-        })
+        Ok(Self { name: name.into(), identity, settings, network, dim: config.hidden })
     }
 
     /// The tokenizer, truncating to the longest text that the network reads.
     pub(super) fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
-    }
-
-    /// Ids of each text after its prompt, with the special tokens around it; empty where the text has no token.
-    fn tokenize(&self, prompt: &str, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
-        let ids = |text: &&str| {
-            let fault = |e: tokenizers::Error| Error::Tokenizer(e.to_string());
-            let encode = |text: &str| self.tokenizer.encode_fast(text, true).map_err(fault);
-            let encoding = encode(text)?;
-            if encoding.get_special_tokens_mask().iter().all(|&special| special == 1) {
-                return Ok(Vec::new());
-            }
-            let encoding = if prompt.is_empty() { encoding } else { encode(&format!("{prompt}{text}"))? };
-            Ok(encoding.get_ids().to_vec())
-        };
-        texts.par_iter().map(ids).collect()
+        &self.settings.tokenizer
     }
 
     /// Pooled states `[texts, dim]`, not normalised, of texts given as token ids. Empty ones give
@@ -173,7 +96,7 @@ impl SentenceEncoder {
 
     /// One row out of the states `[tokens, dim]` of a text.
     fn pool(&self, states: &[f32], row: &mut [f32]) {
-        match self.pooling {
+        match self.settings.pooling {
             Pooling::Cls => row.copy_from_slice(&states[..self.dim]),
             Pooling::Mean => {
                 for state in states.chunks_exact(self.dim) {
@@ -186,8 +109,8 @@ impl SentenceEncoder {
     }
 
     fn encode_after(&self, prompt: &str, texts: &[&str]) -> Result<Vec<f32>> {
-        let mut rows = self.pool_ids(&self.tokenize(prompt, texts)?)?;
-        if self.metric == Metric::Cosine {
+        let mut rows = self.pool_ids(&self.settings.tokenize(prompt, texts)?)?;
+        if self.settings.metric == Metric::Cosine {
             normalise_rows(&mut rows, self.dim);
         }
         Ok(rows)
@@ -200,15 +123,15 @@ impl Encoder for SentenceEncoder {
     }
 
     fn encode(&self, texts: &[&str]) -> Result<Vec<f32>> {
-        self.encode_after(&self.prompts.document, texts)
+        self.encode_after(&self.settings.prompts.document, texts)
     }
 
     fn encode_queries(&self, texts: &[&str]) -> Result<Vec<f32>> {
-        self.encode_after(&self.prompts.query, texts)
+        self.encode_after(&self.settings.prompts.query, texts)
     }
 
     fn metric(&self) -> Metric {
-        self.metric
+        self.settings.metric
     }
 
     fn name(&self) -> &str {
@@ -217,115 +140,5 @@ impl Encoder for SentenceEncoder {
 
     fn identity(&self) -> &str {
         &self.identity
-    }
-}
-
-/// The longest text in tokens, special ones included; very large where nothing states it.
-pub(super) fn read_limit(files: &mut Files) -> Result<usize> {
-    for (file, key) in LIMITS {
-        let settings: Option<serde_json::Value> = files.json_optional(file)?;
-        // Tokenizers without a limit state 1e30, hence the way over f64.
-        let Some(limit) = settings.as_ref().and_then(|s| s.get(key)).and_then(|l| l.as_f64()) else {
-            continue;
-        };
-        if limit < 3.0 {
-            return Err(files.fault(file, format!("{key} {limit} leaves no room for text")));
-        }
-        return Ok(limit as usize);
-    }
-    Ok(usize::MAX)
-}
-
-/// The prompts for queries and for documents, by the names that sentence-transformers knows them under.
-fn read_prompts(files: &mut Files) -> Result<Prompts> {
-    #[derive(Deserialize)]
-    struct Settings {
-        #[serde(default)]
-        prompts: std::collections::BTreeMap<String, String>,
-        default_prompt_name: Option<String>,
-        similarity_fn_name: Option<String>,
-    }
-    let Some(Settings { prompts, default_prompt_name, similarity_fn_name }) = files.json_optional(PROMPTS)?
-    else {
-        return Ok(Prompts::default());
-    };
-    if let Some(name) = default_prompt_name.as_ref().filter(|name| !prompts.contains_key(*name)) {
-        return Err(files.fault(PROMPTS, format!("default_prompt_name {name:?} is not one of the prompts")));
-    }
-    let prompt = |names: &[&str]| {
-        let default = default_prompt_name.as_deref();
-        let found = names.iter().copied().chain(default).find_map(|name| prompts.get(name));
-        found.cloned().unwrap_or_default()
-    };
-    Ok(Prompts {
-        query: prompt(&["query"]),
-        document: prompt(&["document", "passage", "corpus"]),
-        by_inner_product: matches!(similarity_fn_name.as_deref(), Some("dot" | "dot_product")),
-    })
-}
-
-/// What `modules.json` puts after the network.
-pub(super) struct Modules {
-    pub pooling: Pooling,
-    /// Whether vectors are made of unit length; unknown without that file.
-    pub normalised: Option<bool>,
-    /// Folders of Dense modules after the pooling.
-    pub dense: Vec<String>,
-}
-
-/// The modules that `modules.json` leads to.
-pub(super) fn read_modules(files: &mut Files) -> Result<Modules> {
-    let Some(modules) = files.json_optional::<Vec<ModuleEntry>>(MODULES)? else {
-        return Ok(Modules { pooling: Pooling::Mean, normalised: None, dense: Vec::new() });
-    };
-    let (mut pooling, mut normalised, mut dense) = (None, false, Vec::new());
-    for module in &modules {
-        // "sentence_transformers.models.Pooling"; later versions have longer paths.
-        match module.kind.rsplit('.').next().unwrap_or_default() {
-            "Transformer" if module.path.is_empty() => {}
-            "Normalize" => normalised = true,
-            "Pooling" if pooling.is_none() && is_plain(&module.path) => {
-                pooling = Some(read_pooling_config(files, &format!("{}/config.json", module.path))?);
-            }
-            "Dense" if pooling.is_some() && !normalised && is_plain(&module.path) => {
-                dense.push(module.path.clone());
-            }
-            _ => {
-                let why = format!(
-                    "module {:?} at {:?} is not read here; one Transformer at the top, one Pooling, Dense and \
-                     Normalize are, in this order",
-                    module.kind, module.path
-                );
-                return Err(files.fault(MODULES, why));
-            }
-        }
-    }
-    let pooling = pooling.ok_or_else(|| files.fault(MODULES, "names no Pooling module"))?;
-    Ok(Modules { pooling, normalised: Some(normalised), dense })
-}
-
-/// Whether a path from a file names a plain folder, so that it cannot lead elsewhere.
-fn is_plain(path: &str) -> bool {
-    !path.is_empty() && path != ".." && !path.contains(['/', '\\'])
-}
-
-fn read_pooling_config(files: &mut Files, file: &str) -> Result<Pooling> {
-    let config: serde_json::Map<String, serde_json::Value> = files.json(file)?;
-    if config.get("include_prompt").and_then(|include| include.as_bool()) == Some(false) {
-        return Err(
-            files.fault(file, "include_prompt is false; pooling that leaves out the prompt is not read here")
-        );
-    }
-    // Either one name, or a flag per mode; several modes set would be concatenated.
-    let mut modes: Vec<&str> = config
-        .iter()
-        .filter(|(_, value)| value.as_bool() == Some(true))
-        .filter_map(|(key, _)| key.strip_prefix("pooling_mode_"))
-        .collect();
-    modes.extend(config.get("pooling_mode").and_then(|mode| mode.as_str()));
-    match modes.as_slice() {
-        ["mean" | "mean_tokens"] => Ok(Pooling::Mean),
-        ["cls" | "cls_token"] => Ok(Pooling::Cls),
-        other => Err(files.fault(file, format!("pooling {other:?} is not read here; mean or cls is"))),
     }
 }

@@ -2,15 +2,13 @@
 //! and GTR: pooled by the mean, then usually a Dense module.
 
 use candle_core::Device;
-use rayon::prelude::*;
 use serde::Deserialize;
 use sidenote_index::Metric;
-use tokenizers::{Tokenizer, TruncationParams};
 
-use super::folder::{CONFIG, Files, TOKENIZER};
-use super::sentence::{Modules, Pooling, read_limit, read_modules};
+use super::folder::{CONFIG, Files};
+use super::settings::Settings;
 use super::{Encoder, normalise_rows};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::Source;
 use crate::model::t5;
 
@@ -22,10 +20,9 @@ const BATCH_TOKENS: usize = 2048;
 pub(super) struct T5Encoder {
     name: String,
     identity: String,
-    tokenizer: Tokenizer,
+    settings: Settings,
     network: t5::Encoder,
     dense: Vec<Dense>,
-    metric: Metric,
     dim: usize,
 }
 
@@ -40,49 +37,23 @@ struct Dense {
 
 impl T5Encoder {
     pub fn read(name: &str, mut files: Files) -> Result<Self> {
-        let Modules { pooling, normalised, dense } = read_modules(&mut files)?;
-        if pooling != Pooling::Mean {
-            return Err(
-                files.fault(CONFIG, "a T5 encoder has no first token to pool by; mean pooling is read")
-            );
-        }
-        let _: serde_json::Value = files.json(CONFIG)?;
-        let max_length = read_limit(&mut files)?;
-        let mut tokenizer = files.tokenizer()?;
-        let truncation = TruncationParams { max_length, ..Default::default() };
-        tokenizer.with_truncation(Some(truncation)).map_err(|e| files.fault(TOKENIZER, e.to_string()))?;
+        let (settings, dense) = Settings::of_t5(&mut files)?;
         // Into the identity.
         files.weights(|_| Ok(()))?;
         let network = t5::Encoder::from_source(Source::open(name)?, &Device::Cpu)?;
-        let (tokens, rows) = (tokenizer.get_vocab(true).into_values().max(), network.config().vocab_size);
-        if let Some(largest) = tokens.filter(|largest| *largest as usize >= rows) {
-            let why = format!("holds ids up to {largest}, but {CONFIG} says vocab_size {rows}");
-            return Err(files.fault(TOKENIZER, why));
-        }
+        settings.check_vocabulary(&files, network.config().vocab_size)?;
         let mut dim = network.config().d_model;
         let dense = dense
             .iter()
             .map(|folder| Dense::read(&mut files, folder, &mut dim))
             .collect::<Result<Vec<_>>>()?;
-        let metric = if normalised == Some(true) { Metric::Cosine } else { Metric::InnerProduct };
         let identity = files.identity();
-        Ok(Self { name: name.into(), identity, tokenizer, network, dense, metric, dim })
-    }
-
-    /// Ids of each text with the end after it; empty where the text has no token.
-    fn tokenize(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
-        let ids = |text: &&str| {
-            let encoding =
-                self.tokenizer.encode_fast(*text, true).map_err(|e| Error::Tokenizer(e.to_string()))?;
-            let bare = encoding.get_special_tokens_mask().iter().all(|&special| special == 1);
-            Ok(if bare { Vec::new() } else { encoding.get_ids().to_vec() })
-        };
-        texts.par_iter().map(ids).collect()
+        Ok(Self { name: name.into(), identity, settings, network, dense, dim })
     }
 
     /// The vector of each text of a batch, not normalised.
     fn rows(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
-        let states = self.network.read(texts)?.states.to_vec3::<f32>()?;
+        let states = self.network.read(texts, None)?.states.to_vec3::<f32>()?;
         let mean = |(states, text): (&Vec<Vec<f32>>, &&[u32])| {
             let mut row = vec![0f32; states[0].len()];
             for state in &states[..text.len()] {
@@ -95,30 +66,47 @@ impl T5Encoder {
     }
 }
 
-impl Dense {
-    /// Reads the module in `folder`, whose input is `dim` wide, and makes `dim` the width of its output.
-    fn read(files: &mut Files, folder: &str, dim: &mut usize) -> Result<Self> {
+/// What a Dense module looks like.
+pub(super) struct DenseShape {
+    pub input: usize,
+    pub output: usize,
+    pub bias: bool,
+    /// Whether its activation is tanh; there is none otherwise.
+    pub tanh: bool,
+}
+
+impl DenseShape {
+    /// Reads the configuration of the module in `folder`, whose input is `dim` wide.
+    pub fn read(files: &mut Files, folder: &str, dim: usize) -> Result<Self> {
         #[derive(Deserialize)]
-        struct Settings {
+        struct Config {
             in_features: usize,
             out_features: usize,
             bias: bool,
             activation_function: String,
         }
         let file = format!("{folder}/{CONFIG}");
-        let settings: Settings = files.json(&file)?;
-        let Settings { in_features: input, out_features: output, .. } = settings;
-        if input != *dim || output == 0 {
+        let Config { in_features: input, out_features: output, bias, activation_function } =
+            files.json(&file)?;
+        if input != dim || output == 0 {
             return Err(files.fault(&file, format!("{input} to {output} features, but {dim} come in")));
         }
-        let tanh = match settings.activation_function.rsplit('.').next().unwrap_or_default() {
+        let tanh = match activation_function.rsplit('.').next().unwrap_or_default() {
             "Identity" => false,
             "Tanh" => true,
             other => return Err(files.fault(&file, format!("activation {other:?} is not read here"))),
         };
+        Ok(Self { input, output, bias, tanh })
+    }
+}
+
+impl Dense {
+    /// Reads the module in `folder`, whose input is `dim` wide, and makes `dim` the width of its output.
+    fn read(files: &mut Files, folder: &str, dim: &mut usize) -> Result<Self> {
+        let DenseShape { input, output, bias, tanh } = DenseShape::read(files, folder, *dim)?;
         *dim = output;
-        files.weights_in(&format!("{folder}/model.safetensors"), |w| {
-            let bias = settings.bias.then(|| w.values("linear.bias", &[output])).transpose()?;
+        files.weights_of(folder, |w| {
+            let bias = bias.then(|| w.values("linear.bias", &[output])).transpose()?;
             Ok(Self { weight: w.values("linear.weight", &[output, input])?, bias, tanh, input })
         })
     }
@@ -140,7 +128,7 @@ impl Encoder for T5Encoder {
     }
 
     fn encode(&self, texts: &[&str]) -> Result<Vec<f32>> {
-        let ids = self.tokenize(texts)?;
+        let ids = self.settings.tokenize("", texts)?;
         // Sorted by length, so that a batch holds little padding.
         let mut order: Vec<usize> = (0..texts.len()).filter(|&i| !ids[i].is_empty()).collect();
         order.sort_by_key(|&i| (ids[i].len(), i));
@@ -156,14 +144,14 @@ impl Encoder for T5Encoder {
             }
             rest = others;
         }
-        if self.metric == Metric::Cosine {
+        if self.settings.metric == Metric::Cosine {
             normalise_rows(&mut vectors, self.dim);
         }
         Ok(vectors)
     }
 
     fn metric(&self) -> Metric {
-        self.metric
+        self.settings.metric
     }
 
     fn name(&self) -> &str {

@@ -95,3 +95,19 @@ pub fn gather(
     let neighbours: Vec<_> = batch.rows.iter().map(of_row).collect();
     Retrieved::pack(&neighbours, k, 2 * m, device)
 }
+
+/// Texts filled up at the end, `[texts, longest]`, and the mask of what is text; `None` where all are of one
+/// length.
+pub fn side_by_side(texts: &[&[u32]], device: &Device) -> Result<(Tensor, Option<Tensor>)> {
+    let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
+    let shape = (texts.len(), longest);
+    let filled =
+        |text: &&[u32]| text.iter().copied().chain(std::iter::repeat_n(0, longest - text.len())).collect();
+    let tokens: Vec<u32> = texts.iter().flat_map::<Vec<u32>, _>(filled).collect();
+    let tokens = Tensor::from_vec(tokens, shape, device)?;
+    if texts.iter().all(|text| text.len() == longest) {
+        return Ok((tokens, None));
+    }
+    let mask = texts.iter().flat_map(|text| (0..longest).map(|i| u8::from(i < text.len()))).collect();
+    Ok((tokens, Some(Tensor::from_vec(mask, shape, device)?)))
+}

@@ -126,6 +126,42 @@ pub fn split_heads(x: &Tensor, heads: usize, angles: Option<&(Tensor, Tensor)>) 
     })
 }
 
+/// Dropout while a network is trained (Srivastava et al. 2014), at all its places in one pass.
+#[derive(Debug, Clone, Copy)]
+pub struct Dropout {
+    rate: f32,
+    seed: u64,
+}
+
+impl Dropout {
+    /// Sets numbers to zero with the probability `rate`, from 0 to less than 1. Every pass has a seed of its own.
+    pub fn new(rate: f32, seed: u64) -> Self {
+        Self { rate, seed }
+    }
+
+    /// The same for another part of the network, whose places are numbered from 0 again.
+    pub fn part(&self, number: u64) -> Self {
+        // A step of the generator SplitMix64, which tells neighbouring numbers apart.
+        let mixed =
+            (self.seed ^ number.wrapping_mul(0xBF58_476D_1CE4_E5B9)).wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        Self { rate: self.rate, seed: mixed ^ (mixed >> 31) }
+    }
+
+    /// `x` with some of its numbers dropped at `place`.
+    pub fn apply(&self, x: &Tensor, place: u64) -> Result<Tensor> {
+        Ok(kernels::dropout(x, self.rate, self.part(place).seed)?)
+    }
+}
+
+/// `x` with some of its numbers dropped at `place`; `x` itself where there is no dropout.
+pub fn drop_at(dropout: Option<Dropout>, x: Tensor, place: u64) -> Result<Tensor> {
+    match dropout {
+        Some(dropout) => dropout.apply(&x, place),
+        None => Ok(x),
+    }
+}
+
 /// A table of embeddings, `[rows, d]`.
 #[derive(Clone)]
 pub struct Embedding {
@@ -272,6 +308,18 @@ impl FeedForward {
             return Ok(kernels::gated_feed_forward(x, gate, up, down, residual, self.activation)?);
         }
         self.down.forward_add(&self.inner(x)?, residual)
+    }
+
+    /// [`forward_add`](Self::forward_add), with numbers dropped between its halves and of what is added.
+    pub fn forward_add_dropped(
+        &self,
+        x: &Tensor,
+        residual: &Tensor,
+        dropout: Option<Dropout>,
+    ) -> Result<Tensor> {
+        let Some(dropout) = dropout else { return self.forward_add(x, residual) };
+        let out = self.down.forward(&dropout.apply(&self.inner(x)?, 0)?)?;
+        Ok((residual + dropout.apply(&out, 1)?)?)
     }
 
     fn inner(&self, x: &Tensor) -> Result<Tensor> {

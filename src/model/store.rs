@@ -329,7 +329,7 @@ pub(super) fn write(
 }
 
 /// The tensors of the checkpoint that the weights make up, by name.
-fn whole_tensors(weights: &BTreeMap<Place, Matrix>) -> Result<HashMap<&str, Tensor>> {
+pub(crate) fn whole_tensors(weights: &BTreeMap<Place, Matrix>) -> Result<HashMap<&str, Tensor>> {
     let mut groups: BTreeMap<&str, (&Place, Vec<Tensor>)> = BTreeMap::new();
     for (place, tensor) in weights {
         groups.entry(&place.tensor).or_insert((place, Vec::new())).1.push(tensor.dense()?);

@@ -190,6 +190,19 @@ impl Weights {
         }
     }
 
+    /// The checkpoint's tensors that no part of the model has asked for, by name.
+    pub fn others(&self) -> Result<Vec<(String, Tensor)>> {
+        let Some(source) = &self.source else { return Ok(Vec::new()) };
+        let read = |name: &str| {
+            Ok(match source.peek(name)? {
+                Some(Stored::Dense(tensor)) => Some((name.to_string(), tensor)),
+                Some(Stored::Blocks(blocks)) => Some((name.to_string(), blocks.dequantise()?)),
+                None => None,
+            })
+        };
+        source.left().filter_map(|name| read(name).transpose()).collect()
+    }
+
     /// All weights handed out, and those among them that are trained.
     pub fn finish(self) -> (BTreeMap<Place, Matrix>, Vec<(String, Var)>) {
         (self.tensors, self.variables)

@@ -19,7 +19,7 @@ const UNUSED: &str = "decoder.block.0.layer.1.EncDecAttention.relative_attention
 ///
 /// # Errors
 /// When encoder and decoder have tables of their own, or the configuration is not one of T5.
-pub(super) fn settle(source: &mut Source) -> Result<T5Config> {
+pub(crate) fn settle(source: &mut Source) -> Result<T5Config> {
     let config = T5Config::from_json(source.config())?;
     if let Some(name) = COPIES.iter().find(|name| !source.has(EMBEDDING) && source.has(name)) {
         source.rename(name, EMBEDDING);

@@ -82,6 +82,11 @@ fn yes() -> bool {
 }
 
 impl T5Config {
+    /// Share of the numbers that are dropped while it is trained; transformers' 0.1 where the file does not say.
+    pub fn dropout_rate(&self) -> f32 {
+        self.rest.get("dropout_rate").and_then(Value::as_f64).unwrap_or(0.1) as f32
+    }
+
     /// Reads the content of a `config.json`.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use super::encoder::Encoded;
 use super::layers::{Attention, feed_forward};
 use super::positions::Positions;
 use crate::error::{Error, Result};
-use crate::model::layers::{Embedding, FeedForward, RmsNorm};
+use crate::model::layers::{Dropout, Embedding, FeedForward, RmsNorm, drop_at};
 use crate::model::weights::Weights;
 
 pub(super) struct Decoder {
@@ -124,7 +124,7 @@ impl Decoder {
 
     /// Reads `tokens` `[batch, tokens]` after those of `state`, and gives the states after the last norm,
     /// `[batch, tokens, d]`.
-    pub fn forward(&self, tokens: &Tensor, state: &mut State) -> Result<Tensor> {
+    pub fn forward(&self, tokens: &Tensor, state: &mut State, dropout: Option<Dropout>) -> Result<Tensor> {
         let (batch, new) = tokens.dims2()?;
         let texts = state.cross.first().map_or(0, |(k, _)| k.dims()[0]);
         if batch != texts * state.rows_a_text {
@@ -134,16 +134,20 @@ impl Decoder {
         let bias = self.positions.bias(new, state.tokens + new)?;
         let causal = AttentionOptions { causal: true, ..bias.attention() };
         let crossing = AttentionOptions { key_mask: state.mask.as_ref(), ..AttentionOptions::scaled(1.0) };
-        let mut h = self.embedding.forward(tokens)?;
-        for ((block, (k, v)), cache) in self.blocks.iter().zip(&state.cross).zip(&mut state.written) {
+        let mut h = drop_at(dropout, self.embedding.forward(tokens)?, 0)?;
+        let blocks = self.blocks.iter().zip(&state.cross).zip(&mut state.written);
+        for (number, ((block, (k, v)), cache)) in blocks.enumerate() {
+            let dropout = dropout.map(|dropout| dropout.part(2 + number as u64));
+            let part = |number| dropout.map(|dropout| dropout.part(number));
             let x = block.attention_norm.forward(&h)?;
             let (own_k, own_v) = block.attention.keys_values(&x)?;
             let (own_k, own_v) = cache.extend(&own_k, &own_v)?;
-            h = block.attention.forward_add(&x, (&own_k, &own_v), &causal, &h)?;
-            h = block.cross.forward_add(&block.cross_norm.forward(&h)?, (k, v), &crossing, &h)?;
-            h = block.feed_forward.forward_add(&block.feed_forward_norm.forward(&h)?, &h)?;
+            h = block.attention.forward_add(&x, (&own_k, &own_v), &causal, &h, part(0))?;
+            h = block.cross.forward_add(&block.cross_norm.forward(&h)?, (k, v), &crossing, &h, part(1))?;
+            let x = block.feed_forward_norm.forward(&h)?;
+            h = block.feed_forward.forward_add_dropped(&x, &h, part(2))?;
         }
         state.tokens += new;
-        self.norm.forward(&h)
+        drop_at(dropout, self.norm.forward(&h)?, 1)
     }
 }

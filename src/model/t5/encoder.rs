@@ -8,7 +8,8 @@ use super::layers::{Attention, feed_forward};
 use super::positions::Positions;
 use super::{checkpoint, embedding};
 use crate::error::{Error, Result};
-use crate::model::layers::{Embedding, FeedForward, RmsNorm};
+use crate::model::batch::side_by_side;
+use crate::model::layers::{Dropout, Embedding, FeedForward, RmsNorm, drop_at};
 use crate::model::source::Source;
 use crate::model::weights::Weights;
 
@@ -53,6 +54,12 @@ impl Encoded {
 }
 
 impl Encoder {
+    /// Takes the weights out of `w`, those of the embedding table among them.
+    pub fn take(config: &T5Config, w: &mut Weights) -> Result<Self> {
+        let embedding = embedding(config, w)?;
+        Self::new(config, w, embedding)
+    }
+
     /// Takes the weights out of `w`; `embedding` is its table of tokens.
     pub fn new(config: &T5Config, w: &mut Weights, embedding: Embedding) -> Result<Self> {
         let norm =
@@ -84,8 +91,7 @@ impl Encoder {
         let mut w = Weights::from_source(source, device);
         w.set_trainable(false);
         w.keep_blocks(true);
-        let embedding = embedding(&config, &mut w)?;
-        Self::new(&config, &mut w, embedding)
+        Self::take(&config, &mut w)
     }
 
     /// What the network that it is half of looks like.
@@ -99,40 +105,38 @@ impl Encoder {
     }
 
     /// Reads `tokens` `[batch, tokens]`; `mask`, of the same shape as `u8`, is 0 for padding, which may be
-    /// anywhere: nothing attends to it, and the states there mean nothing.
-    pub fn forward(&self, tokens: &Tensor, mask: Option<&Tensor>) -> Result<Encoded> {
+    /// anywhere: nothing attends to it, and the states there mean nothing. Where it is trained, `dropout` drops as
+    /// transformers does, but for attention's weights.
+    pub fn forward(
+        &self,
+        tokens: &Tensor,
+        mask: Option<&Tensor>,
+        dropout: Option<Dropout>,
+    ) -> Result<Encoded> {
         let (_, n) = tokens.dims2()?;
         let bias = self.positions.bias(n, n)?;
         let options = AttentionOptions { key_mask: mask, ..bias.attention() };
-        let mut h = self.embedding.forward(tokens)?;
-        for block in &self.blocks {
+        let mut h = drop_at(dropout, self.embedding.forward(tokens)?, 0)?;
+        for (number, block) in self.blocks.iter().enumerate() {
+            let dropout = dropout.map(|dropout| dropout.part(2 + number as u64));
             let x = block.attention_norm.forward(&h)?;
             let (k, v) = block.attention.keys_values(&x)?;
-            h = block.attention.forward_add(&x, (&k, &v), &options, &h)?;
-            h = block.feed_forward.forward_add(&block.feed_forward_norm.forward(&h)?, &h)?;
+            h = block.attention.forward_add(
+                &x,
+                (&k, &v),
+                &options,
+                &h,
+                dropout.map(|dropout| dropout.part(0)),
+            )?;
+            let x = block.feed_forward_norm.forward(&h)?;
+            h = block.feed_forward.forward_add_dropped(&x, &h, dropout.map(|dropout| dropout.part(1)))?;
         }
-        Ok(Encoded { states: self.norm.forward(&h)?, mask: mask.cloned() })
+        Ok(Encoded { states: drop_at(dropout, self.norm.forward(&h)?, 1)?, mask: mask.cloned() })
     }
 
     /// Reads texts of uneven lengths.
-    pub fn read(&self, texts: &[&[u32]]) -> Result<Encoded> {
+    pub fn read(&self, texts: &[&[u32]], dropout: Option<Dropout>) -> Result<Encoded> {
         let (tokens, mask) = side_by_side(texts, self.device())?;
-        self.forward(&tokens, mask.as_ref())
+        self.forward(&tokens, mask.as_ref(), dropout)
     }
-}
-
-/// Texts filled up at the end, `[texts, longest]`, and the mask of what is text; `None` where all are of one
-/// length.
-fn side_by_side(texts: &[&[u32]], device: &Device) -> Result<(Tensor, Option<Tensor>)> {
-    let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
-    let shape = (texts.len(), longest);
-    let filled =
-        |text: &&[u32]| text.iter().copied().chain(std::iter::repeat_n(0, longest - text.len())).collect();
-    let tokens: Vec<u32> = texts.iter().flat_map::<Vec<u32>, _>(filled).collect();
-    let tokens = Tensor::from_vec(tokens, shape, device)?;
-    if texts.iter().all(|text| text.len() == longest) {
-        return Ok((tokens, None));
-    }
-    let mask = texts.iter().flat_map(|text| (0..longest).map(|i| u8::from(i < text.len()))).collect();
-    Ok((tokens, Some(Tensor::from_vec(mask, shape, device)?)))
 }

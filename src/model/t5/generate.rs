@@ -23,7 +23,7 @@ impl Autoregressive for T5 {
     }
 
     fn start(&self, prompts: &[&[u32]]) -> Result<(State, Tensor)> {
-        let mut state = T5::start(self, &self.encoder().read(prompts)?)?;
+        let mut state = T5::start(self, &self.encoder().read(prompts, None)?)?;
         let first = Tensor::full(self.config().start_token(), (prompts.len(), 1), self.device())?;
         let hidden = self.decode(&first, &mut state)?.squeeze(1)?;
         Ok((state, hidden))

@@ -5,7 +5,7 @@ use sidenote_kernels::{self as kernels, AttentionOptions};
 
 use super::config::T5Config;
 use crate::error::Result;
-use crate::model::layers::{FeedForward, Linear};
+use crate::model::layers::{Dropout, FeedForward, Linear};
 use crate::model::weights::{Start, Weights};
 
 /// Attention, of a sequence to itself or of the decoder to what the encoder made. The starts are those of
@@ -42,20 +42,24 @@ impl Attention {
     }
 
     /// `residual +` what the queries made of `x` read, both `[batch, tokens, d]`. The keys may be those of fewer
-    /// sequences, each read by as many consecutive rows of `x`.
+    /// sequences, each read by as many consecutive rows of `x`. `dropout` drops of what is added.
     pub fn forward_add(
         &self,
         x: &Tensor,
         (k, v): (&Tensor, &Tensor),
         options: &AttentionOptions,
         residual: &Tensor,
+        dropout: Option<Dropout>,
     ) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?;
         let sequences = k.dim(0)?;
         let q = self.q.forward(x)?.reshape((sequences, batch / sequences.max(1) * tokens, ()))?;
         let out = kernels::attention(&kernels::split_heads(&q, self.heads)?, k, v, options)?;
         let out = kernels::merge_heads(&out)?.reshape((batch, tokens, ()))?;
-        self.o.forward_add(&out, residual)
+        match dropout {
+            None => self.o.forward_add(&out, residual),
+            Some(dropout) => Ok((residual + dropout.apply(&self.o.forward(&out)?, 0)?)?),
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::layers::{Embedding, Linear};
+use super::layers::{Dropout, Embedding, Linear};
 use super::weights::{Start, Weights};
 use crate::error::Result;
 
@@ -21,6 +21,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use checkpoint::settle;
 pub use config::{MODEL_TYPES, T5Config};
 pub use decoder::State;
 pub use encoder::{Encoded, Encoder};
@@ -77,7 +78,11 @@ impl T5 {
     /// Reads `tokens` `[batch, tokens]` after those of `state`, and gives the hidden states that predict the token
     /// after each, `[batch, tokens, d]`, as the output head takes them.
     pub fn decode(&self, tokens: &Tensor, state: &mut State) -> Result<Tensor> {
-        let hidden = self.decoder.forward(tokens, state)?;
+        self.scaled(self.decoder.forward(tokens, state, None)?)
+    }
+
+    /// States of the decoder as the output head takes them.
+    fn scaled(&self, hidden: Tensor) -> Result<Tensor> {
         Ok(match self.config.head_scale() {
             Some(scale) => (hidden * scale)?,
             None => hidden,
@@ -95,11 +100,12 @@ impl T5 {
     }
 
     /// The hidden states that predict each of `targets` `[batch, tokens]`, given what was encoded and the targets
-    /// before it: `[batch, tokens, d]`. Targets that are [`IGNORE`] are read as padding.
+    /// before it: `[batch, tokens, d]`. Targets that are [`IGNORE`] are read as padding. `dropout` is for training,
+    /// and another than the encoder's.
     ///
     /// With [`head`](Self::head), this is what `kernels::linear_cross_entropy` takes.
-    pub fn predict(&self, encoded: &Encoded, targets: &Tensor) -> Result<Tensor> {
-        self.decode(&self.shifted(targets)?, &mut self.start(encoded)?)
+    pub fn predict(&self, encoded: &Encoded, targets: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
+        self.scaled(self.decoder.forward(&self.shifted(targets)?, &mut self.start(encoded)?, dropout)?)
     }
 
     /// What the decoder reads where `targets` are to be written: the start token, then all but the last.

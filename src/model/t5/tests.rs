@@ -45,7 +45,7 @@ fn matrix(rows: &[Vec<u32>]) -> Tensor {
 
 fn read(model: &T5, texts: &[Vec<u32>]) -> Encoded {
     let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-    model.encoder().read(&texts).unwrap()
+    model.encoder().read(&texts, None).unwrap()
 }
 
 fn distance(a: &Tensor, b: &Tensor) -> f32 {
@@ -60,21 +60,21 @@ fn a_text_reads_the_same_alone_and_padded_on_either_side() {
     for (model, _) in models() {
         let batch = read(&model, &texts);
         let written = matrix(&[tokens(4, 5), tokens(4, 6), tokens(4, 7)]);
-        let hidden = model.predict(&batch, &written).unwrap();
+        let hidden = model.predict(&batch, &written, None).unwrap();
         for (i, text) in texts.iter().enumerate() {
             let alone = read(&model, std::slice::from_ref(text));
             let states = batch.states.narrow(0, i, 1).unwrap().narrow(1, 0, text.len()).unwrap();
             assert!(distance(&states, &alone.states) < 1e-5);
-            let one = model.predict(&alone, &written.narrow(0, i, 1).unwrap()).unwrap();
+            let one = model.predict(&alone, &written.narrow(0, i, 1).unwrap(), None).unwrap();
             assert!(distance(&one, &hidden.narrow(0, i, 1).unwrap()) < 1e-5);
             // Only differences of positions count, so padding may as well come first.
             let shifted = matrix(&[[vec![9; 3], text.clone()].concat()]);
             let mask: Vec<u8> = (0..text.len() + 3).map(|j| u8::from(j >= 3)).collect();
             let mask = Tensor::from_vec(mask, shifted.shape(), &Device::Cpu).unwrap();
-            let shifted = model.encoder().forward(&shifted, Some(&mask)).unwrap();
+            let shifted = model.encoder().forward(&shifted, Some(&mask), None).unwrap();
             let states = shifted.states.narrow(1, 3, text.len()).unwrap();
             assert!(distance(&states, &alone.states) < 1e-5);
-            let one = model.predict(&shifted, &written.narrow(0, i, 1).unwrap()).unwrap();
+            let one = model.predict(&shifted, &written.narrow(0, i, 1).unwrap(), None).unwrap();
             assert!(distance(&one, &hidden.narrow(0, i, 1).unwrap()) < 1e-5);
         }
     }
@@ -145,19 +145,19 @@ fn joined_passages_are_read_as_one_and_absent_ones_not_at_all() {
     let joined = read(&model, &passages).joined(2).unwrap();
     assert_eq!(joined.states.dims(), [2, 18, 18]);
     let written = matrix(&[tokens(4, 5), tokens(4, 6)]);
-    let both = model.predict(&joined, &written).unwrap();
+    let both = model.predict(&joined, &written, None).unwrap();
     for (i, pair) in passages.chunks(2).enumerate() {
         let one = |text: &Vec<u32>| read(&model, std::slice::from_ref(text)).states;
         let states = Tensor::cat(&[one(&pair[0]), one(&pair[1])], 1).unwrap();
         let alone = Encoded { states, mask: None };
-        let alone = model.predict(&alone, &written.narrow(0, i, 1).unwrap()).unwrap();
+        let alone = model.predict(&alone, &written.narrow(0, i, 1).unwrap(), None).unwrap();
         assert!(distance(&alone, &both.narrow(0, i, 1).unwrap()) < 1e-5);
     }
     // A passage without a token counts for nothing.
     let with_absent = read(&model, &[passages[0].clone(), Vec::new()]).joined(2).unwrap();
     let first = written.narrow(0, 0, 1).unwrap();
-    let right = model.predict(&read(&model, &passages[..1]), &first).unwrap();
-    assert!(distance(&model.predict(&with_absent, &first).unwrap(), &right) < 1e-5);
+    let right = model.predict(&read(&model, &passages[..1]), &first, None).unwrap();
+    assert!(distance(&model.predict(&with_absent, &first, None).unwrap(), &right) < 1e-5);
     assert!(joined.joined(3).is_err());
 }
 
@@ -170,7 +170,7 @@ fn every_weight_gets_a_gradient_and_it_is_the_slope() {
         targets[1][4..].fill(IGNORE);
         let targets = matrix(&targets);
         let loss = || {
-            let hidden = model.predict(&read(&model, &texts), &targets).unwrap();
+            let hidden = model.predict(&read(&model, &texts), &targets, None).unwrap();
             let hidden = hidden.flatten(0, 1).unwrap();
             let options = CrossEntropyOptions::ignoring(IGNORE);
             linear_cross_entropy(&hidden, &model.head().unwrap(), &targets.flatten_all().unwrap(), &options)

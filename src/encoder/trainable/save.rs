@@ -1,0 +1,105 @@
+//! A trained encoder as a folder in Hugging Face's and sentence-transformers' layout: the files of the one it began as,
+//! with its own weights.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use serde_json::Value;
+
+use super::super::folder::{CONFIG, WEIGHTS};
+use super::{Part, TrainableEncoder};
+use crate::artefact::{self, sync_dir};
+use crate::error::{Error, Result};
+use crate::model::store::whole_tensors;
+
+/// Ends of names of files that hold weights.
+const WEIGHT_FILES: [&str; 9] = ["safetensors", "bin", "pt", "pth", "onnx", "gguf", "h5", "msgpack", "ot"];
+
+impl TrainableEncoder {
+    /// Writes the encoder to the new folder `dir`, which appears whole or not at all. All files of the one it was read
+    /// from come along, but for weights in other formats.
+    ///
+    /// # Errors
+    /// Names the file that cannot be read or written; a folder that is there already.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        if dir.exists() {
+            return Err(Error::file(dir, "already exists; an encoder is never written over another"));
+        }
+        let mut temporary = dir.as_os_str().to_owned();
+        temporary.push(".tmp");
+        let temporary = PathBuf::from(temporary);
+        if temporary.exists() {
+            fs::remove_dir_all(&temporary).map_err(Error::io(&temporary))?;
+        }
+        copy_settings(&self.folder, &temporary, true)?;
+        for part in &self.weights {
+            part.save(&temporary)?;
+        }
+        sync_all(&temporary)?;
+        fs::rename(&temporary, dir).map_err(Error::io(dir))?;
+        Ok(sync_dir(dir.parent().unwrap_or(Path::new(".")))?)
+    }
+}
+
+impl Part {
+    /// Writes the weights below the encoder's folder `dir`, and says in the configuration that they are in f32.
+    fn save(&self, dir: &Path) -> Result<()> {
+        let dir = if self.folder.is_empty() { dir.to_path_buf() } else { dir.join(&self.folder) };
+        let mut tensors: HashMap<&str, Tensor> = whole_tensors(&self.tensors)?;
+        for (name, tensor) in &self.others {
+            tensors.entry(name).or_insert(tensor.contiguous()?);
+        }
+        candle_core::safetensors::save(&tensors, dir.join(WEIGHTS))?;
+        let path = dir.join(CONFIG);
+        let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let mut config: Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+        for name in ["torch_dtype", "dtype"] {
+            if let Some(dtype) = config.get_mut(name) {
+                *dtype = "float32".into();
+            }
+        }
+        fs::write(&path, format!("{config:#}\n")).map_err(Error::io(path))
+    }
+}
+
+/// Copies what is not weights, and the folders of modules.
+fn copy_settings(from: &Path, to: &Path, modules: bool) -> Result<()> {
+    fs::create_dir_all(to).map_err(Error::io(to))?;
+    for entry in fs::read_dir(from).map_err(Error::io(from))? {
+        let entry = entry.map_err(Error::io(from))?;
+        let (name, source) = (entry.file_name(), entry.path());
+        let text = name.to_string_lossy();
+        let is_weights = WEIGHT_FILES.iter().any(|end| text.ends_with(&format!(".{end}")))
+            || text.ends_with(".index.json")
+            || text == artefact::MANIFEST;
+        // A module's folder, such as 1_Pooling; others hold the weights in other formats.
+        let is_module = || text.split_once('_').is_some_and(|(number, _)| number.parse::<u32>().is_ok());
+        // Through links, as in the hub's cache.
+        let kind = fs::metadata(&source).map_err(Error::io(&source))?;
+        if kind.is_dir() && modules && is_module() {
+            copy_settings(&source, &to.join(&name), false)?;
+        } else if kind.is_file() && !is_weights {
+            let target = to.join(&name);
+            fs::copy(&source, &target).map_err(Error::io(target))?;
+        }
+    }
+    Ok(())
+}
+
+/// Syncs every file and folder below `dir`.
+fn sync_all(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
+        let path = entry.map_err(Error::io(dir))?.path();
+        match path.is_dir() {
+            true => sync_all(&path)?,
+            false => {
+                let synced: io::Result<()> = fs::File::open(&path).and_then(|file| file.sync_all());
+                synced.map_err(Error::io(path))?;
+            }
+        }
+    }
+    Ok(sync_dir(dir)?)
+}
