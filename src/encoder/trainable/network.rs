@@ -80,6 +80,19 @@ impl Network {
         mask: Option<&Tensor>,
         dropout: Option<Dropout>,
     ) -> Result<Tensor> {
+        self.forward_with(tokens, mask, dropout, |layer| {
+            dropout.map(|dropout| dropout.part(1 + layer as u64))
+        })
+    }
+
+    /// [`forward`](Self::forward) with a dropout for the embeddings, and one for each layer.
+    fn forward_with(
+        &self,
+        tokens: &Tensor,
+        mask: Option<&Tensor>,
+        dropout: Option<Dropout>,
+        of_layer: impl Fn(usize) -> Option<Dropout>,
+    ) -> Result<Tensor> {
         let (_, n) = tokens.dims2()?;
         let device = tokens.device();
         let mut x = self.words.forward(tokens)?;
@@ -103,8 +116,7 @@ impl Network {
         };
         let mut x = drop_at(dropout, self.norm.forward(&x)?, 0)?;
         for (number, layer) in self.layers.iter().enumerate() {
-            let dropout = dropout.map(|dropout| dropout.part(1 + number as u64));
-            x = layer.forward(&x, self.config.heads, angles.as_ref(), &options, dropout)?;
+            x = layer.forward(&x, self.config.heads, angles.as_ref(), &options, of_layer(number))?;
         }
         Ok(x)
     }
@@ -196,5 +208,32 @@ fn activation(config: &Config) -> Activation {
         Inference::GeluTanh => Activation::GeluTanh,
         Inference::Relu => Activation::Relu,
         Inference::Silu => Activation::Silu,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoder::folder::Files;
+    use crate::encoder::settings::Settings;
+    use crate::model::source::Source;
+
+    #[test]
+    fn dropout_reaches_every_layer() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/encoder/bert_mean");
+        let mut files = Files::open(folder.to_str().unwrap()).unwrap();
+        let (config, _) = Settings::of_bert(&mut files, Family::Bert).unwrap();
+        let mut weights = Weights::from_source(Source::open(&folder).unwrap(), &Device::Cpu);
+        let network = Network::new(&config, &mut weights, "").unwrap();
+        let tokens = Tensor::new(&[[5u32, 9, 13, 4, 30]], &Device::Cpu).unwrap();
+        let values = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let dropout = Some(Dropout::new(0.3, 7));
+        let all = values(network.forward(&tokens, None, dropout).unwrap());
+        for spared in 0..config.layers {
+            let of_layer =
+                |layer: usize| dropout.filter(|_| layer != spared).map(|d| d.part(1 + layer as u64));
+            let other = values(network.forward_with(&tokens, None, dropout, of_layer).unwrap());
+            assert_ne!(all, other, "layer {spared}");
+        }
     }
 }

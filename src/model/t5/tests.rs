@@ -1,5 +1,5 @@
-//! What an encoder-decoder must be, on small random weights and uneven shapes. Each comment says which mistake the test
-//! is meant to find; these have not been made on purpose yet.
+//! What an encoder-decoder must be, on small random weights and uneven shapes. Each comment says which mistakes were made
+//! on purpose to see the test fail.
 
 use candle_core::{Device, Tensor, Var};
 use serde_json::json;
@@ -53,7 +53,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f32 {
     (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
-/// Meant to fail with: masking nothing in the encoder, or masking nothing in the cross-attention.
+/// Fails with: masking nothing in the encoder, or masking nothing in the cross-attention.
 #[test]
 fn a_text_reads_the_same_alone_and_padded_on_either_side() {
     let texts = [tokens(5, 1), tokens(19, 2), tokens(1, 3)];
@@ -80,7 +80,7 @@ fn a_text_reads_the_same_alone_and_padded_on_either_side() {
     }
 }
 
-/// Meant to fail with: counting positions from 0 at each step, or leaving out `causal`.
+/// Fails with: counting positions from 0 at each step, or leaving out `causal`.
 #[test]
 fn token_by_token_is_the_whole_forward_pass() {
     let texts = [tokens(5, 1), tokens(19, 2)];
@@ -103,7 +103,7 @@ fn token_by_token_is_the_whole_forward_pass() {
     }
 }
 
-/// Meant to fail with: leaving the keys and values of the texts as they were, or giving every row the first text.
+/// Fails with: leaving the keys and values of the texts as they were, or giving every row the first text.
 #[test]
 fn picked_rows_go_on_as_if_alone() {
     let texts = [tokens(5, 1), tokens(9, 2), tokens(7, 3)];
@@ -137,7 +137,7 @@ fn picked_rows_go_on_as_if_alone() {
     assert!(model.decode(&matrix(&[tokens(1, 1)]), &mut state).is_err());
 }
 
-/// Meant to fail with: joining passages without their mask.
+/// Fails with: joining passages without their mask.
 #[test]
 fn joined_passages_are_read_as_one_and_absent_ones_not_at_all() {
     let (model, _) = models().swap_remove(0);
@@ -161,7 +161,7 @@ fn joined_passages_are_read_as_one_and_absent_ones_not_at_all() {
     assert!(joined.joined(3).is_err());
 }
 
-/// Meant to fail with: detaching the encoder's states, or candle_nn's norm.
+/// Fails with: detaching the encoder's states, or candle_nn's norm.
 #[test]
 fn every_weight_gets_a_gradient_and_it_is_the_slope() {
     for (model, variables) in models() {
@@ -193,6 +193,28 @@ fn every_weight_gets_a_gradient_and_it_is_the_slope() {
                 (slope - length).abs() < 0.05 * length + 0.03,
                 "{name}: slope {slope}, gradient {length}"
             );
+        }
+    }
+}
+
+/// Fails with: one of the halves that passes no dropout on.
+#[test]
+fn dropout_depends_on_its_seed_in_both_halves() {
+    for (model, _) in models() {
+        let texts = [tokens(5, 1), tokens(9, 2)];
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let targets = matrix(&[tokens(6, 5), tokens(6, 6)]);
+        let run = |encoder: Option<Dropout>, decoder: Option<Dropout>| {
+            let encoded = model.encoder().read(&texts, encoder).unwrap();
+            model.predict(&encoded, &targets, decoder).unwrap()
+        };
+        let (plain, dropout) = (run(None, None), |rate, seed| Some(Dropout::new(rate, seed)));
+        assert!(distance(&run(dropout(0.0, 1), dropout(0.0, 2)), &plain) < 1e-5);
+        for (encoder, decoder) in [(dropout(0.2, 1), None), (None, dropout(0.2, 1))] {
+            let other = |d: Option<Dropout>| d.map(|_| Dropout::new(0.2, 2));
+            assert_eq!(distance(&run(encoder, decoder), &run(encoder, decoder)), 0.0);
+            assert!(distance(&run(encoder, decoder), &plain) > 1e-3);
+            assert!(distance(&run(encoder, decoder), &run(other(encoder), other(decoder))) > 1e-3);
         }
     }
 }
