@@ -9,6 +9,7 @@ use std::env;
 use std::fs;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo};
@@ -16,7 +17,7 @@ use hf_hub::{Cache, Repo};
 use crate::error::{Error, Result};
 
 /// Files of a model besides its weights, of which it has some.
-const FILES: [&str; 14] = [
+const FILES: [&str; 18] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -31,7 +32,19 @@ const FILES: [&str; 14] = [
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
     "2_Normalize/config.json",
+    "2_Dense/config.json",
+    "2_Dense/model.safetensors",
+    "2_Dense/pytorch_model.bin",
+    "3_Normalize/config.json",
 ];
+
+/// Whether downloads show no progress.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From now on, downloads of this program show no progress.
+pub fn be_quiet() {
+    QUIET.store(true, Relaxed);
+}
 
 /// Weights, the best kind first: one file, or the index of several.
 const WEIGHTS: [&str; 4] = [
@@ -109,7 +122,7 @@ impl Hub {
         let api = ApiBuilder::from_cache(Cache::new(self.cache.clone()))
             .with_endpoint(self.endpoint.trim_end_matches('/').to_string())
             .with_token(self.token.clone())
-            .with_progress(std::io::stderr().is_terminal())
+            .with_progress(!QUIET.load(Relaxed) && std::io::stderr().is_terminal())
             .build()
             .map_err(failed)?;
         let repo = api.repo(Repo::model(repository));

@@ -1,11 +1,11 @@
 //! Decoders of every family against transformers, on small checkpoints with random weights that it has saved.
 //! The golden files are made by scripts/golden_models.py.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use sidenote::model::generate::Autoregressive;
 use sidenote::model::retro::State;
@@ -45,6 +45,30 @@ fn golden(family: &str) -> Vec<(Vec<u32>, Vec<Vec<f32>>)> {
         tensors[&format!("tokens.{i}")].to_vec1::<i64>().unwrap().iter().map(|id| *id as u32).collect()
     };
     (0..2).map(|i| (prompt(i), tensors[&format!("logits.{i}")].to_vec2().unwrap())).collect()
+}
+
+/// Weights in 16 bits stay so where nothing is trained, and mean the same numbers as widened ones.
+#[test]
+fn halves_give_the_logits_of_the_same_numbers_in_f32() {
+    for family in FAMILIES {
+        for dtype in [DType::F16, DType::BF16] {
+            let dir = checkpoint(family, |_| {});
+            let path = dir.path().join("model.safetensors");
+            let halved: HashMap<String, Tensor> = candle_core::safetensors::load(&path, &Device::Cpu)
+                .unwrap()
+                .into_iter()
+                .map(|(name, tensor)| (name, tensor.to_dtype(dtype).unwrap()))
+                .collect();
+            candle_core::safetensors::save(&halved, &path).unwrap();
+            let open = |trainable| LanguageModel::load(dir.path(), trainable, &Device::Cpu).unwrap();
+            let (kept, widened) = (open(Trainable::Nothing), open(Trainable::Everything));
+            let (tokens, _) = golden(family).swap_remove(0);
+            let of = |model: &LanguageModel| forward(model.network.decoder(), &tokens);
+            let worst = difference(&of(&kept), &of(&widened));
+            assert!(worst < 1e-4, "{family} {dtype:?}: off by {worst:e}");
+            assert_eq!(kept.identity().unwrap(), widened.identity().unwrap());
+        }
+    }
 }
 
 fn row(tokens: &[u32]) -> Tensor {

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use crate::corpus::{OnError, Store, Tokenizer, build_store};
+use crate::hub;
 use crate::progress::Progress;
 
 mod ask;
@@ -112,6 +113,9 @@ fn cut(
 /// Runs the command that the arguments name.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     let console = Console { json: cli.json, progress: Progress::new(cli.quiet) };
+    if cli.quiet {
+        hub::be_quiet();
+    }
     match cli.command {
         Command::Quickstart(args) => quickstart::run(args, console),
         Command::Index(command) => index::run(command, console),

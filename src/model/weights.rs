@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use candle_core::{Device, Shape, Tensor, Var};
+use candle_core::{DType, Device, Shape, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sidenote_kernels::{BlockKind, QuantisedLinear};
@@ -66,8 +66,8 @@ impl Weights {
         self.trainable = trainable;
     }
 
-    /// Whether matrices handed out from now on stay in blocks if the checkpoint has them so; for networks that are
-    /// only run, since no gradient passes through them.
+    /// Whether matrices handed out from now on stay in blocks, or in 16 bits a number, if the checkpoint has them so;
+    /// for networks that are only run, since no gradient passes through them.
     pub fn keep_blocks(&mut self, keep: bool) {
         self.keeps_blocks = keep;
     }
@@ -103,15 +103,16 @@ impl Weights {
         let may_be_blocks = self.keeps_blocks && !self.trainable && self.device.is_cpu();
         if may_be_blocks && place.is_whole() && self.source.is_some() {
             let stored = self.take(place, &shape)?;
-            if let Stored::Blocks(blocks) = &stored
-                && let Some(kind) = block_kind(blocks.kind())
-            {
-                let weight = QuantisedLinear::from_blocks(kind, blocks.bytes(), shape, &self.device)?;
-                let matrix = Matrix::Quantised(Arc::new(weight));
-                self.tensors.insert(place.clone(), matrix.clone());
-                return Ok(matrix);
-            }
-            let matrix = Matrix::Dense(stored.to_f32()?);
+            let kept = match &stored {
+                Stored::Blocks(blocks) => block_kind(blocks.kind())
+                    .map(|kind| QuantisedLinear::from_blocks(kind, blocks.bytes(), shape, &self.device)),
+                Stored::Dense(tensor) => halves(tensor)?
+                    .map(|(kind, bytes)| QuantisedLinear::from_blocks(kind, &bytes, shape, &self.device)),
+            };
+            let matrix = match kept {
+                Some(weight) => Matrix::Quantised(Arc::new(weight?)),
+                None => Matrix::Dense(stored.to_f32()?),
+            };
             self.tensors.insert(place.clone(), matrix.clone());
             return Ok(matrix);
         }
@@ -222,6 +223,22 @@ fn block_kind(kind: source::BlockKind) -> Option<BlockKind> {
         Stored::Q5K => BlockKind::Q5K,
         Stored::Q6K => BlockKind::Q6K,
         _ => return None,
+    })
+}
+
+/// The bytes of a tensor in 16 bits a number.
+fn halves(tensor: &Tensor) -> Result<Option<(BlockKind, Vec<u8>)>> {
+    let flat = tensor.flatten_all()?;
+    Ok(match tensor.dtype() {
+        DType::F16 => {
+            let bytes = flat.to_vec1::<half::f16>()?.into_iter().flat_map(half::f16::to_le_bytes);
+            Some((BlockKind::F16, bytes.collect()))
+        }
+        DType::BF16 => {
+            let bytes = flat.to_vec1::<half::bf16>()?.into_iter().flat_map(half::bf16::to_le_bytes);
+            Some((BlockKind::BF16, bytes.collect()))
+        }
+        _ => None,
     })
 }
 

@@ -40,7 +40,7 @@ pub struct TrainableEncoder {
     dropout: f32,
     folder: PathBuf,
     weights: Vec<Part>,
-    variables: Vec<(String, Var)>,
+    variables: Variables,
 }
 
 enum Body {
@@ -52,6 +52,9 @@ struct Dense {
     linear: Linear,
     tanh: bool,
 }
+
+/// Weights that are trained, by name.
+type Variables = Vec<(String, Var)>;
 
 /// The weights of one folder: the network's own, or a module's.
 struct Part {
@@ -205,7 +208,7 @@ impl Part {
         source: Source,
         device: &Device,
         build: impl FnOnce(&mut Weights) -> Result<T>,
-    ) -> Result<(T, Self, Vec<(String, Var)>)> {
+    ) -> Result<(T, Self, Variables)> {
         let mut weights = Weights::from_source(source, device);
         let built = build(&mut weights)?;
         let others = weights.others()?;
