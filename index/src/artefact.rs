@@ -26,6 +26,8 @@ pub const MANIFEST: &str = "manifest.json";
 const TEMPORARY: &str = "tmp";
 /// Length of the piece of its hash in a data file's name.
 const HASH: usize = 12;
+/// Bytes that are hashed at a time, by all threads.
+const HASHED: usize = 4 << 20;
 
 /// What can be wrong with an artefact on disk.
 #[derive(Debug, thiserror::Error)]
@@ -249,8 +251,12 @@ impl Writer {
         let mut renames = Vec::new();
         for name in &self.names {
             let temporary = self.dir.join(format!("{name}.{TEMPORARY}"));
-            let (bytes, hash) = hash_file(&temporary)?;
             let written = File::open(&temporary).map_err(ArtefactError::io(&temporary))?;
+            let (bytes, hash) = std::thread::scope(|scope| {
+                // The disk can begin with what `sync` waits for; should it fail, that says so.
+                scope.spawn(|| written.sync_data());
+                hash_file(&temporary)
+            })?;
             disk::sync(&written, &temporary)?;
             let (stem, extension) = parts_of(name);
             let file = format!("{stem}.{}.{extension}", &hash[..HASH]);
@@ -407,14 +413,14 @@ fn check_length(dir: &Path, entry: &FileEntry) -> Result<(), ArtefactError> {
 pub fn hash_file(path: &Path) -> Result<(u64, String), ArtefactError> {
     let mut file = File::open(path).map_err(ArtefactError::io(path))?;
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0u8; 1 << 20];
+    let mut buffer = vec![0u8; HASHED];
     let mut bytes = 0u64;
     loop {
         let n = file.read(&mut buffer).map_err(ArtefactError::io(path))?;
         if n == 0 {
             return Ok((bytes, hasher.finalize().to_hex().to_string()));
         }
-        hasher.update(&buffer[..n]);
+        hasher.update_rayon(&buffer[..n]);
         bytes += n as u64;
     }
 }

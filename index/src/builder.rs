@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artefact::{ArtefactError, Manifest, Writer};
 use crate::hnsw::GraphMeta;
+use crate::ivf::CoarseSpec;
 use crate::mapped::write_numbers;
 use crate::meta::{FORMAT_VERSION, KIND, Meta, VECTORS};
 use crate::pages::PageWriter;
@@ -166,7 +167,7 @@ impl Builder {
         // About as many lists as four times the root of the rows.
         let lists = (4.0 * (rows as f64).sqrt()) as usize;
         let others = [
-            Spec::Ivf { lists: lists.clamp(16, 65_536).next_power_of_two(), bits: 1 },
+            Spec::Ivf { lists: lists.clamp(16, 65_536).next_power_of_two(), graph: None, bits: 1 },
             Spec::RaBitQ { bits: 1 },
         ];
         let instead = others.map(|spec| (spec, need(spec))).into_iter().find(|(_, less)| *less <= bound);
@@ -351,7 +352,10 @@ fn build_over(
         Spec::Hnsw { m } => return Ok(Some(hnsw::build(rows, m, writer)?)),
         Spec::RaBitQ { bits } => rabitq::build(rows, bits, seed, writer)?,
         Spec::Graph { degree } => graph::build(rows, degree, seed, writer, scratch)?,
-        Spec::Ivf { lists, bits } => ivf::build(rows, lists, bits, seed, writer)?,
+        Spec::Ivf { lists, graph, bits } => {
+            let lists = CoarseSpec { lists, degree: graph };
+            ivf::build(rows, lists, bits, seed, writer, scratch)?;
+        }
         Spec::Faiss(factory) => faiss::build(rows, factory, writer)?,
     }
     Ok(None)

@@ -8,7 +8,7 @@ use crate::artefact::{self, ArtefactError, MANIFEST};
 use crate::faiss::Native;
 use crate::graph::{self, Graph};
 use crate::hnsw::Hnsw;
-use crate::ivf::Ivf;
+use crate::ivf::{CoarseSpec, Ivf};
 use crate::meta::{KIND, Meta, VECTORS, VERSIONS};
 use crate::quantized::QuantizedRows;
 use crate::rabitq::Codes;
@@ -102,8 +102,8 @@ impl Index {
                 let rows = graph::open_rows(&path, meta.rows, meta.dim, degree, meta.metric)?;
                 Engine::Graph(rows, Graph::open(dir, &manifest, meta.rows, meta.dim, degree, meta.seed)?)
             }
-            Spec::Ivf { lists, bits } => {
-                let lists = (lists, bits);
+            Spec::Ivf { lists, graph, bits } => {
+                let lists = (CoarseSpec { lists, degree: graph }, bits);
                 Engine::Ivf(rows()?, Ivf::open(dir, &manifest, meta.dim, meta.metric, lists, meta.seed)?)
             }
             Spec::Faiss(_) => {

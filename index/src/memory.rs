@@ -32,12 +32,14 @@ pub(crate) fn need(spec: Spec, rows: usize, dim: usize, threads: usize) -> Bytes
             let record = 4 * Layout::new(dim, degree).stride() as u64;
             ALWAYS + 56 * n + (16 * MIB).max(record) + 8 * MIB + threads * (2048 * row + 6 * MIB)
         }
-        Spec::Ivf { lists, bits } => {
-            // The centroids a few times, ids of the sample, a list for each row and its place; and
-            // rows of the sample and of a strip on each thread.
+        Spec::Ivf { lists, graph, bits } => {
+            // The centroids a few times, ids of the sample, a list for each row and its place; rows of the
+            // sample and of a strip on each thread; and what the graph of centroids takes.
+            let graph =
+                graph.map_or(0, |degree| need(Spec::Graph { degree }, lists, dim, threads as usize).0);
             let (lists, strip) = (lists as u64, 8192 * row + 24 * MIB);
             let sample = n.min(64 * lists.min(1024)) * row * if lists > 1024 { threads } else { 1 };
-            ALWAYS + 20 * n + 6 * lists * row + 1024 * lists + sample + codes(bits) + threads * strip
+            ALWAYS + 20 * n + 6 * lists * row + 1024 * lists + sample + codes(bits) + threads * strip + graph
         }
         Spec::Hnsw { m } => ALWAYS + n * (64 * m as u64 + 1024) + 16 * row,
     })
@@ -131,7 +133,10 @@ mod tests {
     fn more_rows_and_threads_need_more_and_lists_less_than_a_graph() {
         let graph = |rows, threads| need(Spec::Graph { degree: 32 }, rows, 384, threads);
         assert!(graph(2_000_000, 2) > graph(1_000_000, 2) && graph(1000, 4) > graph(1000, 2));
-        assert!(need(Spec::Ivf { lists: 1024, bits: 1 }, 100_000_000, 384, 2) < graph(100_000_000, 2));
+        assert!(
+            need(Spec::Ivf { lists: 1024, graph: None, bits: 1 }, 100_000_000, 384, 2)
+                < graph(100_000_000, 2)
+        );
         assert!(need(Spec::Flat, usize::MAX >> 8, 384, 2) < Bytes(64 * MIB));
     }
 }

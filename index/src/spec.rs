@@ -13,6 +13,9 @@ const FLAT_NUMBERS: usize = 8 << 20;
 /// Above so many rows a scan of all codes takes more than a millisecond or two, and building a
 /// graph pays.
 const SCANNED_ROWS: usize = 500_000;
+/// Lists of an inverted file: a scan of more centroids than these takes longer than the lists.
+const MOST_SCANNED: usize = 1 << 16;
+const MOST_LISTS: usize = 1 << 22;
 
 /// In what numbers rows are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,8 +108,11 @@ pub enum Spec {
     /// With `"IVF1024,RaBitQ4"` more bits are read for the rows that the first leaves, as in
     /// `"RaBitQ4"`.
     Ivf {
-        /// Lists, from 1 to 65,536.
+        /// Lists, from 1 to 65,536; to 4,194,304 with a graph.
         lists: usize,
+        /// Links of a centroid in the graph that finds the nearest lists, as in `"IVF65536_QG32,RaBitQ"`; without
+        /// one the centroids' codes are scanned.
+        graph: Option<usize>,
         /// Bits a dimension, from 1 to 8.
         bits: usize,
     },
@@ -134,7 +140,11 @@ impl Spec {
             Spec::Hnsw { m } => (4..=128).contains(&m),
             Spec::RaBitQ { bits } => (1..=8).contains(&bits),
             Spec::Graph { degree } => (32..=128).contains(&degree) && degree.is_multiple_of(32),
-            Spec::Ivf { lists, bits } => (1..=65_536).contains(&lists) && (1..=8).contains(&bits),
+            Spec::Ivf { lists, graph, bits } => {
+                let most = if graph.is_some() { MOST_LISTS } else { MOST_SCANNED };
+                let degree = graph.is_none_or(|degree| Spec::Graph { degree }.check().is_ok());
+                (1..=most).contains(&lists) && degree && (1..=8).contains(&bits)
+            }
         };
         if good { Ok(self) } else { Err(IndexError::UnknownSpec { text: self.to_string() }) }
     }
@@ -150,7 +160,11 @@ impl fmt::Display for Spec {
             Spec::RaBitQ { bits: 1 } => f.write_str("RaBitQ"),
             Spec::RaBitQ { bits } => write!(f, "RaBitQ{bits}"),
             Spec::Graph { degree } => write!(f, "QG{degree}"),
-            Spec::Ivf { lists, bits } => write!(f, "IVF{lists},{}", Spec::RaBitQ { bits: *bits }),
+            Spec::Ivf { lists, graph, bits } => {
+                write!(f, "IVF{lists}")?;
+                graph.map_or(Ok(()), |degree| write!(f, "_{}", Spec::Graph { degree }))?;
+                write!(f, ",{}", Spec::RaBitQ { bits: *bits })
+            }
             Spec::Faiss(factory) => write!(f, "faiss:{factory}"),
         }
     }
@@ -166,11 +180,18 @@ impl FromStr for Spec {
         }
         let lower = text.to_ascii_lowercase();
         if let Some((lists, codes)) = lower.strip_prefix("ivf").and_then(|rest| rest.split_once(',')) {
+            let (lists, graph) = match lists.split_once('_') {
+                Some((lists, graph)) => match graph.parse() {
+                    Ok(Spec::Graph { degree }) => (lists, Some(degree)),
+                    _ => return Err(unknown()),
+                },
+                None => (lists, None),
+            };
             // `parse` would take a sign too.
             let digits = lists.bytes().all(|b| b.is_ascii_digit());
             let lists = lists.parse().ok().filter(|_| digits).ok_or_else(unknown)?;
             let Ok(Spec::RaBitQ { bits }) = codes.parse() else { return Err(unknown()) };
-            return Spec::Ivf { lists, bits }.check().map_err(|_| unknown());
+            return Spec::Ivf { lists, graph, bits }.check().map_err(|_| unknown());
         }
         let (name, number) = lower.split_at(lower.trim_end_matches(|c: char| c.is_ascii_digit()).len());
         let number = if number.is_empty() { None } else { Some(number.parse().map_err(|_| unknown())?) };
@@ -217,8 +238,9 @@ mod tests {
             Spec::RaBitQ { bits: 1 },
             Spec::RaBitQ { bits: 8 },
             Spec::Graph { degree: 64 },
-            Spec::Ivf { lists: 1, bits: 1 },
-            Spec::Ivf { lists: 65_536, bits: 8 },
+            Spec::Ivf { lists: 1, graph: None, bits: 1 },
+            Spec::Ivf { lists: MOST_SCANNED, graph: None, bits: 8 },
+            Spec::Ivf { lists: MOST_LISTS, graph: Some(64), bits: 1 },
             Spec::Faiss(Factory::IMPORTED),
             Spec::Faiss(Factory::new(&"x".repeat(Factory::MAX)).unwrap()),
         ] {
@@ -249,6 +271,10 @@ mod tests {
             "IVF65537,RaBitQ",
             "IVF16,RaBitQ9",
             "IVF16,IVF16,RaBitQ",
+            "IVF4194305_QG32,RaBitQ",
+            "IVF16_QG33,RaBitQ",
+            "IVF16_HNSW32,RaBitQ",
+            "IVF16_,RaBitQ",
             "faiss:",
             "faiss:HNSW32, Flat",
         ] {

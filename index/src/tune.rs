@@ -102,7 +102,7 @@ mod tests {
         for (spec, least) in [
             (Spec::Graph { degree: 32 }, 10),
             (Spec::RaBitQ { bits: 1 }, 10),
-            (Spec::Ivf { lists: 100, bits: 1 }, 1),
+            (Spec::Ivf { lists: 100, graph: None, bits: 1 }, 1),
         ] {
             let dir = tempfile::tempdir().unwrap();
             let mut index = index(dir.path(), spec, 6000);

@@ -57,8 +57,9 @@ fn builds_keep_within_what_they_say_and_refuse_what_would_not() {
     };
     for spec in [
         Spec::Graph { degree: 32 },
-        Spec::Ivf { lists: 64, bits: 1 },
-        Spec::Ivf { lists: 1500, bits: 4 },
+        Spec::Ivf { lists: 64, graph: None, bits: 1 },
+        Spec::Ivf { lists: 1500, graph: None, bits: 4 },
+        Spec::Ivf { lists: 1500, graph: Some(32), bits: 1 },
         Spec::RaBitQ { bits: 4 },
         Spec::Flat,
     ] {

@@ -60,6 +60,9 @@ fn every_kind_of_index_of_every_version_opens_and_finds_what_it_found() {
         ("v2", "rabitq"),
         ("v2", "rabitq4"),
         ("v2", "qg"),
+        ("v2", "ivf"),
+        ("v2", "ivf4"),
+        ("v2", "ivf_qg"),
         ("v2", "sqbf16"),
         ("v2", "sq8"),
     ] {

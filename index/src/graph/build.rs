@@ -24,7 +24,7 @@ use super::layout::{Layout, RecordWriter};
 use super::prune::Chooser;
 use super::search::{Effort, Nodes, Walk};
 use super::space::{Panels, Space};
-use super::table::{STRIP, Table, strips};
+use super::table::{STRIP, Table};
 use super::{NODES, ROOT, open_rows, root_degree};
 use crate::artefact::{ArtefactError, Writer};
 use crate::mapped::{Mapped, as_bytes, write_numbers};
@@ -119,7 +119,7 @@ impl Work<'_> {
             rotation: self.rotation,
         };
         let found = Table::make(self.scratch, name, n, CANDIDATES, |range, out| {
-            strips(range).try_for_each(|strip| out.write(&walk_to(&self.space, nodes, strip, &links)))
+            out.write(range, |strip| walk_to(&self.space, nodes, strip, &links))
         })?;
         drop((links, records));
         self.scratch.remove("records");
@@ -146,29 +146,25 @@ impl Work<'_> {
             strip.into_par_iter().map_init(Chooser::default, work).collect::<Vec<_>>()
         };
         let chosen = Table::make(self.scratch, choice, n, degree, |range, out| {
-            strips(range).try_for_each(|strip| {
-                out.write(&each(strip, &|chooser, id| chooser.prune(space, &near.near(id), degree)))
-            })
+            out.write(range, |strip| each(strip, &|chooser, id| chooser.prune(space, &near.near(id), degree)))
         })?;
         let mut degrees = vec![0u32; n];
         chosen.iter().flatten().for_each(|link| degrees[link.id as usize] += 1);
         let links = Table::make(self.scratch, name, n, degree, |range, out| {
             for group in groups(range, &degrees, GATHERED * n) {
                 let back = Back::new(&chosen, group.clone(), &degrees);
-                for strip in strips(group) {
-                    let kept = each(strip, &|chooser, id| {
-                        let mut links = chosen.near(id);
-                        links.extend_from_slice(back.of(id));
-                        keep_nearest(&mut links, usize::MAX);
-                        let mut all = near.near(id);
-                        all.extend_from_slice(&links);
-                        keep_nearest(&mut all, usize::MAX);
-                        let linked =
-                            |place: usize| links.binary_search_by(|link| link.order(&all[place])).is_ok();
-                        chooser.choose(space, &all, linked, degree)
-                    });
-                    out.write(&kept)?;
-                }
+                let choose = |chooser: &mut Chooser, id| {
+                    let mut links = chosen.near(id);
+                    links.extend_from_slice(back.of(id));
+                    keep_nearest(&mut links, usize::MAX);
+                    let mut all = near.near(id);
+                    all.extend_from_slice(&links);
+                    keep_nearest(&mut all, usize::MAX);
+                    let linked =
+                        |place: usize| links.binary_search_by(|link| link.order(&all[place])).is_ok();
+                    chooser.choose(space, &all, linked, degree)
+                };
+                out.write(group, |strip| each(strip, &choose))?;
             }
             Ok(())
         })?;

@@ -83,9 +83,13 @@ impl Graph {
 
     /// Nodes that a walk keeps where nobody has said: for a recall@10 of about 0.97 on text.
     pub fn default_breadth(&self, k: usize) -> usize {
-        // Codes of few dimensions tell less: their errors grow as the root of these falls.
-        let unsure = (128.0 / self.layout.dim as f32).sqrt().max(1.0);
-        ((4 * k).max(100) as f32 * unsure) as usize
+        self.unsure((4 * k).max(100))
+    }
+
+    /// A breadth in many dimensions, made as good in those of these rows: codes of few dimensions
+    /// tell less, and their errors grow as the root of these falls.
+    pub fn unsure(&self, breadth: usize) -> usize {
+        (breadth as f32 * (128.0 / self.layout.dim as f32).sqrt().max(1.0)) as usize
     }
 
     /// The `k` nearest rows of each prepared query; `k` is at most the number of rows.

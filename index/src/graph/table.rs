@@ -90,8 +90,23 @@ pub(super) struct TableFile<'a> {
 }
 
 impl TableFile<'_> {
-    /// The near nodes of the next rows.
-    pub fn write(&mut self, lists: &[Vec<Near>]) -> Result<(), ArtefactError> {
+    /// The near nodes of the rows of a range, as `make` gives them for one strip after the other;
+    /// those of a strip are written while the next ones are made.
+    pub fn write(
+        &mut self,
+        range: Range<usize>,
+        make: impl Fn(Range<usize>) -> Vec<Vec<Near>> + Sync,
+    ) -> Result<(), ArtefactError> {
+        let mut ready = Vec::new();
+        for strip in strips(range) {
+            let (written, next) = rayon::join(|| self.write_lists(&ready), || make(strip));
+            written?;
+            ready = next;
+        }
+        self.write_lists(&ready)
+    }
+
+    fn write_lists(&mut self, lists: &[Vec<Near>]) -> Result<(), ArtefactError> {
         let mut row = vec![NONE; self.width];
         for near in lists {
             pack(near, &mut row);
@@ -126,7 +141,7 @@ fn blocks(rows: usize) -> Vec<Range<usize>> {
 }
 
 /// A range in pieces of [`STRIP`] rows.
-pub(super) fn strips(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+fn strips(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     range.step_by(STRIP).map(move |first| first..end.min(first + STRIP))
 }

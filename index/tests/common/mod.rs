@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use sidenote_index::{Builder, Hit, Index, Metric, Quantizer, Spec};
 
 pub const METRICS: [Metric; 3] = [Metric::InnerProduct, Metric::Cosine, Metric::L2];
-pub const SPECS: [Spec; 9] = [
+pub const SPECS: [Spec; 10] = [
     Spec::Flat,
     Spec::Sq(Quantizer::Bf16),
     Spec::Sq(Quantizer::Int8),
@@ -16,8 +16,9 @@ pub const SPECS: [Spec; 9] = [
     Spec::RaBitQ { bits: 1 },
     Spec::RaBitQ { bits: 4 },
     Spec::Graph { degree: 32 },
-    Spec::Ivf { lists: 16, bits: 1 },
-    Spec::Ivf { lists: 16, bits: 4 },
+    Spec::Ivf { lists: 16, graph: None, bits: 1 },
+    Spec::Ivf { lists: 16, graph: None, bits: 4 },
+    Spec::Ivf { lists: 16, graph: Some(32), bits: 1 },
 ];
 
 /// `n` vectors around `clusters` random centres.
