@@ -38,7 +38,7 @@ enum Engine {
     Hnsw(Rows, Hnsw),
     RaBitQ(Rows, Codes),
     Graph(Rows, Graph),
-    Ivf(Rows, Ivf),
+    Ivf(Rows, Box<Ivf>),
     Faiss(Rows, Native),
 }
 
@@ -104,7 +104,8 @@ impl Index {
             }
             Spec::Ivf { lists, graph, bits } => {
                 let lists = (CoarseSpec { lists, degree: graph }, bits);
-                Engine::Ivf(rows()?, Ivf::open(dir, &manifest, meta.dim, meta.metric, lists, meta.seed)?)
+                let lists = Ivf::open(dir, &manifest, meta.dim, meta.metric, lists, meta.seed)?;
+                Engine::Ivf(rows()?, Box::new(lists))
             }
             Spec::Faiss(_) => {
                 let native = Native::open(dir, &manifest, meta.rows, meta.dim, meta.metric)?;
