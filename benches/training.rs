@@ -50,6 +50,7 @@ fn training(criterion: &mut Criterion) {
         encoder_layers: Some(1),
         encoder_cross_layers: None,
         initialisation: Some(Initialisation::Copy),
+        gate: None,
     }
     .config(&decoder, common::CHUNK_TOKENS);
     let retro = LanguageModel::retrofit(&base, &retro, 0, &Device::Cpu).expect("a plain base");

@@ -252,6 +252,7 @@ fn retro_reads_over_any_decoder() {
         encoder_layers: 2,
         encoder_cross_layers: vec![1],
         initialisation: Initialisation::Random,
+        gate: false,
     };
     let neighbours: Vec<Vec<Vec<u32>>> = (0..4u32)
         .map(|u| (0..2).map(|j| (0..8 - j).map(|i| (u * 13 + j * 29 + i * 7) % 97).collect()).collect())

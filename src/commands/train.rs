@@ -24,12 +24,12 @@ Example, a plain decoder on the text of an index (plain.toml):
   sidenote train plain.toml --set out=runs/other --set training.seed=1
   sidenote train plain.toml --resume        # after Ctrl-C or a crash
 
-RETRO on that decoder, frozen (retro.toml):
-  kind = \"retro\"
+RETRO's layers on that decoder, or any other, which stays as it is (retro.toml):
+  kind = \"retrofit\"                       # \"retro\" with a [model] trains everything from scratch
   out = \"runs/retro\"
   index = \"runs/index\"
   neighbours = \"runs/neighbours\"            # sidenote neighbours runs/index -k 2 --out ...
-  base = \"runs/plain/model\"                 # leave it out to train from scratch
+  base = \"runs/plain/model\"                 # a folder, a GGUF file, or a name on the hub
   [retro]
   initialisation = \"copy\"                   # \"random\" to learn to copy from nothing
   encoder_hidden_size = 256                 # \"copy\" needs it wider than the decoder

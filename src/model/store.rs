@@ -14,7 +14,7 @@ use super::decoder::{Decoder, DecoderConfig};
 use super::matrix::Matrix;
 use super::place::Place;
 use super::retro::{Retrieved, Retro, RetroConfig};
-use super::source::{ChatTemplate, Source};
+use super::source::{BASE_MODEL, BaseModel, ChatTemplate, Source};
 use super::weights::Weights;
 use crate::artefact::{self, FileEntry, Manifest};
 use crate::corpus::Store;
@@ -92,6 +92,8 @@ pub struct LanguageModel {
     /// The tokenizer it was trained with.
     pub tokenizer: Tokenizer,
     speech: Speech,
+    /// The model underneath, of one that is saved without it.
+    base: Option<BaseModel>,
     tensors: BTreeMap<Place, Matrix>,
     variables: Vec<(String, Var)>,
 }
@@ -105,10 +107,10 @@ struct Speech {
 }
 
 impl Speech {
-    /// As `source` says. A model that was `trained_here` has read documents that begin where another ends.
-    fn of(source: &Source, tokenizer: &Tokenizer, trained_here: bool) -> Result<Self> {
+    /// As `source` says. A model that was trained here has read documents that begin where another ends.
+    fn of(source: &Source, tokenizer: &Tokenizer) -> Result<Self> {
         let mut starts = tokenizer.starts()?;
-        if starts.is_empty() && trained_here {
+        if starts.is_empty() && source.is_ours() {
             starts.extend(tokenizer.end_of_text());
         }
         let mut ends = source.end_tokens();
@@ -135,7 +137,7 @@ impl LanguageModel {
         let (tensors, variables) = weights.finish();
         let end: Vec<u32> = tokenizer.end_of_text().into_iter().collect();
         let speech = Speech { starts: end.clone(), ends: end, chat: None };
-        Ok(Self { network, tokenizer, speech, tensors, variables })
+        Ok(Self { network, tokenizer, speech, base: None, tensors, variables })
     }
 
     /// Reads the model called `name`, as [`Source::open`] understands it.
@@ -150,7 +152,7 @@ impl LanguageModel {
     }
 
     /// Reads the plain decoder called `name`, freezes it, and adds RETRO's layers, which start from
-    /// `seed` (RETRO-fit).
+    /// `seed` (RETRO-fit). The model is saved as what was added, beside the decoder's name.
     pub fn retrofit(name: impl AsRef<Path>, retro: &RetroConfig, seed: u64, device: &Device) -> Result<Self> {
         let source = open(name.as_ref())?;
         let (decoder, existing) = read_config(&source)?;
@@ -159,7 +161,9 @@ impl LanguageModel {
             return Err(Error::file(source.path(), why));
         }
         retro.check(&decoder)?;
-        Self::read(source, &decoder, Some(retro), Trainable::RetroOnly, Some(seed), device)
+        let base = BaseModel::of(name.as_ref(), &source)?;
+        let model = Self::read(source, &decoder, Some(retro), Trainable::RetroOnly, Some(seed), device)?;
+        Ok(Self { base: Some(base), ..model })
     }
 
     fn read(
@@ -171,6 +175,7 @@ impl LanguageModel {
         device: &Device,
     ) -> Result<Self> {
         let path = source.path().to_path_buf();
+        let base = source.base_model()?;
         let tokenizer = source.tokenizer()?;
         if tokenizer.vocab_size() > decoder.vocab_size {
             let why = format!(
@@ -180,7 +185,7 @@ impl LanguageModel {
             );
             return Err(Error::file(path, why));
         }
-        let speech = Speech::of(&source, &tokenizer, path.join(artefact::MANIFEST).exists())?;
+        let speech = Speech::of(&source, &tokenizer)?;
         let named = |e: Error| match e {
             Error::Setting { name, why } => Error::file(&path, format!("{name}: {why}")),
             other => other,
@@ -189,7 +194,7 @@ impl LanguageModel {
         weights.set_trainable(trainable == Trainable::Everything);
         // RETRO-fit's gradients pass through the frozen decoder.
         weights.keep_blocks(trainable == Trainable::Nothing);
-        let base = Decoder::new(decoder, &mut weights).map_err(named)?;
+        let plain = Decoder::new(decoder, &mut weights).map_err(named)?;
         let network = match retro {
             Some(config) => {
                 weights.set_trainable(trainable != Trainable::Nothing);
@@ -197,13 +202,13 @@ impl LanguageModel {
                     weights.check_all_taken()?;
                     weights.start_fresh(seed);
                 }
-                Network::Retro(Retro::new(base, config, &mut weights).map_err(named)?)
+                Network::Retro(Retro::new(plain, config, &mut weights).map_err(named)?)
             }
-            None => Network::Plain(base),
+            None => Network::Plain(plain),
         };
         weights.check_all_taken()?;
         let (tensors, variables) = weights.finish();
-        Ok(Self { network, tokenizer, speech, tensors, variables })
+        Ok(Self { network, tokenizer, speech, base, tensors, variables })
     }
 
     /// Tokens that every text of the model's begins with; none for some models.
@@ -223,7 +228,17 @@ impl LanguageModel {
 
     /// Writes the model to the new folder `dir`, which appears whole or not at all.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        write(dir, &self.config_json()?, &self.tokenizer, &self.tensors)
+        let Some(base) = &self.base else {
+            return write(dir, &self.config_json()?, &self.tokenizer, &self.tensors);
+        };
+        let failed = |e: serde_json::Error| Error::setting(BASE_MODEL, e.to_string());
+        let mut config = json!({ BASE_MODEL: serde_json::to_value(base.seen_from(dir)).map_err(failed)? });
+        if let Network::Retro(retro) = &self.network {
+            config["retro"] = serde_json::to_value(retro.config()).map_err(failed)?;
+        }
+        let added = self.tensors.iter().filter(|(place, _)| place.tensor.starts_with(Retro::PREFIX));
+        let added = added.map(|(place, matrix)| (place.clone(), matrix.clone())).collect();
+        write(dir, &config, &self.tokenizer, &added)
     }
 
     fn config_json(&self) -> Result<Value> {

@@ -76,7 +76,7 @@ impl Settings {
 
     fn retro(&self, seed: u64, index: &Path, out: &Path) -> TrainConfig {
         TrainConfig {
-            kind: Kind::Retro,
+            kind: Kind::Retrofit,
             out: out.join("retro"),
             neighbours: Some(out.join("neighbours")),
             base: Some(out.join("plain").join("model")),
@@ -92,6 +92,7 @@ impl Settings {
                 encoder_layers: Some(1),
                 encoder_cross_layers: None,
                 initialisation: Some(Initialisation::Copy),
+                gate: None,
             }),
             training: self.training(self.retro_steps, self.retro_steps / 4, 1e-3, seed),
             ..self.plain(seed, index, out)

@@ -13,8 +13,10 @@ use crate::model::{DecoderConfig, Initialisation, RetroConfig};
 pub enum Kind {
     /// A plain decoder.
     Lm,
-    /// A decoder with chunked cross-attention, from scratch or on a frozen decoder.
+    /// A decoder with chunked cross-attention, from scratch.
     Retro,
+    /// Chunked cross-attention added to any decoder, which stays as it is (RETRO's section 4.2).
+    Retrofit,
 }
 
 /// A training run.
@@ -27,13 +29,13 @@ pub struct TrainConfig {
     pub out: PathBuf,
     /// Index whose chunk store is the training text and whose chunks are the neighbours.
     pub index: PathBuf,
-    /// Neighbours of the training text's chunks, made by `sidenote neighbours`; kind "retro".
+    /// Neighbours of the training text's chunks, made by `sidenote neighbours`; kinds "retro" and "retrofit".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub neighbours: Option<PathBuf>,
     /// Held-out text with its neighbours, made by `sidenote neighbours --queries`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out: Option<PathBuf>,
-    /// Plain model to freeze and add RETRO's layers to; without it everything is trained.
+    /// Plain model to freeze and add RETRO's layers to; kind "retrofit".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<PathBuf>,
     /// Checkpoint of the same kind of run to go on from, optimiser and all.
@@ -42,7 +44,7 @@ pub struct TrainConfig {
     /// The decoder, unless `base` gives it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelSection>,
-    /// RETRO's layers; kind "retro".
+    /// RETRO's layers; kinds "retro" and "retrofit".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retro: Option<RetroSection>,
     /// What to learn to predict, by weight; every token after those before it where there is nothing here.
@@ -118,6 +120,8 @@ pub struct RetroSection {
     pub encoder_cross_layers: Option<Vec<usize>>,
     /// "random" or "copy".
     pub initialisation: Option<Initialisation>,
+    /// Whether what is added starts at nothing, behind a gate.
+    pub gate: Option<bool>,
 }
 
 impl RetroSection {
@@ -138,6 +142,7 @@ impl RetroSection {
             encoder_layers: self.encoder_layers.unwrap_or(paper.encoder_layers),
             encoder_cross_layers: self.encoder_cross_layers.clone().unwrap_or(paper.encoder_cross_layers),
             initialisation: self.initialisation.unwrap_or(paper.initialisation),
+            gate: self.gate.unwrap_or(paper.gate),
         }
     }
 }
@@ -473,10 +478,10 @@ impl TrainConfig {
             ));
         }
         self.objectives.iter().try_for_each(ObjectiveSection::check)?;
-        if self.kind == Kind::Retro
+        if self.kind != Kind::Lm
             && self.objectives.iter().any(|objective| !matches!(objective, ObjectiveSection::Causal { .. }))
         {
-            let why = "kind = \"retro\" takes only \"causal\": neighbours belong to chunks, which must stay where they are";
+            let why = "a model that reads neighbours takes only \"causal\": they belong to chunks, which must stay where they are";
             return Err(Error::setting("objectives", why));
         }
         if t.clip.is_nan() || t.clip <= 0.0 {
@@ -485,22 +490,30 @@ impl TrainConfig {
         if t.weight_decay.is_nan() || t.weight_decay < 0.0 {
             return Err(Error::setting("training.weight_decay", "must be 0 or more"));
         }
-        match self.kind {
-            Kind::Lm if self.base.is_some() || self.retro.is_some() || self.neighbours.is_some() => {
-                Err(Error::setting("kind", "\"lm\" takes no base, neighbours or [retro]; \"retro\" does"))
-            }
-            Kind::Retro if self.neighbours.is_none() => Err(Error::setting(
-                "neighbours",
-                "kind = \"retro\" needs it; make it with `sidenote neighbours`",
-            )),
-            _ if self.base.is_none() && self.model.is_none() && self.continue_from.is_none() => {
-                Err(Error::setting("model", "give the decoder's shape in [model], or a base"))
-            }
-            _ if self.base.is_some() && self.model.is_some() => {
-                Err(Error::setting("model", "the base has its own shape; leave [model] out"))
-            }
-            _ => Ok(()),
+        let needs = |given: bool, name: &'static str, why: &str| match given {
+            true => Ok(()),
+            false => Err(Error::setting(name, why)),
+        };
+        if self.kind == Kind::Lm {
+            let plain = self.base.is_none() && self.retro.is_none() && self.neighbours.is_none();
+            needs(
+                plain,
+                "kind",
+                "\"lm\" takes no base, neighbours or [retro]; \"retro\" and \"retrofit\" do",
+            )?;
+        } else {
+            let why = "\"retro\" and \"retrofit\" need it; make it with `sidenote neighbours`";
+            needs(self.neighbours.is_some(), "neighbours", why)?;
         }
+        if self.kind == Kind::Retrofit {
+            let why = "kind = \"retrofit\" needs the plain model that RETRO's layers are added to";
+            needs(self.base.is_some(), "base", why)?;
+            return needs(self.model.is_none(), "model", "the base has its own shape; leave [model] out");
+        }
+        let why = "belongs to kind = \"retrofit\"; \"retro\" trains a decoder of its own";
+        needs(self.base.is_none(), "base", why)?;
+        let given = self.model.is_some() || self.continue_from.is_some();
+        needs(given, "model", "give the decoder's shape in [model]")
     }
 }
 

@@ -155,6 +155,7 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
     let what = match config.kind {
         Kind::Lm => "train lm",
         Kind::Retro => "train retro",
+        Kind::Retrofit => "train retrofit",
     };
     let task = progress.task(what, (training.steps - step.min(training.steps)) as u64, "steps");
     // From there a run with a constant rate can be made longer.
@@ -291,10 +292,10 @@ fn open_model(
         (Some(checkpoint), _, _) => {
             let model = LanguageModel::load(checkpoint, trainable, device)?;
             match (config.kind, &model.network) {
-                (Kind::Lm, Network::Plain(_)) | (Kind::Retro, Network::Retro(_)) => model,
+                (Kind::Lm, Network::Plain(_)) | (Kind::Retro | Kind::Retrofit, Network::Retro(_)) => model,
                 (Kind::Lm, _) => return Err(Error::file(checkpoint, "a RETRO model, but kind = \"lm\"")),
-                (Kind::Retro, _) => {
-                    return Err(Error::file(checkpoint, "a plain decoder, but kind = \"retro\""));
+                (Kind::Retro | Kind::Retrofit, _) => {
+                    return Err(Error::file(checkpoint, "a plain decoder, but the kind is one of RETRO's"));
                 }
             }
         }
@@ -311,7 +312,7 @@ fn open_model(
                 Kind::Retro => {
                     Some(config.retro.clone().unwrap_or_default().config(&decoder, library.chunk_size()))
                 }
-                Kind::Lm => None,
+                Kind::Lm | Kind::Retrofit => None,
             };
             LanguageModel::new(&decoder, retro.as_ref(), tokenizer, training.seed, device)?
         }

@@ -9,7 +9,7 @@ use crate::model::decoder::DecoderConfig;
 use crate::model::layers::{Linear, RelativeBias, RmsNorm};
 use crate::model::retro::RetroConfig;
 use crate::model::retro::copy::Starts;
-use crate::model::weights::Weights;
+use crate::model::weights::{Start, Weights};
 
 /// One layer of chunked cross-attention.
 pub struct ChunkedCrossAttention {
@@ -20,6 +20,7 @@ pub struct ChunkedCrossAttention {
     o: Linear,
     bias: RelativeBias,
     sink: Option<Tensor>,
+    gate: Option<Tensor>,
     chunk_size: usize,
     heads: usize,
 }
@@ -57,6 +58,10 @@ impl ChunkedCrossAttention {
                 Some(start) => Some(w.get(&format!("{name}.sink"), config.heads, start)?),
                 None => None,
             },
+            gate: match config.gate {
+                true => Some(w.get(&format!("{name}.gate"), 1, Start::Constant(0.0))?),
+                false => None,
+            },
             chunk_size: config.chunk_size,
             heads: config.heads,
         })
@@ -82,7 +87,19 @@ impl ChunkedCrossAttention {
         let KeysValues { keys, values, .. } = neighbours;
         let options = self.options(&columns, neighbours)?;
         let out = kernels::chunked_cross_attention(&q, keys, values, self.chunk_size, &options)?;
-        self.o.add_heads(&out, h)
+        match &self.gate {
+            None => self.o.add_heads(&out, h),
+            Some(_) => Ok((h + self.gated(&out)?)?),
+        }
+    }
+
+    /// What is added for attended heads `[batch, heads, tokens, head_dim]`.
+    fn gated(&self, out: &Tensor) -> Result<Tensor> {
+        let out = self.o.forward(&kernels::merge_heads(out)?)?;
+        match &self.gate {
+            None => Ok(out),
+            Some(gate) => Ok(out.broadcast_mul(&gate.tanh()?)?),
+        }
     }
 
     /// Which distance each of the queries from `first` on has to each key.
@@ -117,7 +134,7 @@ impl ChunkedCrossAttention {
         let options = self.options(&columns, neighbours)?;
         debug_assert!(first + queries <= self.chunk_size);
         let out = kernels::attention(&q, &neighbours.keys, &neighbours.values, &options)?;
-        self.o.forward(&kernels::merge_heads(&out)?)
+        self.gated(&out)
     }
 
     /// What queries are made from, `[.., d]`, and the keys of `encoded`, `[.., heads * head_dim]`.

@@ -41,6 +41,10 @@ pub struct RetroConfig {
     pub encoder_cross_layers: Vec<usize>,
     /// How it all starts.
     pub initialisation: Initialisation,
+    /// Whether what each cross-attention adds is multiplied by the tanh of a number that starts at 0, so that the model
+    /// starts as its base (Alayrac et al. 2022, <https://arxiv.org/abs/2204.14198>, section 2.2).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gate: bool,
 }
 
 impl RetroConfig {
@@ -66,6 +70,7 @@ impl RetroConfig {
             encoder_layers: 2,
             encoder_cross_layers: vec![1],
             initialisation: Initialisation::Random,
+            gate: false,
         }
     }
 

@@ -97,6 +97,9 @@ pub struct Retro {
 }
 
 impl Retro {
+    /// What the names of the tensors that it adds to a decoder begin with.
+    pub const PREFIX: &str = "retro.";
+
     /// Adds RETRO's layers to `base`, taking their weights (`retro.*`) out of `w`.
     pub fn new(base: Decoder, config: &RetroConfig, w: &mut Weights) -> Result<Self> {
         config.check(base.config())?;

@@ -39,6 +39,8 @@ fn model(initialisation: Initialisation) -> (Retro, Vec<(String, candle_core::Va
         encoder_layers: 2,
         encoder_cross_layers: vec![1, 2],
         initialisation,
+        // With noise on it, which opens it a little.
+        gate: initialisation == Initialisation::Random,
     };
     let mut weights = Weights::from_seed(3, &Device::Cpu);
     let base = Decoder::new(&decoder, &mut weights).unwrap();
@@ -295,4 +297,20 @@ fn too_many_neighbour_chunks_are_an_error() {
     let packed = Retrieved::pack(&[neighbours(2, 1)], K, R, &Device::Cpu).unwrap();
     let error = retro.forward(&text, Some(&packed)).unwrap_err().to_string();
     assert!(error.contains("2 chunks") && error.contains("1 complete"), "{error}");
+}
+
+/// Fails when the gate is left out of either pass, or starts open.
+#[test]
+fn a_gate_that_is_shut_lets_nothing_through() {
+    let (retro, variables) = model(Initialisation::Random);
+    let (text, read) = (vec![tokens(3 * M + 1, 1)], vec![neighbours(3, 5)]);
+    let open = forward(&retro, &text, Some(&read));
+    let gates: Vec<_> = variables.iter().filter(|(name, _)| name.ends_with(".gate")).collect();
+    assert_eq!(gates.len(), 2);
+    for (_, gate) in gates {
+        gate.set(&gate.as_detached_tensor().zeros_like().unwrap()).unwrap();
+    }
+    let shut = forward(&retro, &text, Some(&read));
+    assert_ne!(open, shut);
+    assert_eq!(shut, forward(&retro, &text, None));
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::chat::ChatTemplate;
 use super::{Checkpoint, Stored, safetensors, torch};
+use crate::artefact;
 use crate::corpus::Tokenizer;
 use crate::error::{Error, Result};
 
@@ -109,6 +110,10 @@ impl Checkpoint for Folder {
         let Some(template) = template else { return Ok(None) };
         let [bos, eos] = ["bos_token", "eos_token"].map(|name| token(&config[name]));
         ChatTemplate::new(&template, bos, eos).map(Some).map_err(|e| Error::file(path, e.to_string()))
+    }
+
+    fn is_ours(&self) -> bool {
+        self.folder.join(artefact::MANIFEST).exists()
     }
 
     fn end_tokens(&self) -> Vec<u32> {

@@ -18,6 +18,7 @@ use crate::hub;
 
 mod blocks;
 mod chat;
+mod delta;
 mod folder;
 mod gguf;
 mod llama2c;
@@ -29,6 +30,7 @@ mod vocabulary;
 
 pub use blocks::{BlockKind, Blocks};
 pub use chat::{ChatTemplate, Message};
+pub use delta::{BASE_MODEL, BaseModel};
 
 /// A tensor as its file holds it.
 #[derive(Debug, Clone)]
@@ -68,6 +70,10 @@ trait Checkpoint: Send + Sync {
     fn tokenizer(&self) -> Result<Tokenizer>;
     fn chat_template(&self) -> Result<Option<ChatTemplate>>;
     fn end_tokens(&self) -> Vec<u32>;
+    /// Whether it was made by this program, which trains on documents that begin where another ends.
+    fn is_ours(&self) -> bool {
+        false
+    }
 }
 
 /// An opened checkpoint.
@@ -156,6 +162,16 @@ impl Source {
         self.checkpoint.end_tokens()
     }
 
+    /// The model underneath, of one that is stored as what it adds to another.
+    pub fn base_model(&self) -> Result<Option<BaseModel>> {
+        BaseModel::read(self.config(), &self.path)
+    }
+
+    /// Whether it was made by this program, which trains on documents that begin where another ends.
+    pub fn is_ours(&self) -> bool {
+        self.checkpoint.is_ours()
+    }
+
     /// An error about the checkpoint's tensors.
     pub fn fault(&self, why: impl Into<String>) -> Error {
         Error::file(self.weights(), why)
@@ -167,7 +183,13 @@ fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
     if path.is_dir() {
         return match only_gguf(path)? {
             Some(file) => open(&file),
-            None => Ok(Box::new(folder::Folder::open(path)?)),
+            None => {
+                let folder = folder::Folder::open(path)?;
+                match folder.config().get(BASE_MODEL) {
+                    Some(_) => Ok(Box::new(delta::Delta::open(path, folder)?)),
+                    None => Ok(Box::new(folder)),
+                }
+            }
         };
     }
     let mut start = Vec::new();
