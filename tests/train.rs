@@ -217,12 +217,18 @@ fn any_decoder_gets_retros_layers() {
     let place = workplace();
     let dir = place.path();
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models");
-    fs::copy(data.join("tokenizer.json"), dir.join("tokenizer.json")).unwrap();
-    succeed(dir, &format!("{BUILD} --out other-index"));
+    // The tokenizer of a model.
+    fs::create_dir(dir.join("gpt2")).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(data.join("gpt2").join(file), dir.join("gpt2").join(file)).unwrap();
+    }
+    fs::copy(data.join("tokenizer.json"), dir.join("gpt2/tokenizer.json")).unwrap();
+    let build = BUILD.replace("tokenizer.json", "gpt2");
+    succeed(dir, &format!("{build} --out other-index"));
     succeed(dir, "neighbours other-index -k 2 --out other-neighbours");
     for family in ["gpt2", "gemma3_text", "bloom", "qwen3"] {
         let base = dir.join(family);
-        fs::create_dir(&base).unwrap();
+        fs::create_dir_all(&base).unwrap();
         for file in ["config.json", "model.safetensors"] {
             fs::copy(data.join(family).join(file), base.join(file)).unwrap();
         }
@@ -260,6 +266,10 @@ fn retrieval_off_measures_the_plain_model() {
     };
     let (plain, on) = (measure("plain/model"), measure("retro/model"));
     let off = measure("retro/model --retrieval off");
+    let shuffled = measure("retro/model --retrieval shuffled");
+    assert_eq!(shuffled["retrieval"], "shuffled");
+    assert!([&on, &off].iter().all(|other| other["perplexity"] != shuffled["perplexity"]));
+    assert_eq!(measure("plain/model --retrieval shuffled")["retrieval"], "off");
     for name in ["perplexity", "bits_per_byte", "filtered", "tokens", "bytes", "documents"] {
         assert_eq!(off[name], plain[name], "{name}");
     }

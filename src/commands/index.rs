@@ -11,6 +11,7 @@ use sidenote_index::{Bytes, Spec};
 use super::Console;
 use crate::corpus::{OnError, Tokenizer};
 use crate::encoder::{self, Encoder};
+use crate::model::Source;
 use crate::reader::one_line;
 use crate::retriever::{
     AddOptions, BuildOptions, Compacted, Condition, Existing, Filter, IndexMeta, Passage, Retriever,
@@ -56,7 +57,8 @@ pub struct BuildArgs {
     /// Kind of index: Flat, RaBitQ, QG32, IVF1024,RaBitQ or HNSW32; by the number of chunks where not given.
     #[arg(long, value_name = "SPEC")]
     index: Option<Spec>,
-    /// A tokenizer.json to cut chunks with, instead of the one inside the program.
+    /// What to cut chunks with, instead of the tokenizer inside the program: a tokenizer.json, or a model (a folder, a
+    /// GGUF file, or a name on the hub), whose own is taken.
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
     /// Tokens in a chunk.
@@ -224,7 +226,8 @@ fn run_build(args: BuildArgs, console: Console) -> anyhow::Result<()> {
     let started = Instant::now();
     let encoder = load_encoder(&args.encoder)?;
     let tokenizer = match &args.tokenizer {
-        Some(path) => Tokenizer::open(path)?,
+        Some(path) if path.extension().is_some_and(|end| end == "json") => Tokenizer::open(path)?,
+        Some(model) => Source::open(model)?.tokenizer()?,
         None => Tokenizer::default_lm()?,
     };
     let existing = match (args.resume, args.force) {

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::super::{Console, cut};
 use crate::corpus::OnError;
 use crate::eval::overlap::{FilteredBits, filtered_bits, overlap};
-use crate::eval::perplexity::{Neighbourhood, score_with};
+use crate::eval::perplexity::{Neighbourhood, score_with, shuffled};
 use crate::memory::{CacheSettings, Memories, TokenMemory};
 use crate::model::{LanguageModel, Network, Trainable};
 use crate::retriever::Retriever;
@@ -15,6 +15,8 @@ use crate::retriever::neighbours::{self, tokens_of};
 
 /// Neighbours whose overlap counts in bpb(alpha), as in the paper.
 const OVERLAP_NEIGHBOURS: usize = 10;
+/// Who reads whose neighbours is the same in each run.
+const SHUFFLE_SEED: u64 = 0;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -31,7 +33,8 @@ pub struct Args {
     /// Index to retrieve from; also gives the overlap of the text with it.
     #[arg(long)]
     index: Option<PathBuf>,
-    /// Whether a RETRO model may read what the index gives.
+    /// What a RETRO model reads of what the index gives. With "shuffled" each chunk reads some other chunk's
+    /// neighbours: what that gains is not due to what they say.
     #[arg(long, value_enum, default_value_t = Retrieval::On)]
     retrieval: Retrieval,
     /// Token-level memory to look things up in (kNN-LM), made by `sidenote memory build` with this model.
@@ -61,6 +64,17 @@ pub struct Args {
 enum Retrieval {
     On,
     Off,
+    Shuffled,
+}
+
+impl Retrieval {
+    fn name(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Off => "off",
+            Self::Shuffled => "shuffled",
+        }
+    }
 }
 
 /// What the arguments ask to look at beside the network.
@@ -92,7 +106,8 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         (Network::Plain(_), Some(retriever)) => (retriever.store().chunk_size(), 0),
         (Network::Plain(_), None) => (model.chunk_size(), 0),
     };
-    let reads = k > 0 && args.retrieval == Retrieval::On;
+    let retrieval = if k > 0 { args.retrieval } else { Retrieval::Off };
+    let reads = retrieval != Retrieval::Off;
     if reads && retriever.is_none() {
         anyhow::bail!(
             "{}: a RETRO model reads from an index; give --index, or --retrieval off",
@@ -110,8 +125,12 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     }
     let mut around = None;
     if let (Some(retriever), Some(table), true) = (&retriever, &table, reads) {
-        let of = Box::new(|chunk: usize| tokens_of(retriever.store(), table.of(chunk)));
-        around = Some(Neighbourhood { of, k });
+        let other = (retrieval == Retrieval::Shuffled).then(|| shuffled(text.chunks(), SHUFFLE_SEED));
+        let of = move |chunk: usize| {
+            let whose = other.as_ref().map_or(chunk, |other| other[chunk]);
+            tokens_of(retriever.store(), table.of(whose))
+        };
+        around = Some(Neighbourhood { of: Box::new(of), k });
     }
     let memory = args.memory.as_deref().map(TokenMemory::open).transpose()?;
     let memories = memories(&args, memory.as_ref())?;
@@ -137,7 +156,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         "memory": args.memory,
         "interpolation": memories.datastore.as_ref().map(|(_, interpolation)| interpolation),
         "cache": args.cache,
-        "retrieval": if reads { "on" } else { "off" },
+        "retrieval": retrieval.name(),
         "documents": text.documents(),
         "tokens": scores.tokens(),
         "bytes": scores.bytes(),
@@ -152,7 +171,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
             scores.bits_per_byte(),
             scores.tokens(),
             scores.bytes(),
-            if reads { "on" } else { "off" },
+            retrieval.name(),
         );
         for point in filtered.iter().flatten() {
             let bits = point.bits_per_byte.map_or("-".to_string(), |bits| format!("{bits:.4}"));
