@@ -13,7 +13,8 @@ use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use serde_json::{Value, json};
-use sidenote::model::{Decoder, LanguageModel, Trainable, generate::Autoregressive};
+use sidenote::model::t5::MODEL_TYPES;
+use sidenote::model::{EncoderDecoder, LanguageModel, Source, Trainable, generate::Autoregressive};
 
 #[global_allocator]
 static ALLOCATOR: sidenote_kernels::LargeBlocks = sidenote_kernels::LargeBlocks;
@@ -22,8 +23,19 @@ fn main() -> Result<()> {
     sidenote_kernels::keep_freed_memory();
     sidenote_kernels::LargeBlocks::start();
     let Some(name) = std::env::args().nth(1) else { bail!("usage: generate_peer MODEL") };
-    let model = LanguageModel::load(&name, Trainable::Nothing, &Device::Cpu)?;
-    let decoder = model.network.decoder();
+    let source = Source::open(&name)?;
+    match source.config()["model_type"].as_str() {
+        Some(kind) if MODEL_TYPES.contains(&kind) => {
+            answer_all(&EncoderDecoder::from_source(source, false, &Device::Cpu)?.network)
+        }
+        _ => answer_all(
+            LanguageModel::from_source(source, Trainable::Nothing, &Device::Cpu)?.network.decoder(),
+        ),
+    }
+}
+
+/// Answers line by line.
+fn answer_all(network: &impl Autoregressive) -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let answer = match line.trim() {
@@ -36,7 +48,7 @@ fn main() -> Result<()> {
                 let [batch, prompt, tokens] = numbers[..] else {
                     bail!("expected BATCH PROMPT TOKENS: {line:?}")
                 };
-                run(decoder, batch, prompt, tokens)?
+                run(network, batch, prompt, tokens)?
             }
         };
         println!("{answer}");
@@ -50,22 +62,22 @@ fn prompt(row: usize, length: usize, vocabulary: usize) -> Vec<u32> {
     (0..length).map(|i| ((i * 7919 + row * 104_729 + 13) % (vocabulary - 200) + 100) as u32).collect()
 }
 
-fn run(decoder: &Decoder, batch: usize, length: usize, tokens: usize) -> Result<Value> {
-    let vocabulary = decoder.config().vocab_size;
+fn run(network: &impl Autoregressive, batch: usize, length: usize, tokens: usize) -> Result<Value> {
+    let vocabulary = network.vocab_size();
     let prompts: Vec<Vec<u32>> = (0..batch).map(|row| prompt(row, length, vocabulary)).collect();
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let mut text = vec![Vec::with_capacity(tokens); batch];
 
     let begin = Instant::now();
-    let (mut cache, hidden) = decoder.start(&prompts)?;
-    let mut next = likeliest(&decoder.logits(&hidden)?)?;
+    let (mut cache, hidden) = network.start(&prompts)?;
+    let mut next = likeliest(&network.logits(&hidden)?)?;
     let prompt_seconds = begin.elapsed().as_secs_f64();
 
     let begin = Instant::now();
     for _ in 0..tokens {
         text.iter_mut().zip(&next).for_each(|(text, token)| text.push(*token));
-        let hidden = decoder.read(&Tensor::from_vec(next, (batch, 1), &Device::Cpu)?, &mut cache)?;
-        next = likeliest(&decoder.logits(&hidden.squeeze(1)?)?)?;
+        let hidden = network.read(&Tensor::from_vec(next, (batch, 1), &Device::Cpu)?, &mut cache)?;
+        next = likeliest(&network.logits(&hidden.squeeze(1)?)?)?;
     }
     let seconds = begin.elapsed().as_secs_f64();
     Ok(json!({ "prompt_seconds": prompt_seconds, "seconds": seconds, "tokens": text, "peak_bytes": peak()? }))

@@ -89,6 +89,39 @@ fn a_memory_makes_what_was_read_likelier_and_says_nothing_at_a_share_of_nothing(
     assert_eq!(succeed(dir, "memory verify memory")["sound"], true);
 }
 
+/// A model trained with a memory predicts better with it than without, whichever memory it is; and better than one that
+/// was not trained so does with the same memory.
+#[test]
+fn a_model_trained_with_memories_makes_use_of_them() {
+    let place = workplace();
+    let dir = place.path();
+    let measure = |model: &str, options: &str| {
+        let report = succeed(dir, &format!("eval perplexity {model} --corpus held.jsonl {options}"));
+        report["perplexity"].as_f64().unwrap().ln()
+    };
+    for kind in ["local", "long", "external"] {
+        let toml = format!("{PLAIN}[trime]\nmemory = \"{kind}\"\n");
+        fs::write(dir.join(format!("{kind}.toml")), toml).unwrap();
+        succeed(dir, &format!("train {kind}.toml --set out={kind} --set training.steps=60"));
+        let model = format!("{kind}/model");
+        let mut options = "--trime 40".to_string();
+        if kind == "external" {
+            succeed(dir, &format!("memory build {model} --text-of index --out of-external"));
+            options = "--trime 40 --memory of-external -k 32".into();
+            let least = measure(&model, "--trime 0 --memory of-external -k 32");
+            assert!(least < measure(&model, ""), "{least}");
+        }
+        let (with, without) = (measure(&model, &options), measure(&model, ""));
+        assert!(with < without, "{kind}: {with} with, {without} without");
+        let untrained = measure("plain/model", "--trime 40");
+        assert!(with < untrained, "{kind}: {with}, {untrained} untrained");
+    }
+    assert!(fail(dir, "eval perplexity local/model --corpus held.jsonl --trime 0").contains("trime"));
+    for (setting, name) in [("trime.memory=distant", "distant"), ("trime.local_rate=2", "local_rate")] {
+        assert!(fail(dir, &format!("train local.toml --set out=x --set {setting}")).contains(name));
+    }
+}
+
 #[test]
 fn what_does_not_belong_together_or_is_damaged_is_told() {
     let place = workplace();

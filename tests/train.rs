@@ -348,6 +348,15 @@ fn a_plain_run_killed_again_and_again_ends_with_the_same_bytes() {
     killed_and_resumed(place.path(), "plain.toml", &mut ChaCha8Rng::seed_from_u64(1));
 }
 
+/// Batches by words are found again, and so is who saw whom.
+#[test]
+fn a_run_with_memories_killed_again_and_again_ends_with_the_same_bytes() {
+    let place = workplace();
+    let toml = format!("{PLAIN}[trime]\nmemory = \"external\"\nlocal_rate = 0.5\n");
+    fs::write(place.path().join("trime.toml"), toml).unwrap();
+    killed_and_resumed(place.path(), "trime.toml", &mut ChaCha8Rng::seed_from_u64(3));
+}
+
 #[test]
 fn a_retro_run_killed_again_and_again_ends_with_the_same_bytes() {
     let place = workplace();

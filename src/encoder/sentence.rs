@@ -23,7 +23,8 @@ const BATCH_TOKENS: usize = 224;
 /// text. Without those it pools by the mean, as sentence-transformers does.
 ///
 /// Vectors are those of `SentenceTransformer.encode_document(normalize_embeddings=True)` and, for queries,
-/// `encode_query`, except that a text without a token gives a zero row. They are not normalised, and compared by
+/// `encode_query`, except that a text without a token gives a zero row, and that a prompt called `passage` or `corpus`
+/// is put before documents where none is called `document` (sentence-transformers then puts none). They are not normalised, and compared by
 /// the inner product, where no `modules.json` says how they were meant (Contriever), or where it names no Normalize
 /// and the prompts' file `"dot"` as `similarity_fn_name`. A vector depends on its text alone, to the
 /// last bit where the processor has AVX-512: not on what it is encoded with, nor on the number of threads.

@@ -95,7 +95,7 @@ pub fn score_with(
     let mut remembering = memories.reader();
     let mut scores = Scores::default();
     read(model, text, documents, neighbours, progress, |reading| {
-        let nats = reading.nats()?;
+        let (nats, logits) = reading.predictions()?;
         let (contexts, tokens) = match memories.is_empty() {
             true => Default::default(),
             false => (reading.contexts()?, reading.tokens()?),
@@ -113,7 +113,7 @@ pub fn score_with(
                 true => nats[here].iter().map(|nats| f64::from(*nats)).collect(),
                 false => {
                     let contexts = &contexts[here.start * dim..here.end * dim];
-                    remembering.mix(contexts, &tokens[here.clone()], &nats[here])?
+                    remembering.mix(contexts, &tokens[here.clone()], &nats[here.clone()], &logits[here])?
                 }
             };
             at += predicted;

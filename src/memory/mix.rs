@@ -2,6 +2,7 @@
 
 use super::cache::Cache;
 use super::datastore::{Interpolation, TokenMemory, probability};
+use super::trime::{Trime, TrimeSettings};
 use crate::error::{Error, Result};
 
 /// The continuous cache's settings.
@@ -41,18 +42,22 @@ pub struct Memories<'a> {
     pub datastore: Option<(&'a TokenMemory, Interpolation)>,
     /// The last contexts of the text itself.
     pub cache: Option<CacheSettings>,
+    /// For a model trained with memories: which it has. The datastore is then one of them, and not interpolated.
+    pub trime: Option<TrimeSettings>,
 }
 
 impl Memories<'_> {
     /// Whether there is nothing beside the network.
     pub fn is_empty(&self) -> bool {
-        self.datastore.is_none() && self.cache.is_none()
+        self.datastore.is_none() && self.cache.is_none() && self.trime.is_none()
     }
 
     /// Begins a text.
     pub fn reader(&self) -> MemoryReader<'_> {
         let cache = self.cache.map(|settings| (Cache::new(settings.window, settings.theta), settings.lambda));
-        MemoryReader { memories: self, cache }
+        let datastore = self.datastore.as_ref().map(|(datastore, _)| *datastore);
+        let trime = self.trime.map(|settings| Trime::new(settings, datastore));
+        MemoryReader { memories: self, cache, trime }
     }
 }
 
@@ -60,6 +65,7 @@ impl Memories<'_> {
 pub struct MemoryReader<'a> {
     memories: &'a Memories<'a>,
     cache: Option<(Cache, f64)>,
+    trime: Option<Trime<'a>>,
 }
 
 impl MemoryReader<'_> {
@@ -68,14 +74,26 @@ impl MemoryReader<'_> {
         if let Some((cache, _)) = &mut self.cache {
             cache.clear();
         }
+        if let Some(trime) = &mut self.trime {
+            trime.clear();
+        }
     }
 
-    /// The negative log likelihood of each of `tokens` under network and memories together, given that under the
-    /// network alone, and the contexts `[tokens, dim]` that they came after, in the order of the text:
+    /// The negative log likelihood of each of `tokens` under network and memories together, given that and the logit
+    /// under the network alone, and the contexts `[tokens, dim]` that they came after, in the order of the text:
     /// `p = (1 - c) ((1 - λ) p_network + λ p_datastore) + c p_cache`.
-    pub fn mix(&mut self, contexts: &[f32], tokens: &[u32], nats: &[f32]) -> Result<Vec<f64>> {
-        let mut mixed: Vec<f64> = nats.iter().map(|nats| f64::from(-nats).exp()).collect();
-        if let Some((memory, interpolation)) = &self.memories.datastore {
+    pub fn mix(
+        &mut self,
+        contexts: &[f32],
+        tokens: &[u32],
+        nats: &[f32],
+        logits: &[f32],
+    ) -> Result<Vec<f64>> {
+        let mut mixed: Vec<f64> = match &mut self.trime {
+            Some(trime) => trime.probabilities(contexts, tokens, nats, logits)?,
+            None => nats.iter().map(|nats| f64::from(-nats).exp()).collect(),
+        };
+        if let (Some((memory, interpolation)), None) = (&self.memories.datastore, &self.trime) {
             let found = memory.neighbours(contexts, interpolation.k)?;
             for ((p, neighbours), token) in mixed.iter_mut().zip(&found).zip(tokens) {
                 let nearest = neighbours.first().map_or(f64::INFINITY, |n| n.distance);
@@ -104,7 +122,7 @@ mod tests {
     #[test]
     fn without_memories_nothing_changes() {
         let memories = Memories::default();
-        let mixed = memories.reader().mix(&[1.0, 2.0], &[3, 4], &[0.5, 2.0]).unwrap();
+        let mixed = memories.reader().mix(&[1.0, 2.0], &[3, 4], &[0.5, 2.0], &[0.0; 2]).unwrap();
         assert!((mixed[0] - 0.5).abs() < 1e-6 && (mixed[1] - 2.0).abs() < 1e-6);
     }
 
@@ -112,14 +130,14 @@ mod tests {
     fn the_cache_knows_what_this_document_said() {
         let cache = CacheSettings { window: 8, theta: 1.0, lambda: 0.5 };
         cache.check().unwrap();
-        let memories = Memories { datastore: None, cache: Some(cache) };
+        let memories = Memories { cache: Some(cache), ..Memories::default() };
         let mut reader = memories.reader();
         let nats = 8f32.ln();
         // The same context twice, the same token after it: at first nothing to go by, then certain.
-        let mixed = reader.mix(&[1.0, 1.0], &[5, 5], &[nats, nats]).unwrap();
+        let mixed = reader.mix(&[1.0, 1.0], &[5, 5], &[nats, nats], &[0.0; 2]).unwrap();
         assert!((mixed[0] - f64::from(nats)).abs() < 1e-6);
         assert!((mixed[1] + (0.5f64 / 8.0 + 0.5).ln()).abs() < 1e-6);
         reader.new_document();
-        assert!((reader.mix(&[1.0], &[5], &[nats]).unwrap()[0] - f64::from(nats)).abs() < 1e-6);
+        assert!((reader.mix(&[1.0], &[5], &[nats], &[0.0]).unwrap()[0] - f64::from(nats)).abs() < 1e-6);
     }
 }

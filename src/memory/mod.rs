@@ -4,16 +4,19 @@
 //! * [`TokenMemory`] is a datastore of all contexts of a corpus (kNN-LM, Khandelwal et al. 2020,
 //!   <https://arxiv.org/abs/1911.00172>);
 //! * [`Cache`] remembers the last contexts of the text that is read (continuous cache, Grave et al. 2017,
-//!   <https://arxiv.org/abs/1612.04426>).
+//!   <https://arxiv.org/abs/1612.04426>);
+//! * a model trained with memories has them in its softmax ([`TrimeSettings`]).
 
 mod build;
 mod cache;
 mod datastore;
 mod mix;
+mod trime;
 mod tune;
 
 pub use build::{BuildOptions, build};
 pub use cache::Cache;
 pub use datastore::{CONTEXTS, Interpolation, MemoryMeta, Neighbour, TokenMemory};
 pub use mix::{CacheSettings, Memories, MemoryReader};
+pub use trime::TrimeSettings;
 pub use tune::{Tuned, tune};

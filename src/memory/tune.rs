@@ -58,7 +58,7 @@ pub fn tune(
     let wanted = most.max(before.k);
     let mut looked = Vec::new();
     read(model, text, 0..text.documents(), None, progress, |reading| {
-        let (contexts, tokens, nats) = (reading.contexts()?, reading.tokens()?, reading.nats()?);
+        let (contexts, tokens, nats) = (reading.contexts()?, reading.tokens()?, reading.predictions()?.0);
         let found = memory.neighbours(&contexts, wanted)?;
         let tokens = tokens.into_iter().zip(nats).zip(found);
         looked.extend(tokens.map(|((token, nats), neighbours)| Looked {

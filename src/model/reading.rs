@@ -65,10 +65,10 @@ impl Reading<'_> {
         Ok(self.places().map(|place| targets[place]).collect())
     }
 
-    /// Negative log likelihood of each predicted token.
-    pub fn nats(&self) -> Result<Vec<f32>> {
-        let nats = token_nats(&self.hidden, self.model, &self.batch.targets)?;
-        Ok(self.places().map(|place| nats[place]).collect())
+    /// Negative log likelihood of each predicted token, and its logit.
+    pub fn predictions(&self) -> Result<(Vec<f32>, Vec<f32>)> {
+        let all = token_predictions(&self.hidden, self.model, &self.batch.targets)?;
+        Ok(self.places().map(|place| all[place]).unzip())
     }
 
     /// The context that each predicted token came after, `[tokens, d]` row-major: what the last block's feed-forward
@@ -152,24 +152,25 @@ fn windows(all: Range<usize>, longest: usize) -> Vec<(Range<usize>, usize)> {
     windows
 }
 
-/// Negative log likelihood of each target, `[tokens]`; 0 where there is none.
-fn token_nats(hidden: &Tensor, model: &LanguageModel, targets: &Tensor) -> Result<Vec<f32>> {
+/// Negative log likelihood and logit of each target; 0 where there is none.
+fn token_predictions(hidden: &Tensor, model: &LanguageModel, targets: &Tensor) -> Result<Vec<(f32, f32)>> {
     let hidden = hidden.flatten(0, 1)?;
     let targets = targets.to_vec1::<u32>()?;
     let decoder = model.network.decoder();
     let vocabulary = decoder.config().vocab_size;
-    let mut nats = Vec::with_capacity(targets.len());
+    let mut all = Vec::with_capacity(targets.len());
     // The logits of all tokens at once would be large; some hundred rows are enough for speed.
     for (i, targets) in targets.chunks(256).enumerate() {
         let logits = decoder.logits(&hidden.narrow(0, i * 256, targets.len())?)?;
         let logits = logits.flatten_all()?.to_vec1::<f32>()?;
-        nats.par_extend(logits.par_chunks(vocabulary).zip(targets).map(|(row, target)| {
-            let Some(own) = row.get(*target as usize) else { return 0.0 };
+        all.par_extend(logits.par_chunks(vocabulary).zip(targets).map(|(row, target)| {
+            let Some(own) = row.get(*target as usize) else { return (0.0, 0.0) };
             let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            highest + row.iter().map(|logit| (logit - highest).exp()).sum::<f32>().ln() - own
+            let sum = row.iter().map(|logit| (logit - highest).exp()).sum::<f32>();
+            (highest + sum.ln() - own, *own)
         }));
     }
-    Ok(nats)
+    Ok(all)
 }
 
 #[cfg(test)]

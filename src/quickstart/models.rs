@@ -70,6 +70,7 @@ impl Settings {
             }),
             retro: None,
             objectives: Vec::new(),
+            trime: None,
             training: self.training(self.plain_steps, self.decay_steps, 3e-3, seed),
         }
     }

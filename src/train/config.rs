@@ -50,8 +50,34 @@ pub struct TrainConfig {
     /// What to learn to predict, by weight; every token after those before it where there is nothing here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub objectives: Vec<ObjectiveSection>,
+    /// Contexts of the batch that count as predictions beside the vocabulary; kind "lm".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trime: Option<TrimeSection>,
     /// How to train.
     pub training: TrainingSection,
+}
+
+/// Training with memories (TRIME).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrimeSection {
+    /// "local", "long" or "external".
+    pub memory: TrimeKind,
+    /// With the external memory: the share of batches in which the local one counts too.
+    #[serde(default = "tenth")]
+    pub local_rate: f64,
+}
+
+/// What a token sees of its batch while it is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrimeKind {
+    /// The tokens before it in its own sequence.
+    Local,
+    /// Those of the earlier sequences of its document as well; a batch is consecutive sequences.
+    Long,
+    /// All tokens of other documents' sequences; a batch is sequences with the same words, by BM25.
+    External,
 }
 
 /// The decoder's shape.
@@ -347,6 +373,10 @@ fn two() -> usize {
     2
 }
 
+fn tenth() -> f64 {
+    0.1
+}
+
 fn unit() -> f64 {
     1.0
 }
@@ -483,6 +513,15 @@ impl TrainConfig {
         {
             let why = "a model that reads neighbours takes only \"causal\": they belong to chunks, which must stay where they are";
             return Err(Error::setting("objectives", why));
+        }
+        if let Some(trime) = &self.trime {
+            if self.kind != Kind::Lm || !self.objectives.is_empty() {
+                let why = "belongs to kind = \"lm\" without other objectives";
+                return Err(Error::setting("trime", why));
+            }
+            if !(0.0..=1.0).contains(&trime.local_rate) {
+                return Err(Error::setting("trime.local_rate", "must be from 0 to 1"));
+            }
         }
         if t.clip.is_nan() || t.clip <= 0.0 {
             return Err(Error::setting("training.clip", "must be a positive number"));

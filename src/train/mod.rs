@@ -11,6 +11,7 @@ mod order;
 mod run;
 mod schedule;
 mod tensorboard;
+mod trime;
 
 pub use checkpoint::folder as checkpoint_folder;
 pub use config::{Kind, TrainConfig};

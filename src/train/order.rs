@@ -1,12 +1,30 @@
 //! The order in which a run reads its text.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+use rayon::prelude::*;
+
 use crate::corpus::Store;
+use crate::error::Result;
+use crate::retriever::bm25::Bm25;
+
+/// Which windows come into a batch together.
+enum Together {
+    /// Those of equal length, so that little is padding.
+    Length,
+    /// Consecutive ones of a document, which are its windows by number.
+    Document(Vec<Range<usize>>),
+    /// Those with the same words: for each window others, the most alike first.
+    Words(Vec<Vec<u32>>),
+}
+
+/// Windows that are looked up for each, for every one that fits into a batch: others may be in batches already.
+const CANDIDATES: usize = 4;
 
 /// The order in which a run reads its text: a function of seed and step alone, so that a resumed
 /// run goes on exactly where it stopped.
@@ -14,6 +32,7 @@ pub struct Order {
     windows: Vec<Range<usize>>,
     batch_chunks: usize,
     longest: usize,
+    together: Together,
     seed: u64,
     epoch: usize,
     first_step: usize,
@@ -34,10 +53,59 @@ impl Order {
             .filter(|window| window.len() > 1 || store.chunk(window.start).tokens.len() > 1)
             .collect();
         let batch_chunks = (batch_tokens / store.chunk_size()).max(chunks);
-        let mut order =
-            Self { windows, batch_chunks, longest: chunks, seed, epoch: 0, first_step: 0, plan: Vec::new() };
+        let together = Together::Length;
+        let mut order = Self {
+            windows,
+            batch_chunks,
+            longest: chunks,
+            together,
+            seed,
+            epoch: 0,
+            first_step: 0,
+            plan: Vec::new(),
+        };
         order.plan = order.plan_epoch(0);
         order
+    }
+
+    /// The same windows with consecutive ones of a document in a batch, in their order: long memories of TRIME.
+    pub fn by_document(mut self, store: &Store) -> Self {
+        let document = |window: &Range<usize>| store.document_of(window.start);
+        let mut documents = Vec::new();
+        for (number, window) in self.windows.iter().enumerate() {
+            match documents.last_mut() {
+                Some(last @ Range { .. }) if document(&self.windows[last.start]) == document(window) => {
+                    last.end = number + 1;
+                }
+                _ => documents.push(number..number + 1),
+            }
+        }
+        self.together = Together::Document(documents);
+        self.plan = self.plan_epoch(0);
+        self
+    }
+
+    /// The same windows with those of other documents in a batch that have the same words, by BM25: external memories of
+    /// TRIME (section 4.2 of its paper).
+    ///
+    /// # Errors
+    /// What the index of words refuses.
+    pub fn by_words(mut self, store: &Store) -> Result<Self> {
+        let text = |window: &Range<usize>| -> String {
+            window.clone().map(|chunk| store.chunk(chunk).text).collect::<Vec<_>>().join(" ")
+        };
+        let texts: Vec<String> = self.windows.iter().map(text).collect();
+        let words = Bm25::in_memory((0..).zip(&texts))?;
+        let documents: Vec<usize> =
+            self.windows.iter().map(|window| store.document_of(window.start)).collect();
+        let wanted = CANDIDATES * (self.batch_chunks / self.longest).max(1);
+        let like = |(number, text): (usize, &String)| -> Result<Vec<u32>> {
+            let other = |id: u32| documents[id as usize] != documents[number];
+            Ok(words.search(text, wanted, &other)?.into_iter().map(|hit| hit.id).collect())
+        };
+        self.together = Together::Words(texts.par_iter().enumerate().map(like).collect::<Result<_>>()?);
+        self.plan = self.plan_epoch(0);
+        Ok(self)
     }
 
     /// Whether there is nothing to train on.
@@ -64,15 +132,28 @@ impl Order {
         self.epoch
     }
 
-    /// Shuffles the windows and groups those of equal length, so that little is padding.
+    /// The batches of an epoch.
     fn plan_epoch(&self, epoch: usize) -> Vec<Vec<usize>> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(epoch as u64);
-        let mut shuffled: Vec<usize> = (0..self.windows.len()).collect();
-        shuffled.shuffle(&mut rng);
+        match &self.together {
+            Together::Length => self.of_one_length(&mut rng),
+            Together::Document(documents) => self.in_documents(documents, &mut rng),
+            Together::Words(like) => self.alike(like, &mut rng),
+        }
+    }
+
+    fn shuffled(n: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
+        let mut shuffled: Vec<usize> = (0..n).collect();
+        shuffled.shuffle(rng);
+        shuffled
+    }
+
+    /// Shuffles the windows and groups those of equal length.
+    fn of_one_length(&self, rng: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
         let mut waiting: Vec<Vec<usize>> = vec![Vec::new(); self.longest + 1];
         let mut plan = Vec::new();
-        for window in shuffled {
+        for window in Self::shuffled(self.windows.len(), rng) {
             let chunks = self.windows[window].len();
             waiting[chunks].push(window);
             if (waiting[chunks].len() + 1) * chunks > self.batch_chunks {
@@ -81,5 +162,117 @@ impl Order {
         }
         plan.extend(waiting.into_iter().filter(|group| !group.is_empty()));
         plan
+    }
+
+    /// Windows that fit into a batch, each as long as the longest.
+    fn batch_windows(&self) -> usize {
+        (self.batch_chunks / self.longest).max(1)
+    }
+
+    /// Cuts documents into runs of windows, shuffles these, and fills batches with them.
+    fn in_documents(&self, documents: &[Range<usize>], rng: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
+        let most = self.batch_windows();
+        let runs: Vec<Range<usize>> = documents
+            .iter()
+            .flat_map(|all| all.clone().step_by(most).map(|first| first..all.end.min(first + most)))
+            .collect();
+        let mut plan: Vec<Vec<usize>> = Vec::new();
+        for run in Self::shuffled(runs.len(), rng) {
+            let run = runs[run].clone();
+            match plan.last_mut() {
+                Some(last) if last.len() + run.len() <= most => last.extend(run),
+                _ => plan.push(run.collect()),
+            }
+        }
+        plan
+    }
+
+    /// Begins each batch with a random window that no batch has yet, and fills it up with the windows most like those
+    /// that are in it.
+    fn alike(&self, like: &[Vec<u32>], rng: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
+        let most = self.batch_windows();
+        let mut taken = vec![false; self.windows.len()];
+        let mut plan = Vec::new();
+        for first in Self::shuffled(self.windows.len(), rng) {
+            if taken[first] {
+                continue;
+            }
+            taken[first] = true;
+            let (mut batch, mut next) = (vec![first], VecDeque::from([first]));
+            while let (true, Some(window)) = (batch.len() < most, next.pop_front()) {
+                for &other in &like[window] {
+                    if batch.len() < most && !std::mem::replace(&mut taken[other as usize], true) {
+                        batch.push(other as usize);
+                        next.push_back(other as usize);
+                    }
+                }
+            }
+            plan.push(batch);
+        }
+        // Those that nothing like them was left for are read together.
+        let (alone, mut plan): (Vec<_>, Vec<_>) =
+            plan.into_iter().partition(|batch| batch.len() < most.div_ceil(2));
+        let alone: Vec<usize> = alone.into_iter().flatten().collect();
+        plan.extend(alone.chunks(most).map(<[usize]>::to_vec));
+        plan.shuffle(rng);
+        plan
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Documents of 5, 2, 9 and 1 windows of two chunks.
+    fn order(together: Together) -> Order {
+        let windows = (0..17).map(|i| 2 * i..2 * i + 2).collect();
+        Order {
+            windows,
+            batch_chunks: 8,
+            longest: 2,
+            together,
+            seed: 3,
+            epoch: 0,
+            first_step: 0,
+            plan: Vec::new(),
+        }
+    }
+
+    fn all_once(plan: &[Vec<usize>]) {
+        let mut all = plan.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..17).collect::<Vec<_>>(), "{plan:?}");
+        assert!(plan.iter().all(|batch| (1..=4).contains(&batch.len())), "{plan:?}");
+    }
+
+    #[test]
+    fn windows_of_a_document_come_together_in_their_order() {
+        let documents = vec![0..5, 5..7, 7..16, 16..17];
+        let order = order(Together::Document(documents.clone()));
+        let plan = order.plan_epoch(0);
+        all_once(&plan);
+        let document = |window: usize| documents.iter().position(|all| all.contains(&window));
+        for batch in &plan {
+            for pair in batch.windows(2).filter(|pair| document(pair[0]) == document(pair[1])) {
+                assert_eq!(pair[0] + 1, pair[1], "{plan:?}");
+            }
+        }
+        // The longest document fills two batches of its own.
+        assert!([7, 11].iter().all(|first| plan.contains(&(*first..first + 4).collect())), "{plan:?}");
+        assert_eq!(plan, order.plan_epoch(0));
+        assert_ne!(plan, order.plan_epoch(1));
+    }
+
+    #[test]
+    fn windows_with_the_same_words_come_together() {
+        // Window i is like those with the same rest by 4.
+        let like = (0..17u32).map(|i| (0..17).filter(|j| *j != i && j % 4 == i % 4).collect()).collect();
+        let order = order(Together::Words(like));
+        let plan = order.plan_epoch(0);
+        all_once(&plan);
+        let pure = plan.iter().filter(|batch| batch.iter().all(|window| window % 4 == batch[0] % 4)).count();
+        assert!(pure >= 4, "{plan:?}");
+        assert_eq!(plan, order.plan_epoch(0));
+        assert_ne!(plan, order.plan_epoch(1));
     }
 }

@@ -10,13 +10,14 @@ use serde::Serialize;
 use sidenote_kernels::{self as kernels, CrossEntropyOptions};
 
 use super::checkpoint;
-use super::config::{Kind, Schedule, TrainConfig};
+use super::config::{Kind, Schedule, TrainConfig, TrimeKind};
 use super::copy;
 use super::examples::Examples;
 use super::log::{Curve, Log, Measurement, plot};
 use super::optimiser::Optimiser;
 use super::order::Order;
 use super::schedule::learning_rate;
+use super::trime::{self, Seen};
 use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{self, Neighbourhood};
@@ -108,7 +109,12 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
             Error::setting("continue_from", "give a checkpoint folder, such as checkpoints/step-0000100")
         })?;
     }
-    let mut order = Order::new(&library, training.chunks, training.batch_tokens, training.seed);
+    let order = Order::new(&library, training.chunks, training.batch_tokens, training.seed);
+    let mut order = match config.trime.as_ref().map(|trime| trime.memory) {
+        None | Some(TrimeKind::Local) => order,
+        Some(TrimeKind::Long) => order.by_document(&library),
+        Some(TrimeKind::External) => order.by_words(&library)?,
+    };
     if order.is_empty() {
         return Err(Error::file(&config.index, "holds no text to train on"));
     }
@@ -171,14 +177,20 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
         let scored = batches.iter().map(|(batch, _)| batch.scored).sum::<usize>();
         let mut gradients: Option<GradStore> = None;
         let mut value = 0.0;
-        for (batch, retrieved) in batches {
-            let hidden = model.network.forward(&batch.tokens, retrieved.as_ref())?.flatten(0, 1)?;
-            let loss = kernels::linear_cross_entropy(
-                &hidden,
-                &model.network.decoder().head()?,
-                &batch.targets,
-                &CrossEntropyOptions::ignoring(IGNORE),
-            )?;
+        for (number, (batch, retrieved)) in (first..).zip(batches) {
+            let head = model.network.decoder().head()?;
+            let loss = match &config.trime {
+                None => {
+                    let hidden = model.network.forward(&batch.tokens, retrieved.as_ref())?.flatten(0, 1)?;
+                    let options = CrossEntropyOptions::ignoring(IGNORE);
+                    kernels::linear_cross_entropy(&hidden, &head, &batch.targets, &options)?
+                }
+                Some(section) => {
+                    let (hidden, contexts) = model.network.forward_with_contexts(&batch.tokens, None)?;
+                    let seen = Seen::new(section, &batch, &library, training.seed, number)?;
+                    trime::loss(&hidden, &head, &contexts, &batch, &seen)?
+                }
+            };
             let loss = (loss / scored.max(1) as f64)?;
             value += loss.to_scalar::<f32>()? as f64;
             let of_batch = kernels::backward(&loss)?;
@@ -354,6 +366,7 @@ fn check_same_run(config: &TrainConfig) -> Result<()> {
         model: started.model,
         retro: started.retro,
         objectives: started.objectives,
+        trime: started.trime,
         training: started.training,
         ..config.clone()
     };
