@@ -135,7 +135,7 @@ mod tests {
         let right = [expected(0.0, 0.0), expected(1.0, 1.0), expected(0.0, 2.0), expected(1.0, 2.0)];
         assert!(found.iter().zip(right).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?} {right:?}");
         trime.clear();
-        let again = trime.probabilities(&[1.0], &[7], &[ln2], &[0.0]).unwrap();
+        let again = trime.probabilities(&[1.0], &[9], &[ln2], &[0.0]).unwrap();
         assert!((again[0] - 0.5).abs() < 1e-6);
     }
 }

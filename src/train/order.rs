@@ -250,15 +250,18 @@ mod tests {
         let documents = vec![0..5, 5..7, 7..16, 16..17];
         let order = order(Together::Document(documents.clone()));
         let plan = order.plan_epoch(0);
-        all_once(&plan);
         let document = |window: usize| documents.iter().position(|all| all.contains(&window));
-        for batch in &plan {
-            for pair in batch.windows(2).filter(|pair| document(pair[0]) == document(pair[1])) {
-                assert_eq!(pair[0] + 1, pair[1], "{plan:?}");
+        for epoch in 0..20 {
+            let plan = order.plan_epoch(epoch);
+            all_once(&plan);
+            for batch in &plan {
+                for pair in batch.windows(2).filter(|pair| document(pair[0]) == document(pair[1])) {
+                    assert_eq!(pair[0] + 1, pair[1], "{plan:?}");
+                }
             }
+            // The longest document fills two batches of its own.
+            assert!([7, 11].iter().all(|first| plan.contains(&(*first..first + 4).collect())), "{plan:?}");
         }
-        // The longest document fills two batches of its own.
-        assert!([7, 11].iter().all(|first| plan.contains(&(*first..first + 4).collect())), "{plan:?}");
         assert_eq!(plan, order.plan_epoch(0));
         assert_ne!(plan, order.plan_epoch(1));
     }
