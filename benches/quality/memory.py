@@ -1,0 +1,267 @@
+"""What retrieval is worth: one small decoder, plain and with every way of looking things up, cell by cell.
+
+    python memory.py WORK WIKITEXT2 SIMPLEWIKI --sidenote PROGRAM [--steps N] [--seeds 0,1,2] [--cells PATTERN]
+
+WIKITEXT2 is a folder with train.txt, valid.txt and test.txt (words, <unk>), SIMPLEWIKI one with train-*.jsonl, valid.jsonl
+and test.jsonl. For each corpus a tokenizer of 4,096 tokens is trained that all its systems share, and for each seed:
+
+    plain           a decoder of 128 numbers and 4 layers, N steps of 2,048 tokens
+    plain-longer    the same, going on for as many steps again
+    cache           plain with a continuous cache
+    knn-lm          plain with a datastore of the training text (tuned on held-out text)
+    trime-local     trained with the memory of its own sequence, N steps, and asked with it
+    trime-long      trained with consecutive sequences as memories, and asked with 1,024 contexts of the document
+    trime-external  trained on batches of sequences alike, and asked with a datastore of the training text
+    retro           plain with RETRO's layers fitted (RETRO-fit, 256 steps), reading two neighbours a chunk
+    retro-shuffled  the same model, reading some other chunk's neighbours
+    retro+knn       the same model, with a datastore of the training text as well
+
+A cell is one system on one corpus with one seed. Its result is a line of memory.jsonl beside this file, appended as soon
+as it is there; what is there is not run again, so a run that was stopped goes on. At the end memory.md is written from all
+lines: perplexity a token and (WikiText-2) an original word, the end of a line counted as one; bits a byte of UTF-8; and
+ratios to plain-longer of the same seed. The first token of a document is predicted by no system. Needs Python only.
+"""
+
+import argparse
+import fnmatch
+import glob
+import json
+import math
+import os
+import platform
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SYSTEMS = [
+    "plain", "plain-longer", "cache", "knn-lm", "trime-local", "trime-long", "trime-external", "retro", "retro-shuffled",
+    "retro+knn",
+]  # fmt: skip
+CHUNK, CHUNKS, BATCH = 32, 8, 2048
+FIT_STEPS = 256
+
+
+def wikitext(path):
+    """Articles of a file of WikiText, with how many words they have, ends of lines counted."""
+    articles, heading = [], re.compile(r"^ = [^=].*[^=] = $")
+    for line in open(path, encoding="utf-8"):
+        if heading.match(line.rstrip("\n")) or not articles:
+            articles.append([])
+        articles[-1].append(line)
+    for number, lines in enumerate(articles):
+        text = "".join(lines)
+        if text.strip():
+            yield {"id": f"{os.path.basename(path)}-{number}", "text": text, "words": sum(len(line.split()) + 1 for line in lines)}
+
+
+def wiki(paths, count):
+    everything = [json.loads(line) for path in sorted(paths) for line in open(path, encoding="utf-8")]
+    random.Random(0).shuffle(everything)
+    for article in everything[:count]:
+        yield {"id": article["id"], "title": article["title"], "text": article["text"]}
+
+
+def texts(args, corpus):
+    """Articles of the three parts."""
+    if corpus == "wikitext2":
+        return {part: list(wikitext(os.path.join(args.wikitext2, f"{part}.txt"))) for part in ("train", "valid", "test")}
+    part = lambda pattern, count: list(wiki(glob.glob(os.path.join(args.simplewiki, pattern)), count))
+    return {"train": part("train-*.jsonl", 5000), "valid": part("valid.jsonl", 120), "test": part("test.jsonl", 120)}
+
+
+def run(args, *command):
+    """What a command of Sidenote's reports."""
+    done = subprocess.run([args.sidenote, *map(str, command), "--json", "--quiet"], stdout=subprocess.PIPE, cwd=args.work)
+    if done.returncode != 0:
+        sys.exit(f"failed: {' '.join(map(str, command))}")
+    return json.loads(done.stdout)
+
+
+def prepare(args, corpus):
+    """Texts, tokenizer, index and neighbours; gives their folder and the words of the test text."""
+    folder = os.path.join(args.work, corpus)
+    ready = os.path.join(folder, "ready.json")
+    if os.path.exists(ready):
+        return folder, json.load(open(ready))
+    os.makedirs(folder, exist_ok=True)
+    words = None
+    for part, articles in texts(args, corpus).items():
+        with open(os.path.join(folder, f"{part}.jsonl"), "w", encoding="utf-8") as out:
+            for article in articles:
+                out.write(json.dumps({k: v for k, v in article.items() if k != "words"}, ensure_ascii=False) + "\n")
+        if part == "test" and all("words" in article for article in articles):
+            words = sum(article["words"] for article in articles)
+    run(args, "tokenizer", "train", f"{folder}/train.jsonl", "--vocab-size", 4096, "--out", f"{folder}/tokenizer.json")
+    run(args, "index", "build", f"{folder}/train.jsonl", "--tokenizer", f"{folder}/tokenizer.json", "--chunk-tokens", CHUNK,
+        "--out", f"{folder}/index", "--force")  # fmt: skip
+    run(args, "neighbours", f"{folder}/index", "-k", 2, "--out", f"{folder}/neighbours", "--force")
+    run(args, "neighbours", f"{folder}/index", "--queries", f"{folder}/valid.jsonl", "-k", 2, "--out", f"{folder}/held-out", "--force")
+    json.dump({"words": words}, open(ready, "w"))
+    return folder, {"words": words}
+
+
+def train(args, folder, seed, name, sections, **overrides):
+    """Trains (or finds) the run `name`; gives its folder and the seconds of its steps."""
+    out = os.path.join(folder, f"seed{seed}", name)
+    os.makedirs(out, exist_ok=True)
+    steps = overrides.pop("steps", args.steps)
+    decay = overrides.pop("decay", args.steps // 4)
+    model = "" if "base" in sections or "continue_from" in sections else "[model]\nhidden_size = 128\nlayers = 4\nheads = 4\n"
+    kind = "retrofit" if "base" in sections else "lm"
+    path = os.path.join(folder, f"seed{seed}", f"{name}.toml")
+    with open(path, "w") as file:
+        file.write(
+            f'kind = "{kind}"\nout = "{out}"\nindex = "{folder}/index"\nheld_out = "{folder}/held-out"\n{sections}\n{model}'
+            f"[training]\nsteps = {steps}\nchunks = {CHUNKS}\nbatch_tokens = {BATCH}\nseed = {seed}\n"
+            f"learning_rate = {overrides.pop('rate', 3e-3)}\nwarmup_steps = 50\ndecay_steps = {decay}\nevaluate_every = 200\n"
+        )
+    report = os.path.join(out, "report.json")
+    if not os.path.exists(report):
+        result = run(args, "train", path, "--resume")
+        json.dump(result, open(report, "w"))
+    return out, json.load(open(report))
+
+
+def size_of(folder):
+    return sum(os.path.getsize(os.path.join(at, file)) for at, _, files in os.walk(folder) for file in files)
+
+
+def datastore(args, folder, model, tuned):
+    """A datastore of the training text in the contexts of a model."""
+    memory = os.path.join(os.path.dirname(model), "memory")
+    if not os.path.exists(os.path.join(memory, "manifest.json")):
+        run(args, "memory", "build", model, "--text-of", f"{folder}/index", "--out", memory)
+        if tuned:
+            run(args, "memory", "tune", memory, model, "--corpus", f"{folder}/valid.jsonl", "--adaptive", "-k", 256)
+    return memory
+
+
+def cell(args, corpus, seed, system):
+    folder, ready = prepare(args, corpus)
+    trime = lambda kind: train(args, folder, seed, f"trime-{kind}", f'[trime]\nmemory = "{kind}"')
+    options, memory = [], None
+    if system.startswith("trime"):
+        kind = system.removeprefix("trime-")
+        out, report = trime(kind)
+        options = ["--trime", {"local": CHUNK * CHUNKS, "long": 1024, "external": CHUNK * CHUNKS}[kind]]
+        if kind == "external":
+            memory = datastore(args, folder, f"{out}/model", tuned=False)
+            options += ["--memory", memory, "-k", 256]
+    else:
+        out, report = train(args, folder, seed, "plain", "")
+        if system == "plain-longer":
+            level = args.steps - args.steps // 4
+            start = f'continue_from = "{out}/checkpoints/step-{level:07}"'
+            out, report = train(args, folder, seed, "plain-longer", start, steps=2 * args.steps)
+        elif system == "cache":
+            options = ["--cache", 500]
+        elif system == "knn-lm":
+            memory = datastore(args, folder, f"{out}/model", tuned=True)
+            options = ["--memory", memory]
+        elif system.startswith("retro"):
+            sections = (
+                f'neighbours = "{folder}/neighbours"\nbase = "{out}/model"\n[retro]\nlayers = [4]\nheads = 1\nhead_dim = 128\n'
+                f"encoder_hidden_size = 256\nencoder_intermediate_size = 128\nencoder_heads = 8\nencoder_layers = 1\n"
+                f'initialisation = "copy"'
+            )
+            fitted = dict(steps=FIT_STEPS, decay=FIT_STEPS // 4, rate=1e-3)
+            out, fit = train(args, folder, seed, "retro", sections, **fitted)
+            report = {**fit, "seconds": fit["seconds"] + report["seconds"]}
+            options = ["--index", f"{folder}/index"]
+            if system == "retro-shuffled":
+                options += ["--retrieval", "shuffled"]
+            if system == "retro+knn":
+                memory = datastore(args, folder, f"{out}/model", tuned=True)
+                options += ["--memory", memory]
+    began = time.time()
+    measured = run(args, "eval", "perplexity", f"{out}/model", "--corpus", f"{folder}/test.jsonl", *options)
+    seconds = time.time() - began
+    nats = math.log(measured["perplexity"]) * measured["tokens"]
+    return {
+        "corpus": corpus,
+        "system": system,
+        "seed": seed,
+        "steps": args.steps,
+        "perplexity": measured["perplexity"],
+        "word_perplexity": math.exp(nats / ready["words"]) if ready["words"] else None,
+        "bits_per_byte": measured["bits_per_byte"],
+        "tokens": measured["tokens"],
+        "bytes": measured["bytes"],
+        "train_seconds": round(report["seconds"], 1),
+        "held_out_loss": report["held_out_loss"],
+        "test_tokens_per_second": round(measured["tokens"] / seconds, 1),
+        "memory_bytes": size_of(memory) if memory else size_of(f"{folder}/index") if "--index" in options else 0,
+        "filtered": measured["filtered"],
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} processors",
+    }
+
+
+def table(lines):
+    rows = [
+        "# What retrieval is worth\n",
+        "Made by `benches/quality/memory.py` (see there). Means over seeds, and the lowest and highest ratio to plain-longer.\n"
+        "Seconds and tokens a second are those of a machine that may have been busy.\n",
+    ]
+    for corpus in dict.fromkeys(line["corpus"] for line in lines):
+        here = [line for line in lines if line["corpus"] == corpus]
+        longer = {line["seed"]: line for line in here if line["system"] == "plain-longer"}
+        rows += [
+            f"## {corpus}, {here[0]['steps']} steps\n",
+            "| system | seeds | perplexity a token | a word | bits a byte | to plain-longer | lowest to highest | train s | test tokens/s | memory MB |",
+            "|---|--:|--:|--:|--:|--:|---|--:|--:|--:|",
+        ]
+        for system in SYSTEMS:
+            mine = [line for line in here if line["system"] == system]
+            if not mine:
+                continue
+            mean = lambda name: statistics.mean(line[name] for line in mine)
+            ratios = [line["perplexity"] / longer[line["seed"]]["perplexity"] for line in mine if line["seed"] in longer]
+            words = f"{mean('word_perplexity'):.1f}" if mine[0]["word_perplexity"] else "-"
+            ratio = f"{statistics.mean(ratios):.3f} | {min(ratios):.3f} to {max(ratios):.3f}" if ratios else "- | -"
+            rows.append(
+                f"| {system} | {len(mine)} | {mean('perplexity'):.2f} | {words} | {mean('bits_per_byte'):.4f} | {ratio} "
+                f"| {mean('train_seconds'):.0f} | {mean('test_tokens_per_second'):.0f} | {mean('memory_bytes') / 1e6:.0f} |"
+            )
+        rows.append("")
+    return "\n".join(rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work")
+    parser.add_argument("wikitext2")
+    parser.add_argument("simplewiki")
+    parser.add_argument("--sidenote", required=True)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--cells", default="*", help="of the cells CORPUS-SEED-SYSTEM those like this")
+    args = parser.parse_args()
+    for name in ("work", "wikitext2", "simplewiki", "sidenote"):
+        setattr(args, name, os.path.abspath(getattr(args, name)))
+    os.makedirs(args.work, exist_ok=True)
+    results = os.path.join(HERE, "memory.jsonl")
+    lines = [json.loads(line) for line in open(results)] if os.path.exists(results) else []
+    key = lambda line: (line["corpus"], line["seed"], line["system"], line["steps"])
+    for seed in map(int, args.seeds.split(",")):
+        for corpus in ("wikitext2", "simplewiki"):
+            for system in SYSTEMS:
+                name = f"{corpus}-{seed}-{system}"
+                done = (corpus, seed, system, args.steps) in map(key, lines)
+                if done or not fnmatch.fnmatch(name, args.cells):
+                    continue
+                print(name, file=sys.stderr, flush=True)
+                lines.append(cell(args, corpus, seed, system))
+                with open(results, "a") as out:
+                    out.write(json.dumps(lines[-1]) + "\n")
+    with open(os.path.join(HERE, "memory.md"), "w") as out:
+        out.write(table(lines))
+
+
+if __name__ == "__main__":
+    main()
