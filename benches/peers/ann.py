@@ -42,6 +42,7 @@ SIDENOTE = {
     "IVF1024,RaBitQ": [1, 2, 4, 8, 16, 32, 64, 128, 256],
     "IVF4096,RaBitQ": [4, 8, 16, 32, 64, 128, 256, 512],
     "IVF16384,RaBitQ": [8, 16, 32, 64, 128, 256, 512, 1024],
+    "IVF65536_QG32,RaBitQ": [8, 16, 32, 64, 128, 256, 512, 1024],
     "HNSW16": [10, 20, 40, 80, 120, 200, 320, 500],
 }
 DEFAULT = "sidenote QG32,sidenote RaBitQ,sidenote Flat," + ",".join(ann_peers.SYSTEMS)

@@ -30,7 +30,7 @@ from ann_report import mega, number
 PLAN = (
     "real:10000:QG32+RaBitQ real:100000:QG32+RaBitQ+IVF1024,RaBitQ synthetic:100000:QG32+RaBitQ+IVF1024,RaBitQ "
     "real:376389:QG32+RaBitQ+IVF4096,RaBitQ synthetic:1000000:QG32+RaBitQ+IVF4096,RaBitQ "
-    "synthetic:10000000:RaBitQ+IVF16384,RaBitQ"
+    "synthetic:10000000:IVF16384,RaBitQ+IVF65536_QG32,RaBitQ"
 )
 TARGETS = [0.95, 0.99]
 BILLION = 10**9
