@@ -8,7 +8,6 @@ use candle_core::{Device, Tensor};
 
 use super::optimiser::Optimiser;
 use crate::error::{Error, Result};
-use crate::model::LanguageModel;
 
 const OPTIMISER: &str = "optimizer.safetensors";
 
@@ -22,12 +21,12 @@ pub fn step_of(dir: &Path) -> Option<usize> {
     dir.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
 }
 
-/// Saves model and optimiser after `step` steps, whole or not at all, and removes what is older
+/// Saves what `model` writes, and the optimiser, after `step` steps, whole or not at all, and removes what is older
 /// than the last `keep`, but for `pinned`.
 pub fn save(
     out: &Path,
     step: usize,
-    model: &LanguageModel,
+    model: impl FnOnce(&Path) -> Result<()>,
     optimiser: &Optimiser,
     keep: usize,
     pinned: &[usize],
@@ -42,7 +41,7 @@ pub fn save(
     if unfinished.exists() {
         fs::remove_dir_all(&unfinished).map_err(Error::io(&unfinished))?;
     }
-    model.save(&unfinished)?;
+    model(&unfinished)?;
     let path = unfinished.join(OPTIMISER);
     candle_core::safetensors::save(&optimiser.state()?, &path)?;
     fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;

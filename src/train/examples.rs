@@ -14,22 +14,21 @@ use crate::model::batch::{Batch, Sequence, assemble, pack};
 
 /// Makes batches of the text of a store under a mixture of objectives: a function of seed, epoch and window alone, so
 /// that a resumed run reads what it would have read.
-pub struct Examples<'a> {
-    store: &'a Store,
+pub struct Examples {
     mixture: Vec<(f64, Objective, Level)>,
     seed: u64,
     device: Device,
 }
 
-impl<'a> Examples<'a> {
+impl Examples {
     /// The mixture that `sections` describe, over `store`; plain text where there are none.
     ///
     /// # Errors
     /// A token that an objective needs and the tokenizer does not have.
-    pub fn new(store: &'a Store, sections: &[ObjectiveSection], seed: u64, device: &Device) -> Result<Self> {
+    pub fn new(store: &Store, sections: &[ObjectiveSection], seed: u64, device: &Device) -> Result<Self> {
         let mixture =
             sections.iter().map(|section| read(section, store.tokenizer())).collect::<Result<_>>()?;
-        Ok(Self { store, mixture, seed, device: device.clone() })
+        Ok(Self { mixture, seed, device: device.clone() })
     }
 
     /// The most tokens of a sequence made of a window of `tokens` tokens.
@@ -38,17 +37,17 @@ impl<'a> Examples<'a> {
         tokens + self.mixture.iter().map(added).max().unwrap_or(0)
     }
 
-    /// The windows `rows` as they are read in epoch `epoch`.
-    pub fn batch(&self, rows: &[Range<usize>], epoch: usize) -> Result<Batch> {
+    /// The windows `rows` of `store` as they are read in epoch `epoch`.
+    pub fn batch(&self, store: &Store, rows: &[Range<usize>], epoch: usize) -> Result<Batch> {
         if self.mixture.is_empty() {
-            return assemble(self.store, rows, &self.device);
+            return assemble(store, rows, &self.device);
         }
-        let sequences = rows.iter().map(|row| self.sequence(row, epoch)).collect();
+        let sequences = rows.iter().map(|row| self.sequence(store, row, epoch)).collect();
         pack(sequences, rows, &self.device)
     }
 
-    fn sequence(&self, row: &Range<usize>, epoch: usize) -> Sequence {
-        let document = self.store.document_of(row.start);
+    fn sequence(&self, store: &Store, row: &Range<usize>, epoch: usize) -> Sequence {
+        let document = store.document_of(row.start);
         // The objective goes by the document, so that one that was transformed as a whole is cut consistently.
         let mut rng = self.random(epoch, document as u64);
         let mut left = rng.random::<f64>() * self.mixture.iter().map(|(weight, ..)| weight).sum::<f64>();
@@ -57,13 +56,13 @@ impl<'a> Examples<'a> {
             left < 0.0
         });
         match chosen.or(self.mixture.last()) {
-            None | Some((_, Objective::Causal, _)) => Sequence::of(self.store, row),
+            None | Some((_, Objective::Causal, _)) => Sequence::of(store, row),
             Some((_, Objective::Infilling(infilling), Level::Document)) => {
-                self.cut(infilling, row, document, &mut rng)
+                self.cut(store, infilling, row, document, &mut rng)
             }
             Some((_, objective, _)) => {
                 let mut rng = self.random(epoch, (1 << 63) | row.start as u64);
-                let tokens = Sequence::of(self.store, row).tokens;
+                let tokens = Sequence::of(store, row).tokens;
                 let (tokens, from) = objective.apply(tokens, &mut rng).left_to_right();
                 Sequence::predicted_from(tokens, from)
             }
@@ -73,18 +72,19 @@ impl<'a> Examples<'a> {
     /// What lies at the place of `row` after the whole document was transformed.
     fn cut(
         &self,
+        store: &Store,
         infilling: &Infilling,
         row: &Range<usize>,
         document: usize,
         rng: &mut ChaCha8Rng,
     ) -> Sequence {
-        let chunks = self.store.chunks_of(document);
-        let whole = Sequence::of(self.store, &chunks).tokens;
+        let chunks = store.chunks_of(document);
+        let whole = Sequence::of(store, &chunks).tokens;
         let transformed = infilling.apply(&whole, rng);
-        let start = Sequence::of(self.store, &(chunks.start..row.start)).tokens.len();
+        let start = Sequence::of(store, &(chunks.start..row.start)).tokens.len();
         let end = match row.end == chunks.end {
             true => transformed.len(),
-            false => start + Sequence::of(self.store, row).tokens.len(),
+            false => start + Sequence::of(store, row).tokens.len(),
         };
         let after = transformed.get(start + 1..transformed.len().min(end + 1)).unwrap_or_default();
         Sequence { tokens: transformed[start..end].to_vec(), targets: after.to_vec() }
@@ -165,7 +165,8 @@ mod tests {
             let chunks = store.chunks_of(document);
             let windows: Vec<_> =
                 chunks.clone().step_by(2).map(|start| start..(start + 2).min(chunks.end)).collect();
-            let sequences: Vec<_> = windows.iter().map(|window| examples.sequence(window, 5)).collect();
+            let sequences: Vec<_> =
+                windows.iter().map(|window| examples.sequence(&store, window, 5)).collect();
             let whole: Vec<u32> = sequences.iter().flat_map(|s| s.tokens.clone()).collect();
             assert_eq!(inverse.invert(&whole).unwrap(), Sequence::of(&store, &chunks).tokens);
             let targets: Vec<u32> = sequences.iter().flat_map(|s| s.targets.clone()).collect();
@@ -185,8 +186,8 @@ mod tests {
         let (mut infilled, mut all) = (0, 0);
         for epoch in 0..40 {
             for document in 0..store.documents() {
-                let sequence = examples.sequence(&store.chunks_of(document), epoch);
-                let again = examples.sequence(&store.chunks_of(document), epoch);
+                let sequence = examples.sequence(&store, &store.chunks_of(document), epoch);
+                let again = examples.sequence(&store, &store.chunks_of(document), epoch);
                 assert_eq!((&sequence.tokens, &sequence.targets), (&again.tokens, &again.targets));
                 infilled += usize::from(sequence.tokens[0] == first);
                 all += 1;
@@ -204,7 +205,7 @@ mod tests {
         let examples = Examples::new(&store, &sections, 1, &Device::Cpu).unwrap();
         let mut order = Order::new(&store, 2, 64, 0);
         let rows = order.batch(0);
-        let batch = examples.batch(&rows, 0).unwrap();
+        let batch = examples.batch(&store, &rows, 0).unwrap();
         let text: usize = rows.iter().map(|row| Sequence::of(&store, row).tokens.len()).sum();
         assert_eq!(batch.scored, text, "the whole text is what is written");
         assert!(batch.tokens.dim(1).unwrap() <= examples.longest(2 * store.chunk_size()));

@@ -1,0 +1,281 @@
+//! The loop over steps, for whatever learns.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
+use serde::Serialize;
+use sidenote_kernels as kernels;
+
+use super::checkpoint;
+use super::config::{Schedule, TrainingSection};
+use super::log::{Curve, Log, Measurement, plot};
+use super::optimiser::Optimiser;
+use super::schedule::learning_rate;
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::progress::Progress;
+
+/// Steps between lines of `metrics.jsonl`.
+const LOG_EVERY: usize = 20;
+
+/// What is trained, on what. Everything that it does is a function of its settings and of the number of the batch, so that
+/// a resumed run goes on as if it had never stopped.
+pub trait Learner {
+    /// What is read at once.
+    type Batch;
+
+    /// The weights that are trained, by name.
+    fn variables(&self) -> &[(String, Var)];
+
+    /// Number of values in all weights.
+    fn parameters(&self) -> usize;
+
+    /// Done once before the first step of a run.
+    ///
+    /// # Errors
+    /// As the learner has them.
+    fn begin(&mut self, _progress: Progress) -> Result<()> {
+        Ok(())
+    }
+
+    /// Batch `number` of the run, from 0.
+    ///
+    /// # Errors
+    /// Text that cannot be read.
+    fn read(&mut self, number: usize) -> Result<Self::Batch>;
+
+    /// How many targets a batch has: losses are means over those of a step.
+    fn targets(&self, batch: &Self::Batch) -> usize;
+
+    /// The sum of the losses of a batch's targets: a scalar.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    fn loss(&self, batch: Self::Batch, number: usize) -> Result<Tensor>;
+
+    /// The mean loss on what is held out, where there is any.
+    ///
+    /// # Errors
+    /// Text that cannot be read.
+    fn held_out(&self) -> Result<Option<f64>>;
+
+    /// Writes what was learnt to the new folder `dir`, which appears whole or not at all.
+    ///
+    /// # Errors
+    /// A full disk.
+    fn save(&self, dir: &Path) -> Result<()>;
+}
+
+/// What a run ended with.
+#[derive(Debug, Clone, Serialize)]
+pub struct Outcome {
+    /// Folder of the trained model.
+    pub model: PathBuf,
+    /// Values in all its weights.
+    pub parameters: usize,
+    /// Values in those that were trained.
+    pub trained_parameters: usize,
+    /// Steps done.
+    pub steps: usize,
+    /// Targets read.
+    pub tokens: u64,
+    /// Seconds spent on steps, measurements and checkpoints not counted.
+    pub seconds: f64,
+    /// Steps left out because a gradient was not finite.
+    pub skipped_steps: usize,
+    /// Last training loss, nats a token.
+    pub loss: f64,
+    /// Last held-out loss, nats a token, on a part of the held-out text.
+    pub held_out_loss: Option<f64>,
+    /// Checkpoint with the lowest held-out loss, where the end of the run is not it.
+    pub best: Option<PathBuf>,
+    /// All measurements.
+    #[serde(skip)]
+    pub measurements: Vec<Measurement>,
+}
+
+/// A run through the loop.
+pub struct Run<'a> {
+    /// Its folder.
+    pub out: &'a Path,
+    /// How to train.
+    pub training: &'a TrainingSection,
+    /// Checkpoint to go on from.
+    pub start: Option<&'a Path>,
+    /// What it is called.
+    pub what: &'a str,
+}
+
+impl Run<'_> {
+    /// Trains `learner` to the last step, and saves it as `model` in the run's folder.
+    ///
+    /// # Errors
+    /// An interruption, after a checkpoint; a full disk; what the learner reports.
+    pub fn through<L: Learner>(&self, mut learner: L, progress: Progress) -> Result<Outcome> {
+        let Self { out, training, start, what } = *self;
+        let mut optimiser = Optimiser::new(learner.variables().to_vec(), training);
+        let mut step = 0;
+        if let Some(dir) = start {
+            checkpoint::load_optimiser(dir, &mut optimiser)?;
+            step = checkpoint::step_of(dir).ok_or_else(|| {
+                Error::setting("continue_from", "give a checkpoint folder, such as checkpoints/step-0000100")
+            })?;
+        }
+        let (mut log, mut measurements) = Log::open(out, step)?;
+        let last = measurements.last();
+        let mut tokens = last.map_or(0, |m| m.tokens);
+        let mut seconds = last.map_or(0.0, |m| m.seconds);
+        let mut skipped_steps = last.map_or(0, |m| m.skipped_steps);
+        if start.is_none() {
+            let clock = Instant::now();
+            learner.begin(progress)?;
+            seconds += clock.elapsed().as_secs_f64();
+        }
+
+        let task = progress.task(what, (training.steps - step.min(training.steps)) as u64, "steps");
+        // From there a run with a constant rate can be made longer.
+        let level = (training.schedule == Schedule::Constant).then(|| training.level_steps());
+        let mut best = best_of(&measurements);
+        let (mut sum, mut count) = (0.0, 0usize);
+        while step < training.steps {
+            let clock = Instant::now();
+            let first = step * training.accumulate;
+            let numbers = first..first + training.accumulate;
+            let batches = numbers.clone().map(|number| learner.read(number)).collect::<Result<Vec<_>>>()?;
+            let scored = batches.iter().map(|batch| learner.targets(batch)).sum::<usize>();
+            let mut gradients: Option<GradStore> = None;
+            let mut value = 0.0;
+            for (number, batch) in numbers.zip(batches) {
+                let loss = learner.loss(batch, number)?;
+                let loss = (loss / scored.max(1) as f64)?;
+                value += loss.to_scalar::<f32>()? as f64;
+                let of_batch = kernels::backward(&loss)?;
+                match &mut gradients {
+                    None => gradients = Some(of_batch),
+                    Some(sum) => add(sum, of_batch, learner.variables())?,
+                }
+            }
+            let Some(gradients) = gradients else { break };
+            let rate = learning_rate(training, step);
+            let stats = optimiser.step(&gradients, rate, training.clip)?;
+            step += 1;
+            tokens += scored as u64;
+            seconds += clock.elapsed().as_secs_f64();
+            match stats.skipped {
+                true => skipped_steps += 1,
+                false => {
+                    sum += value;
+                    count += 1;
+                }
+            }
+            task.advance(1);
+            task.remark(format!("loss {value:.3}"));
+
+            let done = step == training.steps;
+            let evaluate = done || step.is_multiple_of(training.evaluate_every);
+            let stop = interrupt::requested() && !done;
+            let mut save =
+                stop || (!done && step.is_multiple_of(training.checkpoint_every)) || Some(step) == level;
+            // A line before each checkpoint, so that a resumed run counts on from exactly there.
+            if evaluate || save || step.is_multiple_of(LOG_EVERY) {
+                let held_out_loss = if evaluate { learner.held_out()? } else { None };
+                let line = Measurement {
+                    step,
+                    tokens,
+                    seconds,
+                    loss: sum / count.max(1) as f64,
+                    gradient_norm: stats.grad_norm,
+                    learning_rate: rate,
+                    skipped_steps,
+                    held_out_loss,
+                };
+                log.write(&line)?;
+                measurements.push(line);
+                let best_yet = best_of(&measurements);
+                save |= best_yet != best && !done;
+                best = best_yet;
+                (sum, count) = (0.0, 0);
+            }
+            if save {
+                let pinned: Vec<usize> = level.into_iter().chain(best).collect();
+                let save = |dir: &Path| learner.save(dir);
+                checkpoint::save(out, step, save, &optimiser, training.keep_checkpoints, &pinned)?;
+            }
+            if stop {
+                return Err(Error::Interrupted(format!("step {step} is saved; go on with --resume")));
+            }
+        }
+        drop(task);
+        plot(
+            &out.join("curve.svg"),
+            &format!("{what}: {}", out.display()),
+            &[Curve::of(what, &measurements)],
+        )?;
+        let model_dir = out.join("model");
+        learner.save(&model_dir)?;
+        let last = measurements.last();
+        Ok(Outcome {
+            parameters: learner.parameters(),
+            trained_parameters: learner.variables().iter().map(|(_, variable)| variable.elem_count()).sum(),
+            model: model_dir,
+            steps: step,
+            tokens,
+            seconds,
+            skipped_steps,
+            loss: last.map_or(f64::NAN, |m| m.loss),
+            held_out_loss: last.and_then(|m| m.held_out_loss),
+            best: best.filter(|best| *best != step).map(|best| checkpoint::folder(out, best)),
+            measurements,
+        })
+    }
+}
+
+/// Adds the gradients of another batch to `sum`.
+fn add(sum: &mut GradStore, mut other: GradStore, variables: &[(String, Var)]) -> Result<()> {
+    for (_, variable) in variables {
+        let Some(new) = other.remove(variable) else { continue };
+        let new = match sum.remove(variable) {
+            Some(old) => (old + new)?,
+            None => new,
+        };
+        sum.insert(variable, new);
+    }
+    Ok(())
+}
+
+/// The step with the lowest held-out loss, the first of several.
+fn best_of(measurements: &[Measurement]) -> Option<usize> {
+    let measured = measurements.iter().filter_map(|m| Some((m.step, m.held_out_loss?)));
+    measured.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(step, _)| step)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn gradients_of_batches_add_up_to_those_of_all_of_them() {
+        let device = Device::Cpu;
+        let variable =
+            |n: usize| Var::from_tensor(&Tensor::arange(0f32, n as f32, &device).unwrap()).unwrap();
+        let variables = [("a".to_string(), variable(3)), ("b".to_string(), variable(2))];
+        let (a, b) = (&variables[0].1, &variables[1].1);
+        let first = a.sqr().unwrap().sum_all().unwrap();
+        // Has no part in the first.
+        let second = (a.sum_all().unwrap() * b.sqr().unwrap().sum_all().unwrap()).unwrap();
+        let mut sum = first.backward().unwrap();
+        add(&mut sum, second.backward().unwrap(), &variables).unwrap();
+        add(&mut sum, first.backward().unwrap(), &variables).unwrap();
+        let whole = ((&first + &second).unwrap() + &first).unwrap().backward().unwrap();
+        for (name, variable) in &variables {
+            let of = |grads: &GradStore| {
+                grads.get(variable).unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()
+            };
+            assert_eq!(of(&sum), of(&whole), "{name}");
+        }
+    }
+}
