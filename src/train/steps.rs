@@ -253,7 +253,7 @@ fn best_of(measurements: &[Measurement]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Tensor};
+    use candle_core::{DType, Device, Tensor};
 
     use super::*;
 
