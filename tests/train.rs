@@ -348,6 +348,76 @@ fn a_plain_run_killed_again_and_again_ends_with_the_same_bytes() {
     killed_and_resumed(place.path(), "plain.toml", &mut ChaCha8Rng::seed_from_u64(1));
 }
 
+const T5: &str = r#"
+    kind = "t5"
+    out = "t5"
+    index = "marked-index"
+    held_out = "marked-held-out"
+    objectives = [{kind = "spans", weight = 2}, {kind = "prefix"}, {kind = "denoising"}, {kind = "continuation"}]
+    [t5]
+    hidden_size = 16
+    layers = 2
+    heads = 2
+    dropout = 0.1
+    [training]
+    steps = 40
+    batch_tokens = 256
+    learning_rate = 0.02
+    warmup_steps = 3
+    decay_steps = 8
+    evaluate_every = 15
+    checkpoint_every = 10
+"#;
+
+/// A workplace whose index knows the tokens that T5's objectives need.
+fn workplace_of_t5() -> tempfile::TempDir {
+    let place = workplace();
+    let dir = place.path();
+    let special: String = (0..8).map(|i| format!(" --special <extra_id_{i}>")).collect();
+    succeed(
+        dir,
+        &format!("tokenizer train corpus.jsonl --vocab-size 320{special} --special [CLM] --out marked.json"),
+    );
+    succeed(dir, &format!("{} --out marked-index", BUILD.replace("tokenizer.json", "marked.json")));
+    succeed(dir, "neighbours marked-index --queries held.jsonl -k 1 --out marked-held-out");
+    fs::write(dir.join("t5.toml"), T5).unwrap();
+    place
+}
+
+#[test]
+fn an_encoder_decoder_learns_from_scratch_and_goes_on_from_itself() {
+    let place = workplace_of_t5();
+    let dir = place.path();
+    let report = succeed(dir, "train t5.toml");
+    check_run(dir, &report, "t5", 40);
+    assert_eq!(report["trained_parameters"], report["parameters"]);
+    // What it writes can be generated, and it is a base.
+    succeed(dir, "generate t5/model river --max-tokens 5");
+    let text = T5.split("[t5]").next().unwrap().to_string() + "base = \"t5/model\"\n[training]\nsteps = 4\n";
+    fs::write(dir.join("on.toml"), text).unwrap();
+    let on = succeed(dir, "train on.toml --set out=on");
+    let loss = |report: &Value| report["held_out_loss"].as_f64().unwrap();
+    assert!(loss(&on) < loss(&report) + 0.3, "{on}");
+    for (setting, words) in [
+        ("objectives=[]", &["objectives", "spans"][..]),
+        ("objectives=[{kind=\"causal\"}]", &["objectives"]),
+        ("t5.dropout=1.0", &["t5.dropout"]),
+        ("t5.heads=0", &["num_heads"]),
+        ("base=t5/model", &["t5", "base"]),
+        ("index=index --set held_out=held-out", &["token", "extra_id"]),
+        ("kind=lm", &["t5"]),
+    ] {
+        let said = fail(dir, &format!("train t5.toml --set out=failed --set {setting}"));
+        assert!(words.iter().all(|word| said.contains(word)), "{setting}: {said}");
+    }
+}
+
+#[test]
+fn an_encoder_decoders_run_killed_again_and_again_ends_with_the_same_bytes() {
+    let place = workplace_of_t5();
+    killed_and_resumed(place.path(), "t5.toml", &mut ChaCha8Rng::seed_from_u64(4));
+}
+
 /// Batches by words are found again, and so is who saw whom.
 #[test]
 fn a_run_with_memories_killed_again_and_again_ends_with_the_same_bytes() {

@@ -36,6 +36,9 @@ RETRO's layers on that decoder, or any other, which stays as it is (retro.toml):
   [training]
   steps = 300
 
+An encoder-decoder (t5.toml): kind = \"t5\", a section [t5] with hidden_size, layers and heads (or a T5 as base), and
+  objectives = [{kind = \"spans\"}]
+
 Beside what is shown, [training] takes accumulate, optimiser, schedule, final_rate, keep_checkpoints and others, and
 the file a list `objectives` of {kind = \"causal\" | \"infilling\" | \"prefix\" | \"spans\" | \"denoising\" |
 \"continuation\", weight = ...}; an unknown name is told.")]

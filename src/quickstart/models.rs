@@ -69,6 +69,7 @@ impl Settings {
                 max_positions: 1024,
             }),
             retro: None,
+            t5: None,
             objectives: Vec::new(),
             trime: None,
             training: self.training(self.plain_steps, self.decay_steps, 3e-3, seed),

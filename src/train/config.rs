@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::model::t5::T5Config;
 use crate::model::{DecoderConfig, Initialisation, RetroConfig};
 
 /// The kind of model that a run trains.
@@ -17,6 +18,8 @@ pub enum Kind {
     Retro,
     /// Chunked cross-attention added to any decoder, which stays as it is (RETRO's section 4.2).
     Retrofit,
+    /// An encoder-decoder of T5's kind, from scratch or from a `base`, all of whose weights are trained.
+    T5,
 }
 
 /// A training run.
@@ -35,7 +38,7 @@ pub struct TrainConfig {
     /// Held-out text with its neighbours, made by `sidenote neighbours --queries`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out: Option<PathBuf>,
-    /// Plain model to freeze and add RETRO's layers to; kind "retrofit".
+    /// Plain model to freeze and add RETRO's layers to, for kind "retrofit"; for "t5" the model to begin with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<PathBuf>,
     /// Checkpoint of the same kind of run to go on from, optimiser and all.
@@ -47,6 +50,9 @@ pub struct TrainConfig {
     /// RETRO's layers; kinds "retro" and "retrofit".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retro: Option<RetroSection>,
+    /// The encoder-decoder, unless `base` gives it; kind "t5".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub t5: Option<T5Section>,
     /// What to learn to predict, by weight; every token after those before it where there is nothing here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub objectives: Vec<ObjectiveSection>,
@@ -119,6 +125,46 @@ impl ModelSection {
             ..DecoderConfig::llama()
         }
         .with_usual_heads()
+    }
+}
+
+/// The shape of an encoder-decoder like T5 v1.1, with gated GELU and an output head of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct T5Section {
+    /// Width d.
+    pub hidden_size: usize,
+    /// Blocks of the encoder, and of the decoder.
+    pub layers: usize,
+    /// Attention heads, of d / heads numbers each.
+    pub heads: usize,
+    /// Width inside the feed-forward layers; 8/3 d, rounded up to 32, where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intermediate_size: Option<usize>,
+    /// Share of the numbers that are dropped in training; T5 v1.1 was pre-trained without.
+    #[serde(default)]
+    pub dropout: f32,
+}
+
+impl T5Section {
+    /// The model for a vocabulary of `vocab_size` tokens.
+    ///
+    /// # Errors
+    /// A shape that no network can have.
+    pub fn config(&self, vocab_size: usize) -> Result<T5Config> {
+        let inner = (self.hidden_size * 8).div_ceil(3).next_multiple_of(32);
+        T5Config::from_json(&serde_json::json!({
+            "model_type": "t5",
+            "vocab_size": vocab_size,
+            "d_model": self.hidden_size,
+            "d_kv": self.hidden_size / self.heads.max(1),
+            "d_ff": self.intermediate_size.unwrap_or(inner),
+            "num_layers": self.layers,
+            "num_heads": self.heads,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": false,
+            "dropout_rate": self.dropout,
+        }))
     }
 }
 
@@ -508,7 +554,7 @@ impl TrainConfig {
             ));
         }
         self.objectives.iter().try_for_each(ObjectiveSection::check)?;
-        if self.kind != Kind::Lm
+        if matches!(self.kind, Kind::Retro | Kind::Retrofit)
             && self.objectives.iter().any(|objective| !matches!(objective, ObjectiveSection::Causal { .. }))
         {
             let why = "a model that reads neighbours takes only \"causal\": they belong to chunks, which must stay where they are";
@@ -533,6 +579,10 @@ impl TrainConfig {
             true => Ok(()),
             false => Err(Error::setting(name, why)),
         };
+        needs(self.t5.is_none() || self.kind == Kind::T5, "t5", "belongs to kind = \"t5\"")?;
+        if self.kind == Kind::T5 {
+            return self.check_t5();
+        }
         if self.kind == Kind::Lm {
             let plain = self.base.is_none() && self.retro.is_none() && self.neighbours.is_none();
             needs(
@@ -553,6 +603,31 @@ impl TrainConfig {
         needs(self.base.is_none(), "base", why)?;
         let given = self.model.is_some() || self.continue_from.is_some();
         needs(given, "model", "give the decoder's shape in [model]")
+    }
+
+    fn check_t5(&self) -> Result<()> {
+        let fault = |name: &'static str, why: &str| Err(Error::setting(name, why));
+        if self.retro.is_some() || self.neighbours.is_some() || self.model.is_some() {
+            return fault("kind", "\"t5\" takes [t5] or a base, and no [model], [retro] or neighbours");
+        }
+        let both = self.base.is_some() && self.t5.is_some();
+        if both || (self.base.is_none() && self.t5.is_none() && self.continue_from.is_none()) {
+            return fault("t5", "give the model's shape in [t5], or a base that has one");
+        }
+        let writes = |objective: &ObjectiveSection| {
+            !matches!(objective, ObjectiveSection::Causal { .. } | ObjectiveSection::Infilling { .. })
+        };
+        if self.objectives.is_empty() || !self.objectives.iter().all(writes) {
+            let why = "kind = \"t5\" needs some of \"spans\", \"prefix\", \"denoising\" and \"continuation\": something to \
+                       read and something to write";
+            return fault("objectives", why);
+        }
+        match &self.t5 {
+            Some(section) if !(0.0..1.0).contains(&section.dropout) => {
+                fault("t5.dropout", "must be at least 0 and less than 1")
+            }
+            _ => Ok(()),
+        }
     }
 }
 

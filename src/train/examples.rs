@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::config::{Level, ObjectiveSection};
-use super::objective::{Infilling, Objective, Spans};
+use super::objective::{Example, Infilling, Objective, Spans};
 use crate::corpus::{Store, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::batch::{Batch, Sequence, assemble, pack};
@@ -48,25 +48,49 @@ impl Examples {
 
     fn sequence(&self, store: &Store, row: &Range<usize>, epoch: usize) -> Sequence {
         let document = store.document_of(row.start);
-        // The objective goes by the document, so that one that was transformed as a whole is cut consistently.
         let mut rng = self.random(epoch, document as u64);
-        let mut left = rng.random::<f64>() * self.mixture.iter().map(|(weight, ..)| weight).sum::<f64>();
-        let chosen = self.mixture.iter().find(|(weight, ..)| {
-            left -= weight;
-            left < 0.0
-        });
-        match chosen.or(self.mixture.last()) {
+        match self.choose(&mut rng) {
             None | Some((_, Objective::Causal, _)) => Sequence::of(store, row),
             Some((_, Objective::Infilling(infilling), Level::Document)) => {
                 self.cut(store, infilling, row, document, &mut rng)
             }
             Some((_, objective, _)) => {
-                let mut rng = self.random(epoch, (1 << 63) | row.start as u64);
-                let tokens = Sequence::of(store, row).tokens;
-                let (tokens, from) = objective.apply(tokens, &mut rng).left_to_right();
+                let (tokens, from) = self.example(store, row, epoch, objective).left_to_right();
                 Sequence::predicted_from(tokens, from)
             }
         }
+    }
+
+    /// What an encoder reads and a decoder writes of the windows `rows` in epoch `epoch`; windows too short to be
+    /// parted are left out.
+    pub fn pairs(&self, store: &Store, rows: &[Range<usize>], epoch: usize) -> Vec<(Vec<u32>, Vec<u32>)> {
+        let pair = |row: &Range<usize>| {
+            let (_, objective, _) =
+                self.choose(&mut self.random(epoch, store.document_of(row.start) as u64))?;
+            match self.example(store, row, epoch, objective) {
+                Example::Pair { input, target } => Some((input, target)),
+                Example::Text { tokens, from } if from < tokens.len() => {
+                    Some((tokens[..from].to_vec(), tokens[from..].to_vec()))
+                }
+                Example::Text { .. } => None,
+            }
+        };
+        rows.iter().filter_map(pair).collect()
+    }
+
+    /// One of the mixture. It goes by the document, so that one that was transformed as a whole is cut consistently.
+    fn choose(&self, rng: &mut ChaCha8Rng) -> Option<&(f64, Objective, Level)> {
+        let mut left = rng.random::<f64>() * self.mixture.iter().map(|(weight, ..)| weight).sum::<f64>();
+        let chosen = self.mixture.iter().find(|(weight, ..)| {
+            left -= weight;
+            left < 0.0
+        });
+        chosen.or(self.mixture.last())
+    }
+
+    fn example(&self, store: &Store, row: &Range<usize>, epoch: usize, objective: &Objective) -> Example {
+        let mut rng = self.random(epoch, (1 << 63) | row.start as u64);
+        objective.apply(Sequence::of(store, row).tokens, &mut rng)
     }
 
     /// What lies at the place of `row` after the whole document was transformed.

@@ -21,7 +21,7 @@ use crate::retriever::neighbours::{Neighbours, tokens_of};
 use crate::retriever::open_store;
 
 /// Held-out documents that are measured while training.
-const HELD_OUT_DOCUMENTS: usize = 48;
+pub(super) const HELD_OUT_DOCUMENTS: usize = 48;
 /// Batches that the copy initialisation is fitted on.
 const FIT_BATCHES: usize = 24;
 
@@ -166,7 +166,7 @@ fn open_model(
             match (config.kind, &model.network) {
                 (Kind::Lm, Network::Plain(_)) | (Kind::Retro | Kind::Retrofit, Network::Retro(_)) => model,
                 (Kind::Lm, _) => return Err(Error::file(checkpoint, "a RETRO model, but kind = \"lm\"")),
-                (Kind::Retro | Kind::Retrofit, _) => {
+                (Kind::Retro | Kind::Retrofit | Kind::T5, _) => {
                     return Err(Error::file(checkpoint, "a plain decoder, but the kind is one of RETRO's"));
                 }
             }
@@ -184,7 +184,7 @@ fn open_model(
                 Kind::Retro => {
                     Some(config.retro.clone().unwrap_or_default().config(&decoder, library.chunk_size()))
                 }
-                Kind::Lm | Kind::Retrofit => None,
+                Kind::Lm | Kind::Retrofit | Kind::T5 => None,
             };
             LanguageModel::new(&decoder, retro.as_ref(), tokenizer, training.seed, device)?
         }
@@ -209,13 +209,13 @@ fn enough_neighbours(neighbours: Option<&Neighbours>, dir: Option<&Path>, k: usi
 }
 
 /// Held-out text that is measured while training.
-struct HeldOut {
-    text: Store,
+pub(super) struct HeldOut {
+    pub text: Store,
     neighbours: Neighbours,
 }
 
 impl HeldOut {
-    fn open(config: &TrainConfig, library: &Store) -> Result<Option<Self>> {
+    pub fn open(config: &TrainConfig, library: &Store) -> Result<Option<Self>> {
         let Some(dir) = &config.held_out else { return Ok(None) };
         let neighbours = Neighbours::open_for(dir, &config.index)?;
         let text = neighbours.queries()?.ok_or_else(|| {

@@ -9,6 +9,7 @@ mod log;
 pub mod objective;
 mod optimiser;
 mod order;
+mod pairs;
 mod run;
 mod schedule;
 mod steps;

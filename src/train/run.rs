@@ -7,6 +7,7 @@ use candle_core::Device;
 use super::checkpoint;
 use super::config::{Kind, Schedule, TrainConfig};
 use super::language::LanguageLearner;
+use super::pairs::PairLearner;
 use super::steps::{Outcome, Run};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -38,9 +39,13 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
         Kind::Lm => "train lm",
         Kind::Retro => "train retro",
         Kind::Retrofit => "train retrofit",
+        Kind::T5 => "train t5",
     };
-    let learner = LanguageLearner::open(config, start.as_deref(), &Device::Cpu)?;
-    Run { out, training: &config.training, start: start.as_deref(), what }.through(learner, progress)
+    let run = Run { out, training: &config.training, start: start.as_deref(), what };
+    match config.kind {
+        Kind::T5 => run.through(PairLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
+        _ => run.through(LanguageLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
+    }
 }
 
 /// Refuses to go on with a run under settings that it was not started with. How long it is, how often
@@ -60,6 +65,7 @@ fn check_same_run(config: &TrainConfig) -> Result<()> {
         kind: started.kind,
         model: started.model,
         retro: started.retro,
+        t5: started.t5,
         objectives: started.objectives,
         trime: started.trime,
         training: started.training,
