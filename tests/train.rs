@@ -418,6 +418,86 @@ fn an_encoder_decoders_run_killed_again_and_again_ends_with_the_same_bytes() {
     killed_and_resumed(place.path(), "t5.toml", &mut ChaCha8Rng::seed_from_u64(4));
 }
 
+const RETRIEVER: &str = r#"
+    kind = "retriever"
+    out = "retriever"
+    index = "index"
+    held_out = "held-pairs.jsonl"
+    base = "bert"
+    [retriever]
+    batch = 6
+    [training]
+    steps = 30
+    learning_rate = 0.003
+    evaluate_every = 10
+    checkpoint_every = 10
+"#;
+
+/// A workplace with an encoder of BERT's kind, and pairs: two sentences about the same of two things.
+fn workplace_of_retriever() -> tempfile::TempDir {
+    let place = workplace();
+    let dir = place.path();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/encoder/bert_mean");
+    fs::create_dir_all(dir.join("bert/1_Pooling")).unwrap();
+    for file in
+        ["config.json", "tokenizer.json", "model.safetensors", "modules.json", "1_Pooling/config.json"]
+    {
+        fs::copy(data.join(file), dir.join("bert").join(file)).unwrap();
+    }
+    let pair = |i: usize| {
+        let (a, b) = [
+            ("the moon", "the Earth and its moon"),
+            ("a king", "the king in his castle"),
+            ("April", "a month"),
+        ][i % 3];
+        json!({"query": a, "positive": b, "negatives": ["a line of a b c"]})
+    };
+    write_lines(&dir.join("pairs.jsonl"), &(0..24).map(pair).collect::<Vec<_>>());
+    write_lines(&dir.join("held-pairs.jsonl"), &(0..12).map(pair).collect::<Vec<_>>());
+    fs::write(dir.join("retriever.toml"), RETRIEVER).unwrap();
+    place
+}
+
+#[test]
+fn an_encoder_learns_from_pairs_and_from_crops_and_is_used_like_any_other() {
+    let place = workplace_of_retriever();
+    let dir = place.path();
+    let pairs = "--set index= --set pairs=pairs.jsonl --set out=paired";
+    for (out, settings) in [("retriever", ""), ("paired", pairs)] {
+        let report = succeed(dir, &format!("train retriever.toml {settings}"));
+        assert_eq!(report["skipped_steps"], 0, "{report}");
+        let losses: Vec<f64> =
+            metrics(&dir.join(out)).iter().filter_map(|m| m["held_out_loss"].as_f64()).collect();
+        assert!(losses.len() == 3 && losses.iter().all(|loss| loss.is_finite()), "{losses:?}");
+        if out == "paired" {
+            assert!(losses[2] < losses[0], "{losses:?}");
+        }
+        let before = tensors(&fs::read(dir.join("bert/model.safetensors")).unwrap());
+        let after = tensors(&weights(&dir.join(out)));
+        assert!(before.keys().eq(after.keys()) && before != after);
+        let build = BUILD.replace("--encoder encoder", &format!("--encoder {out}/model"));
+        succeed(dir, &format!("{build} --out by-{out}"));
+    }
+    for (setting, word) in [
+        ("retriever.batch=1", "retriever.batch"),
+        ("retriever.batch=1000", "retriever.batch"),
+        ("retriever.temperature=0", "retriever.temperature"),
+        ("base=nowhere", "nowhere"),
+        ("pairs=corpus.jsonl", "line 1"),
+        ("index=", "index"),
+        ("kind=lm", "retriever"),
+    ] {
+        let said = fail(dir, &format!("train retriever.toml --set out=failed --set {setting}"));
+        assert!(said.contains(word), "{setting}: {said}");
+    }
+}
+
+#[test]
+fn a_retrievers_run_killed_again_and_again_ends_with_the_same_bytes() {
+    let place = workplace_of_retriever();
+    killed_and_resumed(place.path(), "retriever.toml", &mut ChaCha8Rng::seed_from_u64(5));
+}
+
 /// Batches by words are found again, and so is who saw whom.
 #[test]
 fn a_run_with_memories_killed_again_and_again_ends_with_the_same_bytes() {

@@ -38,6 +38,8 @@ RETRO's layers on that decoder, or any other, which stays as it is (retro.toml):
 
 An encoder-decoder (t5.toml): kind = \"t5\", a section [t5] with hidden_size, layers and heads (or a T5 as base), and
   objectives = [{kind = \"spans\"}]
+An encoder (retriever.toml): kind = \"retriever\", base = \"ENCODER\", pairs = \"pairs.jsonl\" with a query and a positive a line,
+  or an index, of whose text crops are taken
 
 Beside what is shown, [training] takes accumulate, optimiser, schedule, final_rate, keep_checkpoints and others, and
 the file a list `objectives` of {kind = \"causal\" | \"infilling\" | \"prefix\" | \"spans\" | \"denoising\" |

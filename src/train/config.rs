@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sidenote_index::Metric;
 
 use crate::error::{Error, Result};
 use crate::model::t5::T5Config;
@@ -20,6 +21,8 @@ pub enum Kind {
     Retrofit,
     /// An encoder-decoder of T5's kind, from scratch or from a `base`, all of whose weights are trained.
     T5,
+    /// An encoder that finds passages, from a `base`: on `pairs`, or on crops of the index's text.
+    Retriever,
 }
 
 /// A training run.
@@ -30,15 +33,20 @@ pub struct TrainConfig {
     pub kind: Kind,
     /// Folder for the model, checkpoints, metrics and the curve.
     pub out: PathBuf,
-    /// Index whose chunk store is the training text and whose chunks are the neighbours.
+    /// Index whose chunk store is the training text and whose chunks are the neighbours. Kind "retriever" may have
+    /// `pairs` instead.
+    #[serde(default, skip_serializing_if = "nowhere")]
     pub index: PathBuf,
+    /// Lines of JSON with `query`, `positive` and, where there are any, `negatives`; kind "retriever".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<PathBuf>,
     /// Neighbours of the training text's chunks, made by `sidenote neighbours`; kinds "retro" and "retrofit".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub neighbours: Option<PathBuf>,
-    /// Held-out text with its neighbours, made by `sidenote neighbours --queries`.
+    /// Held-out text with its neighbours, made by `sidenote neighbours --queries`; of kind "retriever" a file of pairs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out: Option<PathBuf>,
-    /// Plain model to freeze and add RETRO's layers to, for kind "retrofit"; for "t5" the model to begin with.
+    /// Plain model to freeze and add RETRO's layers to, for kind "retrofit"; for "t5" and "retriever" the model to begin with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<PathBuf>,
     /// Checkpoint of the same kind of run to go on from, optimiser and all.
@@ -53,6 +61,9 @@ pub struct TrainConfig {
     /// The encoder-decoder, unless `base` gives it; kind "t5".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub t5: Option<T5Section>,
+    /// How pairs are told apart; kind "retriever".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retriever: Option<RetrieverSection>,
     /// What to learn to predict, by weight; every token after those before it where there is nothing here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub objectives: Vec<ObjectiveSection>,
@@ -126,6 +137,38 @@ impl ModelSection {
         }
         .with_usual_heads()
     }
+}
+
+/// How an encoder learns to tell what belongs together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetrieverSection {
+    /// Queries a batch. The passages of the others are what each query's own is told from.
+    pub batch: usize,
+    /// Of a pair's `negatives` so many are used; they count for all queries of the batch.
+    pub negatives: usize,
+    /// What scores are divided by; where it is left out 0.05 for cosines and 1 for inner products.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    /// Whether queries are looked for among queries as well (CLIP's loss).
+    pub symmetric: bool,
+}
+
+impl Default for RetrieverSection {
+    fn default() -> Self {
+        Self { batch: 32, negatives: 1, temperature: None, symmetric: false }
+    }
+}
+
+impl RetrieverSection {
+    /// What scores under `metric` are divided by.
+    pub fn temperature(&self, metric: Metric) -> f64 {
+        self.temperature.unwrap_or(if metric == Metric::Cosine { 0.05 } else { 1.0 })
+    }
+}
+
+fn nowhere(path: &Path) -> bool {
+    path.as_os_str().is_empty()
 }
 
 /// The shape of an encoder-decoder like T5 v1.1, with gated GELU and an output head of its own.
@@ -579,6 +622,17 @@ impl TrainConfig {
             true => Ok(()),
             false => Err(Error::setting(name, why)),
         };
+        let retrieves = self.kind == Kind::Retriever;
+        needs(retrieves || self.pairs.is_none(), "pairs", "belongs to kind = \"retriever\"")?;
+        needs(retrieves || self.retriever.is_none(), "retriever", "belongs to kind = \"retriever\"")?;
+        needs(
+            self.pairs.is_some() || !nowhere(&self.index),
+            "index",
+            "give the index whose text is learnt from",
+        )?;
+        if retrieves {
+            return self.check_retriever();
+        }
         needs(self.t5.is_none() || self.kind == Kind::T5, "t5", "belongs to kind = \"t5\"")?;
         if self.kind == Kind::T5 {
             return self.check_t5();
@@ -603,6 +657,31 @@ impl TrainConfig {
         needs(self.base.is_none(), "base", why)?;
         let given = self.model.is_some() || self.continue_from.is_some();
         needs(given, "model", "give the decoder's shape in [model]")
+    }
+
+    fn check_retriever(&self) -> Result<()> {
+        let fault = |name: &'static str, why: &str| Err(Error::setting(name, why));
+        let others =
+            [self.model.is_some(), self.retro.is_some(), self.t5.is_some(), self.neighbours.is_some()];
+        if others.contains(&true) || !self.objectives.is_empty() {
+            return fault("kind", "\"retriever\" takes a base, pairs or an index, and [retriever]");
+        }
+        if self.base.is_none() {
+            return fault("base", "give the encoder to begin with");
+        }
+        let section = self.retriever.clone().unwrap_or_default();
+        if section.batch < 2 {
+            return fault(
+                "retriever.batch",
+                "must be at least 2: a passage is told from those of other queries",
+            );
+        }
+        match section.temperature {
+            Some(temperature) if !(temperature > 0.0 && temperature.is_finite()) => {
+                fault("retriever.temperature", "must be a positive number")
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_t5(&self) -> Result<()> {

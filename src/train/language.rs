@@ -166,7 +166,7 @@ fn open_model(
             match (config.kind, &model.network) {
                 (Kind::Lm, Network::Plain(_)) | (Kind::Retro | Kind::Retrofit, Network::Retro(_)) => model,
                 (Kind::Lm, _) => return Err(Error::file(checkpoint, "a RETRO model, but kind = \"lm\"")),
-                (Kind::Retro | Kind::Retrofit | Kind::T5, _) => {
+                (_, _) => {
                     return Err(Error::file(checkpoint, "a plain decoder, but the kind is one of RETRO's"));
                 }
             }
@@ -184,7 +184,7 @@ fn open_model(
                 Kind::Retro => {
                     Some(config.retro.clone().unwrap_or_default().config(&decoder, library.chunk_size()))
                 }
-                Kind::Lm | Kind::Retrofit | Kind::T5 => None,
+                _ => None,
             };
             LanguageModel::new(&decoder, retro.as_ref(), tokenizer, training.seed, device)?
         }

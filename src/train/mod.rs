@@ -2,6 +2,7 @@
 
 mod checkpoint;
 pub mod config;
+mod contrastive;
 pub mod copy;
 mod examples;
 mod language;
@@ -10,6 +11,7 @@ pub mod objective;
 mod optimiser;
 mod order;
 mod pairs;
+mod retriever;
 mod run;
 mod schedule;
 mod steps;
@@ -18,6 +20,7 @@ mod trime;
 
 pub use checkpoint::folder as checkpoint_folder;
 pub use config::{Kind, TrainConfig};
+pub use contrastive::info_nce;
 pub use log::{Curve, plot};
 pub use order::Order;
 pub use run::run;

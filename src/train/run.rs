@@ -8,6 +8,7 @@ use super::checkpoint;
 use super::config::{Kind, Schedule, TrainConfig};
 use super::language::LanguageLearner;
 use super::pairs::PairLearner;
+use super::retriever::RetrieverLearner;
 use super::steps::{Outcome, Run};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -40,10 +41,14 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
         Kind::Retro => "train retro",
         Kind::Retrofit => "train retrofit",
         Kind::T5 => "train t5",
+        Kind::Retriever => "train retriever",
     };
     let run = Run { out, training: &config.training, start: start.as_deref(), what };
     match config.kind {
         Kind::T5 => run.through(PairLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
+        Kind::Retriever => {
+            run.through(RetrieverLearner::open(config, start.as_deref(), &Device::Cpu)?, progress)
+        }
         _ => run.through(LanguageLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
     }
 }
@@ -66,6 +71,7 @@ fn check_same_run(config: &TrainConfig) -> Result<()> {
         model: started.model,
         retro: started.retro,
         t5: started.t5,
+        retriever: started.retriever,
         objectives: started.objectives,
         trime: started.trime,
         training: started.training,

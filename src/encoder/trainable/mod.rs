@@ -38,7 +38,8 @@ pub struct TrainableEncoder {
     dense: Vec<Dense>,
     dim: usize,
     dropout: f32,
-    folder: PathBuf,
+    /// What is saved beside the weights. It is kept here, since a run goes on longer than the checkpoint it began with.
+    files: Vec<(PathBuf, Vec<u8>)>,
     weights: Vec<Part>,
     variables: Variables,
 }
@@ -116,7 +117,8 @@ impl TrainableEncoder {
             weights.push(part);
             variables.extend(own);
         }
-        Ok(Self { settings, network, dense: modules, dim, dropout, folder, weights, variables })
+        let files = save::read_settings(&folder)?;
+        Ok(Self { settings, network, dense: modules, dim, dropout, files, weights, variables })
     }
 
     /// Width of the vectors.

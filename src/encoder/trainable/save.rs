@@ -34,7 +34,12 @@ impl TrainableEncoder {
         if temporary.exists() {
             fs::remove_dir_all(&temporary).map_err(Error::io(&temporary))?;
         }
-        copy_settings(&self.folder, &temporary, true)?;
+        for (name, bytes) in &self.files {
+            let path = temporary.join(name);
+            let folder = path.parent().unwrap_or(&temporary);
+            fs::create_dir_all(folder).map_err(Error::io(folder))?;
+            fs::write(&path, bytes).map_err(Error::io(path))?;
+        }
         for part in &self.weights {
             part.save(&temporary)?;
         }
@@ -65,25 +70,30 @@ impl Part {
     }
 }
 
-/// Copies what is not weights, and the folders of modules.
-fn copy_settings(from: &Path, to: &Path, modules: bool) -> Result<()> {
-    fs::create_dir_all(to).map_err(Error::io(to))?;
-    for entry in fs::read_dir(from).map_err(Error::io(from))? {
-        let entry = entry.map_err(Error::io(from))?;
-        let (name, source) = (entry.file_name(), entry.path());
-        let text = name.to_string_lossy();
+/// The files of an encoder's folder that are not weights, and those of its modules, by their names from there.
+pub(super) fn read_settings(folder: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut files = Vec::new();
+    read_below(folder, Path::new(""), &mut files)?;
+    Ok(files)
+}
+
+fn read_below(folder: &Path, below: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) -> Result<()> {
+    let dir = folder.join(below);
+    for entry in fs::read_dir(&dir).map_err(Error::io(&dir))? {
+        let entry = entry.map_err(Error::io(&dir))?;
+        let (name, path) = (below.join(entry.file_name()), entry.path());
+        let text = entry.file_name().to_string_lossy().into_owned();
         let is_weights = WEIGHT_FILES.iter().any(|end| text.ends_with(&format!(".{end}")))
             || text.ends_with(".index.json")
             || text == artefact::MANIFEST;
         // A module's folder, such as 1_Pooling; others hold the weights in other formats.
         let is_module = || text.split_once('_').is_some_and(|(number, _)| number.parse::<u32>().is_ok());
         // Through links, as in the hub's cache.
-        let kind = fs::metadata(&source).map_err(Error::io(&source))?;
-        if kind.is_dir() && modules && is_module() {
-            copy_settings(&source, &to.join(&name), false)?;
+        let kind = fs::metadata(&path).map_err(Error::io(&path))?;
+        if kind.is_dir() && below.as_os_str().is_empty() && is_module() {
+            read_below(folder, &name, files)?;
         } else if kind.is_file() && !is_weights {
-            let target = to.join(&name);
-            fs::copy(&source, &target).map_err(Error::io(target))?;
+            files.push((name, fs::read(&path).map_err(Error::io(path))?));
         }
     }
     Ok(())

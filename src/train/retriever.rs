@@ -1,0 +1,241 @@
+//! An encoder that learns what belongs together: from pairs of queries and passages, or from crops of the same text.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use candle_core::{Device, Tensor, Var};
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Deserialize;
+
+use super::config::{RetrieverSection, TrainConfig};
+use super::contrastive::info_nce;
+use super::steps::Learner;
+use crate::corpus::Store;
+use crate::encoder::TrainableEncoder;
+use crate::error::{Error, Result};
+use crate::model::Dropout;
+use crate::retriever::open_store;
+
+/// Shares of a text that a crop may have, and of its words that are left out (Contriever, section 3.1).
+const CROP: [f64; 2] = [0.05, 0.5];
+const DELETED: f64 = 0.1;
+/// Words of a crop, at least.
+const LEAST: usize = 4;
+
+/// See [the module](self).
+pub struct RetrieverLearner<'a> {
+    config: &'a TrainConfig,
+    section: RetrieverSection,
+    encoder: TrainableEncoder,
+    text: Text,
+    held_out: Vec<Pair>,
+    epoch: (usize, Vec<usize>),
+}
+
+/// What is learnt from.
+enum Text {
+    /// Queries with passages that answer them.
+    Pairs(Vec<Pair>),
+    /// Two crops of the same text belong together (Izacard et al. 2022, <https://arxiv.org/abs/2112.09118>, section 3.1).
+    Crops(Store),
+}
+
+/// A line of the file of pairs.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+struct Pair {
+    query: String,
+    positive: String,
+    /// Passages that look right and are not.
+    #[serde(default)]
+    negatives: Vec<String>,
+}
+
+/// Token ids of queries, and of passages: first each query's own, then negatives.
+pub struct Batch {
+    queries: Vec<Vec<u32>>,
+    passages: Vec<Vec<u32>>,
+}
+
+impl<'a> RetrieverLearner<'a> {
+    /// Opens what `config` names; the encoder is that of the checkpoint `start`, where there is one.
+    ///
+    /// # Errors
+    /// Names the setting, file or line that is missing or cannot be.
+    pub fn open(config: &'a TrainConfig, start: Option<&Path>, device: &Device) -> Result<Self> {
+        let name = start.or(config.base.as_deref());
+        let name =
+            name.and_then(Path::to_str).ok_or_else(|| Error::setting("base", "give an encoder's folder"))?;
+        let encoder = TrainableEncoder::load(name, device)?;
+        let text = match &config.pairs {
+            Some(file) => Text::Pairs(read_pairs(file)?),
+            None => Text::Crops(open_store(&config.index)?),
+        };
+        let held_out = config.held_out.as_deref().map(read_pairs).transpose()?.unwrap_or_default();
+        let section = config.retriever.clone().unwrap_or_default();
+        let learner = Self { config, section, encoder, text, held_out, epoch: (usize::MAX, Vec::new()) };
+        if learner.batches() == 0 {
+            let why = format!(
+                "{}, but there are only {} texts to learn from",
+                learner.section.batch,
+                learner.texts()
+            );
+            return Err(Error::setting("retriever.batch", why));
+        }
+        Ok(learner)
+    }
+
+    fn texts(&self) -> usize {
+        match &self.text {
+            Text::Pairs(pairs) => pairs.len(),
+            Text::Crops(store) => store.documents(),
+        }
+    }
+
+    /// Whole batches of an epoch.
+    fn batches(&self) -> usize {
+        self.texts() / self.section.batch
+    }
+
+    fn pair(&self, number: usize, rng: &mut ChaCha8Rng) -> Pair {
+        match &self.text {
+            Text::Pairs(pairs) => pairs[number].clone(),
+            Text::Crops(store) => {
+                let chunks = store.chunks_of(number).map(|chunk| store.chunk(chunk).text);
+                let text = chunks.collect::<Vec<_>>().join(" ");
+                Pair { query: crop(&text, rng), positive: crop(&text, rng), negatives: Vec::new() }
+            }
+        }
+    }
+
+    /// Tokens of pairs; those of which a side has none are left out.
+    fn batch(&self, pairs: &[Pair]) -> Result<Batch> {
+        let all: Vec<&str> = pairs.iter().map(|pair| pair.query.as_str()).collect();
+        let queries = self.encoder.tokenize_queries(&all)?;
+        let own: Vec<&str> = pairs.iter().map(|pair| pair.positive.as_str()).collect();
+        let passages = self.encoder.tokenize(&own)?;
+        let (queries, mut passages): (Vec<_>, Vec<_>) = queries
+            .into_iter()
+            .zip(passages)
+            .filter(|(query, own)| !query.is_empty() && !own.is_empty())
+            .unzip();
+        let wrong = pairs.iter().flat_map(|pair| pair.negatives.iter().take(self.section.negatives));
+        let wrong: Vec<&str> = wrong.map(String::as_str).collect();
+        passages.extend(self.encoder.tokenize(&wrong)?.into_iter().filter(|ids| !ids.is_empty()));
+        Ok(Batch { queries, passages })
+    }
+
+    /// The sum of the losses of a batch's queries.
+    fn nats(&self, batch: &Batch, dropout: Option<Dropout>) -> Result<Tensor> {
+        let encode = |texts: &[Vec<u32>], part: u64| {
+            let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+            self.encoder.forward(&texts, dropout.map(|dropout| dropout.part(part)))
+        };
+        let (queries, passages) = (encode(&batch.queries, 0)?, encode(&batch.passages, 1)?);
+        info_nce(&queries, &passages, self.section.temperature(self.encoder.metric()), self.section.symmetric)
+    }
+}
+
+impl Learner for RetrieverLearner<'_> {
+    type Batch = Batch;
+
+    fn variables(&self) -> &[(String, Var)] {
+        self.encoder.variables()
+    }
+
+    fn parameters(&self) -> usize {
+        self.encoder.variables().iter().map(|(_, variable)| variable.elem_count()).sum()
+    }
+
+    fn read(&mut self, number: usize) -> Result<Batch> {
+        let (epoch, place) = (number / self.batches(), number % self.batches());
+        // A generator of its own for each purpose: one that goes on would know what was drawn before.
+        let random = |stream: usize| {
+            let mut rng = ChaCha8Rng::seed_from_u64(self.config.training.seed);
+            rng.set_stream(stream as u64);
+            rng
+        };
+        if self.epoch.0 != epoch {
+            let mut order: Vec<usize> = (0..self.texts()).collect();
+            order.shuffle(&mut random(2 * epoch));
+            self.epoch = (epoch, order);
+        }
+        let mut rng = random(2 * number + 1);
+        let numbers = &self.epoch.1[place * self.section.batch..][..self.section.batch];
+        let pairs: Vec<Pair> = numbers.iter().map(|number| self.pair(*number, &mut rng)).collect();
+        self.batch(&pairs)
+    }
+
+    fn targets(&self, batch: &Batch) -> usize {
+        batch.queries.len()
+    }
+
+    fn loss(&self, batch: Batch, number: usize) -> Result<Tensor> {
+        let rate = self.encoder.dropout_rate();
+        let dropout = Dropout::new(rate, self.config.training.seed).part(number as u64);
+        self.nats(&batch, (rate > 0.0).then_some(dropout))
+    }
+
+    fn held_out(&self) -> Result<Option<f64>> {
+        let (mut nats, mut count) = (0.0, 0);
+        for pairs in self.held_out.chunks_exact(self.section.batch) {
+            let batch = self.batch(pairs)?;
+            nats += f64::from(self.nats(&batch, None)?.to_scalar::<f32>()?);
+            count += batch.queries.len();
+        }
+        Ok((count > 0).then(|| nats / count as f64))
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        self.encoder.save(dir)
+    }
+}
+
+/// A stretch of a text's words, some of them left out.
+fn crop(text: &str, rng: &mut ChaCha8Rng) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let share = rng.random_range(CROP[0]..CROP[1]);
+    let length = ((words.len() as f64 * share) as usize).max(LEAST).min(words.len());
+    let first = rng.random_range(0..=words.len() - length);
+    let kept: Vec<&str> =
+        words[first..first + length].iter().copied().filter(|_| rng.random::<f64>() >= DELETED).collect();
+    kept.join(" ")
+}
+
+/// Reads a file of pairs, a JSON object a line.
+fn read_pairs(path: &Path) -> Result<Vec<Pair>> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    let mut pairs = Vec::new();
+    for (number, line) in BufReader::new(file).lines().enumerate() {
+        let line = line.map_err(Error::io(path))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let pair = serde_json::from_str(&line).map_err(|e| {
+            Error::file(path, format!("line {}: {e}; a line has \"query\" and \"positive\"", number + 1))
+        })?;
+        pairs.push(pair);
+    }
+    Ok(pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crops_are_stretches_of_the_text() {
+        let text = (0..200).map(|i| format!("w{i}")).collect::<Vec<_>>().join(" ");
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        for _ in 0..50 {
+            let crop = crop(&text, &mut rng);
+            let numbers: Vec<usize> = crop.split(' ').map(|word| word[1..].parse().unwrap()).collect();
+            assert!(numbers.is_sorted() && numbers.len() <= 100, "{crop}");
+            let span = numbers[numbers.len() - 1] - numbers[0] + 1;
+            assert!(numbers.len() as f64 > 0.6 * span as f64, "{crop}");
+        }
+        assert!(["", "one", "one two"].iter().all(|text| crop(text, &mut rng).len() <= text.len()));
+    }
+}
