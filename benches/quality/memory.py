@@ -23,21 +23,18 @@ ratios to plain-longer of the same seed. The first token of a document is predic
 """
 
 import argparse
-import fnmatch
 import glob
 import json
 import math
 import os
-import platform
 import random
 import re
 import statistics
-import subprocess
-import sys
 import time
-from datetime import date
+from functools import partial
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+from cells import arguments, run_cells, sidenote
+
 SYSTEMS = [
     "plain", "plain-longer", "cache", "knn-lm", "trime-local", "trime-long", "trime-external", "retro", "retro-shuffled",
     "retro+knn",
@@ -74,14 +71,6 @@ def texts(args, corpus):
     return {"train": part("train-*.jsonl", 5000), "valid": part("valid.jsonl", 120), "test": part("test.jsonl", 120)}
 
 
-def run(args, *command):
-    """What a command of Sidenote's reports."""
-    done = subprocess.run([args.sidenote, *map(str, command), "--json", "--quiet"], stdout=subprocess.PIPE, cwd=args.work)
-    if done.returncode != 0:
-        sys.exit(f"failed: {' '.join(map(str, command))}")
-    return json.loads(done.stdout)
-
-
 def prepare(args, corpus):
     """Texts, tokenizer, index and neighbours; gives their folder and the words of the test text."""
     folder = os.path.join(args.work, corpus)
@@ -96,11 +85,11 @@ def prepare(args, corpus):
                 out.write(json.dumps({k: v for k, v in article.items() if k != "words"}, ensure_ascii=False) + "\n")
         if part == "test" and all("words" in article for article in articles):
             words = sum(article["words"] for article in articles)
-    run(args, "tokenizer", "train", f"{folder}/train.jsonl", "--vocab-size", 4096, "--out", f"{folder}/tokenizer.json")
-    run(args, "index", "build", f"{folder}/train.jsonl", "--tokenizer", f"{folder}/tokenizer.json", "--chunk-tokens", CHUNK,
+    sidenote(args, "tokenizer", "train", f"{folder}/train.jsonl", "--vocab-size", 4096, "--out", f"{folder}/tokenizer.json")
+    sidenote(args, "index", "build", f"{folder}/train.jsonl", "--tokenizer", f"{folder}/tokenizer.json", "--chunk-tokens", CHUNK,
         "--out", f"{folder}/index", "--force")  # fmt: skip
-    run(args, "neighbours", f"{folder}/index", "-k", 2, "--out", f"{folder}/neighbours", "--force")
-    run(args, "neighbours", f"{folder}/index", "--queries", f"{folder}/valid.jsonl", "-k", 2, "--out", f"{folder}/held-out", "--force")
+    sidenote(args, "neighbours", f"{folder}/index", "-k", 2, "--out", f"{folder}/neighbours", "--force")
+    sidenote(args, "neighbours", f"{folder}/index", "--queries", f"{folder}/valid.jsonl", "-k", 2, "--out", f"{folder}/held-out", "--force")
     json.dump({"words": words}, open(ready, "w"))
     return folder, {"words": words}
 
@@ -122,7 +111,7 @@ def train(args, folder, seed, name, sections, **overrides):
         )
     report = os.path.join(out, "report.json")
     if not os.path.exists(report):
-        result = run(args, "train", path, "--resume")
+        result = sidenote(args, "train", path, "--resume")
         json.dump(result, open(report, "w"))
     return out, json.load(open(report))
 
@@ -135,9 +124,9 @@ def datastore(args, folder, model, tuned):
     """A datastore of the training text in the contexts of a model."""
     memory = os.path.join(os.path.dirname(model), "memory")
     if not os.path.exists(os.path.join(memory, "manifest.json")):
-        run(args, "memory", "build", model, "--text-of", f"{folder}/index", "--out", memory)
+        sidenote(args, "memory", "build", model, "--text-of", f"{folder}/index", "--out", memory)
         if tuned:
-            run(args, "memory", "tune", memory, model, "--corpus", f"{folder}/valid.jsonl", "--adaptive", "-k", 256)
+            sidenote(args, "memory", "tune", memory, model, "--corpus", f"{folder}/valid.jsonl", "--adaptive", "-k", 256)
     return memory
 
 
@@ -179,14 +168,10 @@ def cell(args, corpus, seed, system):
                 memory = datastore(args, folder, f"{out}/model", tuned=True)
                 options += ["--memory", memory]
     began = time.time()
-    measured = run(args, "eval", "perplexity", f"{out}/model", "--corpus", f"{folder}/test.jsonl", *options)
+    measured = sidenote(args, "eval", "perplexity", f"{out}/model", "--corpus", f"{folder}/test.jsonl", *options)
     seconds = time.time() - began
     nats = math.log(measured["perplexity"]) * measured["tokens"]
     return {
-        "corpus": corpus,
-        "system": system,
-        "seed": seed,
-        "steps": args.steps,
         "perplexity": measured["perplexity"],
         "word_perplexity": math.exp(nats / ready["words"]) if ready["words"] else None,
         "bits_per_byte": measured["bits_per_byte"],
@@ -197,8 +182,6 @@ def cell(args, corpus, seed, system):
         "test_tokens_per_second": round(measured["tokens"] / seconds, 1),
         "memory_bytes": size_of(memory) if memory else size_of(f"{folder}/index") if "--index" in options else 0,
         "filtered": measured["filtered"],
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} processors",
     }
 
 
@@ -237,30 +220,17 @@ def main():
     parser.add_argument("work")
     parser.add_argument("wikitext2")
     parser.add_argument("simplewiki")
-    parser.add_argument("--sidenote", required=True)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--cells", default="*", help="of the cells CORPUS-SEED-SYSTEM those like this")
-    args = parser.parse_args()
-    for name in ("work", "wikitext2", "simplewiki", "sidenote"):
-        setattr(args, name, os.path.abspath(getattr(args, name)))
-    os.makedirs(args.work, exist_ok=True)
-    results = os.path.join(HERE, "memory.jsonl")
-    lines = [json.loads(line) for line in open(results)] if os.path.exists(results) else []
-    key = lambda line: (line["corpus"], line["seed"], line["system"], line["steps"])
-    for seed in map(int, args.seeds.split(",")):
-        for corpus in ("wikitext2", "simplewiki"):
-            for system in SYSTEMS:
-                name = f"{corpus}-{seed}-{system}"
-                done = (corpus, seed, system, args.steps) in map(key, lines)
-                if done or not fnmatch.fnmatch(name, args.cells):
-                    continue
-                print(name, file=sys.stderr, flush=True)
-                lines.append(cell(args, corpus, seed, system))
-                with open(results, "a") as out:
-                    out.write(json.dumps(lines[-1]) + "\n")
-    with open(os.path.join(HERE, "memory.md"), "w") as out:
-        out.write(table(lines))
+    args = arguments(parser, "work", "wikitext2", "simplewiki")
+    each = (
+        (corpus, seed, system, args.steps)
+        for seed in map(int, args.seeds.split(","))
+        for corpus in ("wikitext2", "simplewiki")
+        for system in SYSTEMS
+    )
+    cells = ((f"{c}-{seed}-{system}", (c, seed, system, n), partial(cell, args, c, seed, system)) for c, seed, system, n in each)
+    run_cells("memory", args.cells, cells, ("corpus", "seed", "system", "steps"), table)
 
 
 if __name__ == "__main__":

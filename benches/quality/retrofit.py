@@ -16,18 +16,16 @@ written from all lines. The machine may be busy: only seconds suffer.
 """
 
 import argparse
-import fnmatch
 import glob
 import json
 import os
-import platform
 import random
-import subprocess
 import sys
 import time
-from datetime import date
+from functools import partial
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+from cells import HERE, arguments, run_cells, sidenote
+
 sys.path.insert(0, os.path.join(HERE, "..", "..", "scripts"))
 import text_overlap  # noqa: E402
 
@@ -58,14 +56,6 @@ def write_articles(path, some):
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def run(args, *command):
-    """What a command of Sidenote's reports."""
-    done = subprocess.run([args.sidenote, *map(str, command), "--json", "--quiet"], stdout=subprocess.PIPE, cwd=args.work)
-    if done.returncode != 0:
-        sys.exit(f"failed: {' '.join(map(str, command))}")
-    return json.loads(done.stdout)
-
-
 def prepare(args, base, text):
     """Index, neighbours and base model of a pair; gives the folder and the base."""
     size, folder = SIZES[base], os.path.join(args.work, f"{base}-{text}")
@@ -78,10 +68,10 @@ def prepare(args, base, text):
     write_articles(os.path.join(folder, "held.jsonl"), held)
     tokenizer = args.smollm2 if base == "smollm2" else os.path.join(folder, "tokenizer.json")
     if base == "small" and not os.path.exists(tokenizer):
-        run(args, "tokenizer", "train", f"{folder}/corpus.jsonl", "--vocab-size", 4096, "--out", tokenizer)
-    run(args, "index", "build", f"{folder}/corpus.jsonl", "--encoder", args.encoder, "--tokenizer", tokenizer,
+        sidenote(args, "tokenizer", "train", f"{folder}/corpus.jsonl", "--vocab-size", 4096, "--out", tokenizer)
+    sidenote(args, "index", "build", f"{folder}/corpus.jsonl", "--encoder", args.encoder, "--tokenizer", tokenizer,
         "--chunk-tokens", CHUNK, "--out", f"{folder}/index", "--force")  # fmt: skip
-    run(args, "neighbours", f"{folder}/index", "-k", NEIGHBOURS, "--out", f"{folder}/neighbours", "--force")
+    sidenote(args, "neighbours", f"{folder}/index", "-k", NEIGHBOURS, "--out", f"{folder}/neighbours", "--force")
     if base == "small":
         with open(os.path.join(folder, "base.toml"), "w") as out:
             out.write(
@@ -90,7 +80,7 @@ def prepare(args, base, text):
                 f"[training]\nsteps = {size['base_steps']}\nbatch_tokens = {size['batch']}\nchunks = 8\n"
                 f"learning_rate = 3e-3\nwarmup_steps = 50\ndecay_steps = {size['base_steps'] // 3}\n"
             )
-        run(args, "train", f"{folder}/base.toml", "--resume")
+        sidenote(args, "train", f"{folder}/base.toml", "--resume")
     open(os.path.join(folder, "ready"), "w").close()
     return folder, model
 
@@ -119,26 +109,21 @@ def cell(args, base, text, start):
     trained = {}
     if not os.path.exists(os.path.join(out, "model")):
         overrides = [f"--set={key}={value}" for key, value in settings.items()]
-        trained = run(args, "train", f"{folder}/{start}.toml", *overrides, "--resume")
+        trained = sidenote(args, "train", f"{folder}/{start}.toml", *overrides, "--resume")
     measured = {}
     for retrieval in ("on", "off", "shuffled"):
-        report = run(args, "eval", "perplexity", f"{out}/model", "--corpus", f"{folder}/held.jsonl", "--index",
+        report = sidenote(args, "eval", "perplexity", f"{out}/model", "--corpus", f"{folder}/held.jsonl", "--index",
                      f"{folder}/index", "--retrieval", retrieval)  # fmt: skip
         measured[retrieval] = {key: report[key] for key in ("perplexity", "bits_per_byte", "tokens", "bytes")}
         if retrieval == "on":
             chunks = {point["alpha"]: point["chunks"] for point in report["filtered"]}
             measured["chunks_sharing_at_most_an_eighth"] = chunks[0.125] / max(1, chunks[1.0])
     return {
-        "base": base,
-        "text": text,
-        "start": start,
         **{f"settings.{key}": value for key, value in {**size, **settings}.items()},
         "seed": 0,
         "trained_parameters": trained.get("trained_parameters"),
         "train_seconds": trained.get("seconds"),
         "seconds": round(time.time() - began, 1),
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} processors",
         **measured,
     }
 
@@ -164,29 +149,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work")
     parser.add_argument("simplewiki")
-    parser.add_argument("--sidenote", required=True)
     parser.add_argument("--encoder", default="default", help="what neighbours are found by")
     parser.add_argument("--smollm2", help="SmolLM2-135M-Instruct.Q4_1.gguf; without it these cells are left out")
-    parser.add_argument("--cells", default="*", help="of the cells BASE-TEXT-START those like this")
-    args = parser.parse_args()
-    for name in ("work", "simplewiki", "sidenote", "encoder", "smollm2"):
-        if getattr(args, name) and (name != "encoder" or os.path.exists(args.encoder)):
-            setattr(args, name, os.path.abspath(getattr(args, name)))
-    os.makedirs(args.work, exist_ok=True)
-    results = os.path.join(HERE, "retrofit.jsonl")
-    lines = [json.loads(line) for line in open(results)] if os.path.exists(results) else []
+    args = arguments(parser, "work", "simplewiki", "smollm2")
     bases = ["small"] + (["smollm2"] if args.smollm2 else [])
-    for base, text, start in ((b, t, s) for b in bases for t in ("ordinary", "templated") for s in STARTS):
-        name = f"{base}-{text}-{start}"
-        done = any((line["base"], line["text"], line["start"]) == (base, text, start) for line in lines)
-        if done or not fnmatch.fnmatch(name, args.cells):
-            continue
-        print(name, file=sys.stderr, flush=True)
-        lines.append(cell(args, base, text, start))
-        with open(results, "a") as out:
-            out.write(json.dumps(lines[-1]) + "\n")
-    with open(os.path.join(HERE, "retrofit.md"), "w") as out:
-        out.write(table(lines))
+    each = ((base, text, start) for base in bases for text in ("ordinary", "templated") for start in STARTS)
+    cells = (("-".join(values), values, partial(cell, args, *values)) for values in each)
+    run_cells("retrofit", args.cells, cells, ("base", "text", "start"), table)
 
 
 if __name__ == "__main__":
