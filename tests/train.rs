@@ -709,6 +709,11 @@ fn a_configuration_that_cannot_be_is_refused_by_the_name_of_the_setting() {
     write_scratch(dir);
     fs::write(dir.join("typing-error.toml"), RETRO.replace("head_dim", "head_dmi")).unwrap();
     fs::write(dir.join("not.toml"), "kind = lm").unwrap();
+    // A model where a checkpoint should be.
+    fs::create_dir(dir.join("step-0000007")).unwrap();
+    for file in fs::read_dir(dir.join("plain/model")).unwrap().flatten() {
+        fs::copy(file.path(), dir.join("step-0000007").join(file.file_name())).unwrap();
+    }
     for (arguments, words) in [
         ("typing-error.toml", &["typing-error.toml", "head_dmi"][..]),
         ("not.toml", &["not.toml"]),
@@ -731,7 +736,8 @@ fn a_configuration_that_cannot_be_is_refused_by_the_name_of_the_setting() {
         ("plain.toml --set held_out=nowhere", &["nowhere"]),
         ("plain.toml --set held_out=neighbours", &["neighbours", "--queries"]),
         ("plain.toml --set continue_from=nowhere", &["nowhere"]),
-        ("plain.toml --set continue_from=plain/model", &["optimizer.safetensors"]),
+        ("plain.toml --set continue_from=plain/model", &["continue_from", "step-0000100"]),
+        ("plain.toml --set continue_from=step-0000007", &["step-0000007", "optimizer.safetensors"]),
         ("scratch.toml --set base=plain/model", &["base", "retrofit"]),
         ("scratch.toml --set base=plain/model --set kind=retrofit", &["model: ", "base"]),
         ("retro.toml --set kind=retro", &["base", "retrofit"]),
