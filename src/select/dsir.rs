@@ -28,8 +28,7 @@ pub fn select(pool: &Pool, target: &Target, n: usize, seed: u64) -> Result<Selec
         features(&row.input, |bucket| there[bucket] += 1);
         Ok(())
     })?;
-    let (wanted, there) = (shares(&wanted), shares(&there));
-    let gain: Vec<f64> = wanted.iter().zip(&there).map(|(p, q)| (p / q).ln()).collect();
+    let gain = gains(&wanted, &there);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     // The least of the best so far on top.
     let mut best: BinaryHeap<std::cmp::Reverse<(Key, usize)>> = BinaryHeap::new();
@@ -67,10 +66,20 @@ impl Ord for Key {
     }
 }
 
-/// Shares of the counts, none of them zero: one more of each.
-fn shares(counts: &[u64]) -> Vec<f64> {
-    let total = (counts.iter().sum::<u64>() + counts.len() as u64) as f64;
-    counts.iter().map(|count| (count + 1) as f64 / total).collect()
+/// `ln (p / q)` of each bucket. A target has few examples, in which most words of its kind are missing: p is drawn towards q
+/// by as many counts as there are (a Dirichlet prior), where the paper, whose targets are large, takes the shares as they are.
+fn gains(wanted: &[u64], there: &[u64]) -> Vec<f64> {
+    let total = |counts: &[u64]| counts.iter().sum::<u64>().max(1) as f64;
+    let (of_target, of_pool) = (total(wanted), total(there));
+    let gain = |(wanted, there): (&u64, &u64)| match *there {
+        // No row of the pool has it.
+        0 => 0.0,
+        there => {
+            let q = there as f64 / of_pool;
+            ((*wanted as f64 + of_target * q) / (2.0 * of_target) / q).ln()
+        }
+    };
+    wanted.iter().zip(there).map(gain).collect()
 }
 
 /// The buckets of a text's words, in lower case and apart from punctuation, and of its pairs of consecutive words.
