@@ -12,7 +12,6 @@ pub mod hub;
 pub mod interrupt;
 pub mod memory;
 pub mod model;
-pub mod pool;
 pub mod progress;
 pub mod quickstart;
 pub mod reader;

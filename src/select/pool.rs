@@ -1,13 +1,14 @@
 //! The pool that is chosen from and the target that it is chosen for: JSON Lines, plain or compressed.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::error::{Error, Result};
-use crate::pool::{Lines, reason};
 
 /// The task of rows that do not name one.
 pub const UNKNOWN_TASK: &str = "unknown";
@@ -164,6 +165,55 @@ impl Target {
     /// An error about example `query`, naming its line.
     pub fn error(&self, query: usize, why: &str) -> Error {
         Error::line(&self.path, self.lines[query], why)
+    }
+}
+
+/// What serde says, without the line, which it counts within this one line.
+fn reason(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let message = message.split(" at line 1 column").next().unwrap_or(&message);
+    format!("{message} (column {})", error.column())
+}
+
+/// The lines of a text file that is plain, gzip (`.gz`) or Zstandard (`.zst`).
+struct Lines {
+    path: PathBuf,
+    reader: Box<dyn BufRead>,
+    line: u64,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    fn open(path: &Path) -> Result<Self> {
+        let file = BufReader::new(File::open(path).map_err(Error::io(path))?);
+        let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+        let reader: Box<dyn BufRead> = match extension.as_deref() {
+            Some("gz") => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(file))),
+            Some("zst") => {
+                let decoder = zstd::stream::read::Decoder::with_buffer(file).map_err(Error::io(path))?;
+                Box::new(BufReader::new(decoder))
+            }
+            _ => Box::new(file),
+        };
+        Ok(Self { path: path.to_path_buf(), reader, line: 0, buffer: Vec::new() })
+    }
+
+    /// The next line that is not blank, without the space around it, and its number from 1.
+    fn next(&mut self) -> Result<Option<(u64, &str)>> {
+        loop {
+            self.buffer.clear();
+            let read = self.reader.read_until(b'\n', &mut self.buffer).map_err(Error::io(&self.path))?;
+            if read == 0 {
+                return Ok(None);
+            }
+            self.line += 1;
+            if !self.buffer.trim_ascii().is_empty() {
+                break;
+            }
+        }
+        let text = std::str::from_utf8(&self.buffer)
+            .map_err(|why| Error::line(&self.path, self.line, format!("not UTF-8: {why}")))?;
+        Ok(Some((self.line, text.trim_ascii())))
     }
 }
 
