@@ -14,13 +14,13 @@ and test.jsonl. For each corpus a tokenizer of 4,096 tokens is trained that all 
     trime-external  trained on batches of sequences alike, and asked with a datastore of the training text
     retro           plain with RETRO's layers fitted (RETRO-fit, 256 steps), reading two neighbours a chunk
     retro-shuffled  the same model, reading some other chunk's neighbours
-    retro+knn       the same model, with a datastore of the training text as well, in the contexts that it has while it reads
+    retro+knn       the same model, with a datastore of the training text as well, made while it reads
 
 A cell is one system on one corpus with one seed. Its result is a line of memory.jsonl beside this file, appended as soon
-as it is there; what is there is not run again, so a run that was stopped goes on. At the end memory.md is written from all
-lines: perplexity a token and (WikiText-2) an original word, the end of a line counted as one; bits a byte of UTF-8; and
-ratios to plain-longer of the same seed. The first token of a document is predicted by no system. Runs of different
---steps are kept apart. What reads an index is timed with finding the neighbours of bpb(alpha), ten a chunk. Needs Python only.
+as it is there; what is there is not run again, so a run that was stopped goes on; other --steps are other cells. At the end
+memory.md is written from all lines: perplexity a token and (WikiText-2) an original word, the end of a line counted as one;
+bits a byte of UTF-8; and ratios to plain-longer of the same seed. The first token of a document is predicted by no system.
+What reads an index is timed with finding ten neighbours a chunk, for bpb(alpha). Needs Python only.
 """
 
 import argparse
