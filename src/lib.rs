@@ -12,6 +12,7 @@ pub mod hub;
 pub mod interrupt;
 pub mod memory;
 pub mod model;
+pub mod pool;
 pub mod progress;
 pub mod quickstart;
 pub mod reader;

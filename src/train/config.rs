@@ -7,7 +7,7 @@ use sidenote_index::Metric;
 
 use crate::error::{Error, Result};
 use crate::model::t5::T5Config;
-use crate::model::{DecoderConfig, Initialisation, RetroConfig};
+use crate::model::{DecoderConfig, Initialisation, Precision, RetroConfig};
 
 /// The kind of model that a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -277,6 +277,10 @@ pub struct TrainingSection {
     /// Batches a step, whose gradients are added up: as if the batch were so much larger, in the memory of one.
     #[serde(default = "one")]
     pub accumulate: usize,
+    /// "f32" or "bf16": what the weights that are trained are rounded to wherever they are read, and saved as. Steps add
+    /// up in f32, beside the optimiser's state, and so does the arithmetic.
+    #[serde(default)]
+    pub precision: Precision,
     /// "adamw" or "adafactor".
     #[serde(default)]
     pub optimiser: OptimiserKind,
@@ -526,6 +530,7 @@ impl TrainingSection {
             chunks: default_chunks(),
             batch_tokens: default_batch_tokens(),
             accumulate: 1,
+            precision: Precision::default(),
             optimiser: OptimiserKind::default(),
             learning_rate: default_learning_rate(),
             warmup_steps: 0,
@@ -776,6 +781,7 @@ mod tests {
         assert!(error(&["training.accumulate=0"]).contains("training.accumulate"));
         assert!(error(&["training.schedule=cosine", "training.decay_steps=2"]).contains("decay_steps"));
         assert!(error(&["training.schedule=wavy"]).contains("wavy"));
+        assert!(error(&["training.precision=f8"]).contains("f8"));
         let objective = |text: &str| error(&[&format!("objectives=[{text}]")]);
         assert!(objective("{kind = \"infilling\", spm_rate = 2.0}").contains("spm_rate"));
         assert!(objective("{kind = \"spans\", density = 0.0}").contains("density"));

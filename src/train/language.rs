@@ -145,7 +145,7 @@ impl Learner for LanguageLearner<'_> {
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
-        self.model.save(dir)
+        self.model.save_as(dir, self.config.training.precision)
     }
 }
 

@@ -115,10 +115,8 @@ impl Run<'_> {
     /// An interruption, after a checkpoint; a full disk; what the learner reports.
     pub fn through<L: Learner>(&self, mut learner: L, progress: Progress) -> Result<Outcome> {
         let Self { out, training, start, what } = *self;
-        let mut optimiser = Optimiser::new(learner.variables().to_vec(), training);
         let mut step = 0;
         if let Some(dir) = start {
-            checkpoint::load_optimiser(dir, &mut optimiser)?;
             step = checkpoint::step_of(dir).ok_or_else(|| {
                 Error::setting("continue_from", "give a checkpoint folder, such as checkpoints/step-0000100")
             })?;
@@ -132,6 +130,10 @@ impl Run<'_> {
             let clock = Instant::now();
             learner.begin(progress)?;
             seconds += clock.elapsed().as_secs_f64();
+        }
+        let mut optimiser = Optimiser::new(learner.variables().to_vec(), training)?;
+        if let Some(dir) = start {
+            checkpoint::load_optimiser(dir, &mut optimiser)?;
         }
 
         let task = progress.task(what, (training.steps - step.min(training.steps)) as u64, "steps");
@@ -157,9 +159,9 @@ impl Run<'_> {
                     Some(sum) => add(sum, of_batch, learner.variables())?,
                 }
             }
-            let Some(gradients) = gradients else { break };
+            let Some(mut gradients) = gradients else { break };
             let rate = learning_rate(training, step);
-            let stats = optimiser.step(&gradients, rate, training.clip)?;
+            let stats = optimiser.step(&mut gradients, rate, training.clip)?;
             step += 1;
             tokens += scored as u64;
             seconds += clock.elapsed().as_secs_f64();
@@ -253,9 +255,81 @@ fn best_of(measurements: &[Measurement]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use candle_core::{DType, Device, Tensor};
 
     use super::*;
+
+    /// Learns numbers that are small; one of its batches has a loss that is no number.
+    struct Small {
+        weights: [(String, Var); 1],
+        bad: usize,
+    }
+
+    impl Small {
+        fn new(bad: usize) -> Self {
+            let weight = Var::new(&[0.5f32, -2.0, 3.0], &Device::Cpu).unwrap();
+            Self { weights: [("w".into(), weight)], bad }
+        }
+    }
+
+    impl Learner for Small {
+        type Batch = ();
+
+        fn variables(&self) -> &[(String, Var)] {
+            &self.weights
+        }
+
+        fn parameters(&self) -> usize {
+            3
+        }
+
+        fn read(&mut self, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn targets(&self, (): &()) -> usize {
+            1
+        }
+
+        fn loss(&self, (): (), number: usize) -> Result<Tensor> {
+            let scale = if number == self.bad { f64::NAN } else { 1.0 };
+            Ok((self.weights[0].1.sqr()?.sum_all()? * scale)?)
+        }
+
+        fn held_out(&self) -> Result<Option<f64>> {
+            Ok(None)
+        }
+
+        fn save(&self, dir: &Path) -> Result<()> {
+            fs::create_dir_all(dir).map_err(Error::io(dir))
+        }
+    }
+
+    /// Fails when such a step moves a weight, counts in the mean loss, or is forgotten by a run that goes on.
+    #[test]
+    fn a_step_that_is_not_finite_is_left_out_and_counted() {
+        let place = tempfile::tempdir().unwrap();
+        let through = |name: &str, steps: usize, bad: usize, start: Option<usize>| {
+            let out = place.path().join(name);
+            fs::create_dir_all(&out).unwrap();
+            let training = TrainingSection { checkpoint_every: 4, ..TrainingSection::of(steps) };
+            let start = start.map(|step| checkpoint::folder(&out, step));
+            let learner = Small::new(bad);
+            let weight = learner.weights[0].1.clone();
+            let run = Run { out: &out, training: &training, start: start.as_deref(), what: "small" };
+            let outcome = run.through(learner, Progress::Silent).unwrap();
+            fs::remove_dir_all(&outcome.model).unwrap();
+            (outcome, weight.to_vec1::<f32>().unwrap())
+        };
+        let (without, expected) = through("without", 4, usize::MAX, None);
+        let (with, found) = through("with", 5, 2, None);
+        assert_eq!((without.skipped_steps, with.skipped_steps), (0, 1));
+        assert_eq!(found, expected);
+        assert!(with.measurements.iter().all(|line| line.loss.is_finite()), "{:?}", with.measurements);
+        assert_eq!(through("with", 6, usize::MAX, Some(4)).0.skipped_steps, 1);
+    }
 
     #[test]
     fn gradients_of_batches_add_up_to_those_of_all_of_them() {
