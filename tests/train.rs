@@ -461,6 +461,53 @@ fn an_encoder_decoders_run_killed_again_and_again_ends_with_the_same_bytes() {
     killed_and_resumed(place.path(), "t5.toml", &mut ChaCha8Rng::seed_from_u64(4));
 }
 
+/// Three processes with a batch each take the steps of one with three batches, to the last bit.
+#[test]
+fn processes_that_train_together_are_one_that_reads_as_much() {
+    let place = workplace();
+    let dir = place.path();
+    let alone = succeed(dir, "train plain.toml --set training.accumulate=3 --set out=alone");
+    let address = {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().to_string()
+    };
+    let command = |rank: usize| {
+        sidenote(
+            dir,
+            &format!(
+                "train plain.toml --set out=together --together {address} --rank {rank} --of 3 --json --quiet"
+            ),
+        )
+    };
+    let others: Vec<_> = [2, 1]
+        .map(|rank| command(rank).stdout(std::process::Stdio::null()).spawn().unwrap())
+        .into_iter()
+        .collect();
+    let first = command(0).output().unwrap();
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    for mut other in others {
+        assert!(other.wait().unwrap().success());
+    }
+    let report: Value = serde_json::from_slice(&first.stdout).unwrap();
+    assert_eq!((&report["steps"], &report["tokens"]), (&alone["steps"], &alone["tokens"]));
+    assert!(weights(&dir.join("together")) == weights(&dir.join("alone")));
+    let said = fail(dir, &format!("train plain.toml --set out=x --together {address} --rank 3 --of 3"));
+    assert!(said.contains("--rank"), "{said}");
+}
+
+/// Computing activations again changes how much memory a run takes, and nothing else.
+#[test]
+fn a_run_that_computes_activations_again_learns_the_same() {
+    let place = workplace();
+    let dir = place.path();
+    let kept = succeed(dir, "train plain.toml");
+    let again = succeed(dir, "train plain.toml --set out=again --set training.recompute=1");
+    let loss = |report: &Value| report["held_out_loss"].as_f64().unwrap();
+    assert!((loss(&kept) - loss(&again)).abs() < 1e-3, "{kept} {again}");
+    let said = fail(dir, "train retro.toml --set training.recompute=1 --set out=failed");
+    assert!(said.contains("training.recompute"), "{said}");
+}
+
 const RETRIEVER: &str = r#"
     kind = "retriever"
     out = "retriever"

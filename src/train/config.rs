@@ -277,6 +277,10 @@ pub struct TrainingSection {
     /// Batches a step, whose gradients are added up: as if the batch were so much larger, in the memory of one.
     #[serde(default = "one")]
     pub accumulate: usize,
+    /// Where it is not 0, activations are kept for so many blocks at a time, and computed again for the others: less
+    /// memory, a third more work. Kind "lm".
+    #[serde(default)]
+    pub recompute: usize,
     /// "f32" or "bf16": what the weights that are trained are rounded to wherever they are read, and saved as. Steps add
     /// up in f32, beside the optimiser's state, and so does the arithmetic.
     #[serde(default)]
@@ -530,6 +534,7 @@ impl TrainingSection {
             chunks: default_chunks(),
             batch_tokens: default_batch_tokens(),
             accumulate: 1,
+            recompute: 0,
             precision: Precision::default(),
             optimiser: OptimiserKind::default(),
             learning_rate: default_learning_rate(),
@@ -607,6 +612,9 @@ impl TrainConfig {
         {
             let why = "a model that reads neighbours takes only \"causal\": they belong to chunks, which must stay where they are";
             return Err(Error::setting("objectives", why));
+        }
+        if t.recompute > 0 && (self.kind != Kind::Lm || self.trime.is_some()) {
+            return Err(Error::setting("training.recompute", "belongs to kind = \"lm\" without [trime]"));
         }
         if let Some(trime) = &self.trime {
             if self.kind != Kind::Lm || !self.objectives.is_empty() {

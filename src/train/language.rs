@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 use sidenote_kernels::{self as kernels, CrossEntropyOptions};
 
@@ -9,7 +10,8 @@ use super::config::{Kind, TrainConfig, TrimeKind};
 use super::copy;
 use super::examples::Examples;
 use super::order::Order;
-use super::steps::Learner;
+use super::recompute;
+use super::steps::{Learner, gradients_of};
 use super::trime::{self, Seen};
 use crate::corpus::Store;
 use crate::error::{Error, Result};
@@ -136,6 +138,15 @@ impl Learner for LanguageLearner<'_> {
                 let seen = Seen::new(section, &batch, &self.library, self.config.training.seed, number)?;
                 trime::loss(&hidden, &head, &contexts, &batch, &seen)
             }
+        }
+    }
+
+    fn gradients(&self, read: Self::Batch, number: usize, targets: usize) -> Result<(f64, GradStore)> {
+        match (&self.model.network, self.config.training.recompute) {
+            (Network::Plain(decoder), blocks @ 1..) if self.config.trime.is_none() => {
+                recompute::gradients(decoder, &read.0, self.variables(), targets, blocks)
+            }
+            _ => gradients_of(&self.loss(read, number)?, targets),
         }
     }
 

@@ -10,6 +10,7 @@ use sidenote_kernels as kernels;
 
 use super::checkpoint;
 use super::config::{Schedule, TrainingSection};
+use super::group::{Group, sum_gradients};
 use super::log::{Curve, Log, Measurement, plot};
 use super::optimiser::Optimiser;
 use super::schedule::learning_rate;
@@ -55,6 +56,14 @@ pub trait Learner {
     /// When the device refuses.
     fn loss(&self, batch: Self::Batch, number: usize) -> Result<Tensor>;
 
+    /// The loss of a batch as its part of the mean over the `targets` of a step, and its gradients.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    fn gradients(&self, batch: Self::Batch, number: usize, targets: usize) -> Result<(f64, GradStore)> {
+        gradients_of(&self.loss(batch, number)?, targets)
+    }
+
     /// The mean loss on what is held out, where there is any.
     ///
     /// # Errors
@@ -96,6 +105,12 @@ pub struct Outcome {
     pub measurements: Vec<Measurement>,
 }
 
+/// A sum of losses as its part of the mean over `targets` targets, and the gradients of that.
+pub(super) fn gradients_of(sum: &Tensor, targets: usize) -> Result<(f64, GradStore)> {
+    let loss = (sum / targets.max(1) as f64)?;
+    Ok((f64::from(loss.to_scalar::<f32>()?), kernels::backward(&loss)?))
+}
+
 /// A run through the loop.
 pub struct Run<'a> {
     /// Its folder.
@@ -106,6 +121,8 @@ pub struct Run<'a> {
     pub start: Option<&'a Path>,
     /// What it is called.
     pub what: &'a str,
+    /// The processes that train together, of which the first writes.
+    pub group: &'a mut dyn Group,
 }
 
 impl Run<'_> {
@@ -113,15 +130,19 @@ impl Run<'_> {
     ///
     /// # Errors
     /// An interruption, after a checkpoint; a full disk; what the learner reports.
-    pub fn through<L: Learner>(&self, mut learner: L, progress: Progress) -> Result<Outcome> {
-        let Self { out, training, start, what } = *self;
+    pub fn through<L: Learner>(self, mut learner: L, progress: Progress) -> Result<Outcome> {
+        let Self { out, training, start, what, group } = self;
+        let writes = group.rank() == 0;
         let mut step = 0;
         if let Some(dir) = start {
             step = checkpoint::step_of(dir).ok_or_else(|| {
                 Error::setting("continue_from", "give a checkpoint folder, such as checkpoints/step-0000100")
             })?;
         }
-        let (mut log, mut measurements) = Log::open(out, step)?;
+        let (mut log, mut measurements) = match writes {
+            true => Log::open(out, step).map(|(log, measurements)| (Some(log), measurements))?,
+            false => (None, Vec::new()),
+        };
         let last = measurements.last();
         let mut tokens = last.map_or(0, |m| m.tokens);
         let mut seconds = last.map_or(0.0, |m| m.seconds);
@@ -143,23 +164,30 @@ impl Run<'_> {
         let (mut sum, mut count) = (0.0, 0usize);
         while step < training.steps {
             let clock = Instant::now();
-            let first = step * training.accumulate;
+            let first = (step * group.size() + group.rank()) * training.accumulate;
             let numbers = first..first + training.accumulate;
             let batches = numbers.clone().map(|number| learner.read(number)).collect::<Result<Vec<_>>>()?;
-            let scored = batches.iter().map(|batch| learner.targets(batch)).sum::<usize>();
+            // Few enough to be exact.
+            let mut scored = [batches.iter().map(|batch| learner.targets(batch)).sum::<usize>() as f32];
+            group.sum(&mut scored)?;
+            let scored = scored[0] as usize;
             let mut gradients: Option<GradStore> = None;
             let mut value = 0.0;
             for (number, batch) in numbers.zip(batches) {
-                let loss = learner.loss(batch, number)?;
-                let loss = (loss / scored.max(1) as f64)?;
-                value += loss.to_scalar::<f32>()? as f64;
-                let of_batch = kernels::backward(&loss)?;
+                let (loss, of_batch) = learner.gradients(batch, number, scored)?;
+                value += loss;
                 match &mut gradients {
                     None => gradients = Some(of_batch),
                     Some(sum) => add(sum, of_batch, learner.variables())?,
                 }
             }
             let Some(mut gradients) = gradients else { break };
+            sum_gradients(group, &mut gradients, learner.variables())?;
+            let mut loss = [value as f32];
+            if group.size() > 1 {
+                group.sum(&mut loss)?;
+                value = loss[0].into();
+            }
             let rate = learning_rate(training, step);
             let stats = optimiser.step(&mut gradients, rate, training.clip)?;
             step += 1;
@@ -173,11 +201,14 @@ impl Run<'_> {
                 }
             }
             task.advance(1);
-            task.remark(format!("loss {value:.3}"));
+            task.remark(format!("loss {value:.3}, {:.0} tokens/s", tokens as f64 / seconds.max(1e-9)));
 
             let done = step == training.steps;
             let evaluate = done || step.is_multiple_of(training.evaluate_every);
             let stop = interrupt::requested() && !done;
+            if !writes {
+                continue;
+            }
             let mut save =
                 stop || (!done && step.is_multiple_of(training.checkpoint_every)) || Some(step) == level;
             // A line before each checkpoint, so that a resumed run counts on from exactly there.
@@ -193,7 +224,9 @@ impl Run<'_> {
                     skipped_steps,
                     held_out_loss,
                 };
-                log.write(&line)?;
+                if let Some(log) = &mut log {
+                    log.write(&line)?;
+                }
                 measurements.push(line);
                 let best_yet = best_of(&measurements);
                 save |= best_yet != best && !done;
@@ -210,13 +243,12 @@ impl Run<'_> {
             }
         }
         drop(task);
-        plot(
-            &out.join("curve.svg"),
-            &format!("{what}: {}", out.display()),
-            &[Curve::of(what, &measurements)],
-        )?;
         let model_dir = out.join("model");
-        learner.save(&model_dir)?;
+        if writes {
+            let title = format!("{what}: {}", out.display());
+            plot(&out.join("curve.svg"), &title, &[Curve::of(what, &measurements)])?;
+            learner.save(&model_dir)?;
+        }
         let last = measurements.last();
         Ok(Outcome {
             parameters: learner.parameters(),
@@ -235,7 +267,7 @@ impl Run<'_> {
 }
 
 /// Adds the gradients of another batch to `sum`.
-fn add(sum: &mut GradStore, mut other: GradStore, variables: &[(String, Var)]) -> Result<()> {
+pub(super) fn add(sum: &mut GradStore, mut other: GradStore, variables: &[(String, Var)]) -> Result<()> {
     for (_, variable) in variables {
         let Some(new) = other.remove(variable) else { continue };
         let new = match sum.remove(variable) {
@@ -259,6 +291,7 @@ mod tests {
 
     use candle_core::{DType, Device, Tensor};
 
+    use super::super::group::Alone;
     use super::*;
 
     /// Learns numbers that are small; one of its batches has a loss that is no number.
@@ -318,7 +351,8 @@ mod tests {
             let start = start.map(|step| checkpoint::folder(&out, step));
             let learner = Small::new(bad);
             let weight = learner.weights[0].1.clone();
-            let run = Run { out: &out, training: &training, start: start.as_deref(), what: "small" };
+            let group = &mut Alone;
+            let run = Run { out: &out, training: &training, start: start.as_deref(), what: "small", group };
             let outcome = run.through(learner, Progress::Silent).unwrap();
             fs::remove_dir_all(&outcome.model).unwrap();
             (outcome, weight.to_vec1::<f32>().unwrap())
