@@ -135,10 +135,40 @@ fn deft_chooses_the_targets_neighbours() {
 }
 
 #[test]
+fn words_choose_the_targets_task_too() {
+    let dir = workplace();
+    let dir = dir.path();
+    for method in ["bm25", "dsir"] {
+        let arguments =
+            format!("pool.jsonl --method {method} --target target.jsonl -n 8 --out {method}.jsonl --json");
+        let report: Value = serde_json::from_str(&succeed(dir, &arguments)).unwrap();
+        assert_eq!((&report["method"], &report["chosen"]), (&json!(method), &json!(8)));
+        let animals = report["tasks"]["animals"].as_u64().unwrap_or(0);
+        assert!(animals >= 7, "{report}");
+        let before = fs::read(dir.join(format!("{method}.jsonl"))).unwrap();
+        succeed(dir, &arguments);
+        assert_eq!(fs::read(dir.join(format!("{method}.jsonl"))).unwrap(), before);
+        assert!(
+            fail(dir, &format!("pool.jsonl --method {method} -n 8 --out x.jsonl"), 2).contains("--target")
+        );
+    }
+    let said = fail(dir, "pool.jsonl --method bm25 --target target.jsonl -n 63 --out x.jsonl", 1);
+    assert!(said.contains("-k") || said.contains("together"), "{said}");
+    let said =
+        fail(dir, "pool.jsonl --method dsir --target target.jsonl -n 8 --out x.jsonl --scores s.jsonl", 1);
+    assert!(said.contains("--scores"), "{said}");
+}
+
+#[test]
 fn every_row_can_be_chosen_and_keeps_its_bytes() {
     let dir = workplace();
     let dir = dir.path();
-    for method in ["deft --target target.jsonl --encoder encoder", "random", "random-balanced"] {
+    for method in [
+        "deft --target target.jsonl --encoder encoder",
+        "dsir --target target.jsonl",
+        "random",
+        "random-balanced",
+    ] {
         succeed(dir, &format!("pool.jsonl --method {method} -n 63 --out out.jsonl"));
         let (pool, out) = (
             fs::read_to_string(dir.join("pool.jsonl")).unwrap(),

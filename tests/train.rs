@@ -348,6 +348,45 @@ fn a_plain_run_killed_again_and_again_ends_with_the_same_bytes() {
     killed_and_resumed(place.path(), "plain.toml", &mut ChaCha8Rng::seed_from_u64(1));
 }
 
+/// Weights of 16 bits, whose masters a killed run finds again: half a file, and the model that was measured.
+#[test]
+fn a_run_in_bf16_killed_again_and_again_ends_with_the_same_bytes() {
+    let place = workplace();
+    let dir = place.path();
+    let halved = |text: &str| text.replace("[training]", "[training]\nprecision = \"bf16\"");
+    fs::write(dir.join("half.toml"), halved(PLAIN)).unwrap();
+    killed_and_resumed(dir, "half.toml", &mut ChaCha8Rng::seed_from_u64(5));
+    let all_halves = |run: &str| {
+        let all = tensors(&weights(&dir.join(run)));
+        all.values().all(|(shape, bytes)| bytes.len() == 2 * shape.iter().product::<usize>())
+    };
+    assert!(all_halves("whole"));
+    let config: Value =
+        serde_json::from_slice(&fs::read(dir.join("whole/model/config.json")).unwrap()).unwrap();
+    assert_eq!(config["torch_dtype"], "bfloat16");
+    let perplexity = |arguments: &str| {
+        let report = succeed(dir, &format!("eval perplexity {arguments} --corpus held.jsonl"));
+        report["perplexity"].as_f64().unwrap()
+    };
+    let last = metrics(&dir.join("whole")).pop().unwrap();
+    let (measured, there) = (last["held_out_loss"].as_f64().unwrap(), perplexity("whole/model").ln());
+    assert!((measured - there).abs() < 2e-3, "{measured} while it was trained, {there} as it is saved");
+
+    // Numbers of 32 bits do no better.
+    let settings = "--set training.steps=120 --set training.checkpoint_every=100";
+    let exact = succeed(dir, &format!("train plain.toml {settings}"));
+    let exact = exact["held_out_loss"].as_f64().unwrap();
+    assert!((measured - exact).abs() < 0.1, "{measured} {exact}");
+
+    // What is added to a base is as precise as it is asked to be; the base stays as it is.
+    fs::write(dir.join("half-retro.toml"), halved(RETRO)).unwrap();
+    succeed(dir, "train half-retro.toml");
+    assert!(all_halves("retro") && !all_halves("plain"));
+    let with = |retrieval: &str| perplexity(&format!("retro/model --index index --retrieval {retrieval}"));
+    assert_eq!(with("off"), perplexity("plain/model --index index"));
+    assert_ne!(with("on"), with("off"));
+}
+
 const T5: &str = r#"
     kind = "t5"
     out = "t5"
@@ -393,10 +432,14 @@ fn an_encoder_decoder_learns_from_scratch_and_goes_on_from_itself() {
     assert_eq!(report["trained_parameters"], report["parameters"]);
     // What it writes can be generated, and it is a base.
     succeed(dir, "generate t5/model river --max-tokens 5");
+    let half = succeed(dir, "train t5.toml --set out=half --set training.precision=bf16");
+    let loss = |report: &Value| report["held_out_loss"].as_f64().unwrap();
+    assert!((loss(&half) - loss(&report)).abs() < 0.2, "{half} {report}");
+    assert!(weights(&dir.join("half")).len() < weights(&dir.join("t5")).len() * 6 / 10);
+    succeed(dir, "generate half/model river --max-tokens 5");
     let text = T5.split("[t5]").next().unwrap().to_string() + "base = \"t5/model\"\n[training]\nsteps = 4\n";
     fs::write(dir.join("on.toml"), text).unwrap();
     let on = succeed(dir, "train on.toml --set out=on");
-    let loss = |report: &Value| report["held_out_loss"].as_f64().unwrap();
     assert!(loss(&on) < loss(&report) + 0.3, "{on}");
     for (setting, words) in [
         ("objectives=[]", &["objectives", "spans"][..]),
@@ -416,6 +459,53 @@ fn an_encoder_decoder_learns_from_scratch_and_goes_on_from_itself() {
 fn an_encoder_decoders_run_killed_again_and_again_ends_with_the_same_bytes() {
     let place = workplace_of_t5();
     killed_and_resumed(place.path(), "t5.toml", &mut ChaCha8Rng::seed_from_u64(4));
+}
+
+/// Three processes with a batch each take the steps of one with three batches, to the last bit.
+#[test]
+fn processes_that_train_together_are_one_that_reads_as_much() {
+    let place = workplace();
+    let dir = place.path();
+    let alone = succeed(dir, "train plain.toml --set training.accumulate=3 --set out=alone");
+    let address = {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().to_string()
+    };
+    let command = |rank: usize| {
+        sidenote(
+            dir,
+            &format!(
+                "train plain.toml --set out=together --together {address} --rank {rank} --of 3 --json --quiet"
+            ),
+        )
+    };
+    let others: Vec<_> = [2, 1]
+        .map(|rank| command(rank).stdout(std::process::Stdio::null()).spawn().unwrap())
+        .into_iter()
+        .collect();
+    let first = command(0).output().unwrap();
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    for mut other in others {
+        assert!(other.wait().unwrap().success());
+    }
+    let report: Value = serde_json::from_slice(&first.stdout).unwrap();
+    assert_eq!((&report["steps"], &report["tokens"]), (&alone["steps"], &alone["tokens"]));
+    assert!(weights(&dir.join("together")) == weights(&dir.join("alone")));
+    let said = fail(dir, &format!("train plain.toml --set out=x --together {address} --rank 3 --of 3"));
+    assert!(said.contains("--rank"), "{said}");
+}
+
+/// Computing activations again changes how much memory a run takes, and nothing else.
+#[test]
+fn a_run_that_computes_activations_again_learns_the_same() {
+    let place = workplace();
+    let dir = place.path();
+    let kept = succeed(dir, "train plain.toml");
+    let again = succeed(dir, "train plain.toml --set out=again --set training.recompute=1");
+    let loss = |report: &Value| report["held_out_loss"].as_f64().unwrap();
+    assert!((loss(&kept) - loss(&again)).abs() < 1e-3, "{kept} {again}");
+    let said = fail(dir, "train retro.toml --set training.recompute=1 --set out=failed");
+    assert!(said.contains("training.recompute"), "{said}");
 }
 
 const RETRIEVER: &str = r#"
@@ -666,6 +756,11 @@ fn a_configuration_that_cannot_be_is_refused_by_the_name_of_the_setting() {
     write_scratch(dir);
     fs::write(dir.join("typing-error.toml"), RETRO.replace("head_dim", "head_dmi")).unwrap();
     fs::write(dir.join("not.toml"), "kind = lm").unwrap();
+    // A model where a checkpoint should be.
+    fs::create_dir(dir.join("step-0000007")).unwrap();
+    for file in fs::read_dir(dir.join("plain/model")).unwrap().flatten() {
+        fs::copy(file.path(), dir.join("step-0000007").join(file.file_name())).unwrap();
+    }
     for (arguments, words) in [
         ("typing-error.toml", &["typing-error.toml", "head_dmi"][..]),
         ("not.toml", &["not.toml"]),
@@ -688,7 +783,8 @@ fn a_configuration_that_cannot_be_is_refused_by_the_name_of_the_setting() {
         ("plain.toml --set held_out=nowhere", &["nowhere"]),
         ("plain.toml --set held_out=neighbours", &["neighbours", "--queries"]),
         ("plain.toml --set continue_from=nowhere", &["nowhere"]),
-        ("plain.toml --set continue_from=plain/model", &["optimizer.safetensors"]),
+        ("plain.toml --set continue_from=plain/model", &["continue_from", "step-0000100"]),
+        ("plain.toml --set continue_from=step-0000007", &["step-0000007", "optimizer.safetensors"]),
         ("scratch.toml --set base=plain/model", &["base", "retrofit"]),
         ("scratch.toml --set base=plain/model --set kind=retrofit", &["model: ", "base"]),
         ("retro.toml --set kind=retro", &["base", "retrofit"]),

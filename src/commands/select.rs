@@ -16,11 +16,11 @@ Example:
 pub struct Args {
     /// The instances to choose from: JSON Lines, plain, .gz or .zst.
     pool: PathBuf,
-    /// Unlabelled examples of the task to choose for (read by the method deft only).
-    #[arg(long, value_name = "FILE", required_if_eq("method", "deft"))]
+    /// Unlabelled examples of the task to choose for; the random methods do not read them.
+    #[arg(long, value_name = "FILE", required_if_eq_any([("method", "deft"), ("method", "bm25"), ("method", "dsir")]))]
     target: Option<PathBuf>,
-    /// How to choose: nearest to the target, every row alike, or every task alike (rows without a
-    /// task count as the task "unknown").
+    /// How to choose: nearest to the target by vectors (deft) or words (bm25), in proportion to how likely the target
+    /// makes a row (dsir), every row alike, or every task alike (rows without a task count as the task "unknown").
     #[arg(long, value_enum)]
     method: Method,
     /// How many rows to choose.

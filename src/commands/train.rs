@@ -53,12 +53,29 @@ pub struct Args {
     /// Go on from the last checkpoint in the run's folder.
     #[arg(long)]
     resume: bool,
+    /// Train together with other processes, here or on other machines: where the first of them listens, HOST:PORT. A step
+    /// then is of as many batches as there are processes. All read the same files; the first writes.
+    #[arg(long, value_name = "ADDRESS", requires_all = ["rank", "of"])]
+    together: Option<String>,
+    /// Which of the processes this is, from 0.
+    #[arg(long, requires = "together")]
+    rank: Option<usize>,
+    /// How many there are.
+    #[arg(long, value_name = "PROCESSES", requires = "together")]
+    of: Option<usize>,
 }
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     sidenote_kernels::LargeBlocks::start();
     let config = TrainConfig::read(&args.config, &args.set)?;
-    let outcome = train::run(&config, args.resume, console.progress)?;
+    let outcome = match (&args.together, args.rank, args.of) {
+        (Some(address), Some(rank), Some(of)) if of > 1 => {
+            anyhow::ensure!(rank < of, "--rank {rank}: ranks are numbered from 0 to {}", of - 1);
+            let mut group = train::Star::connect(address, rank, of)?;
+            train::run_in(&mut group, &config, args.resume, console.progress)?
+        }
+        _ => train::run(&config, args.resume, console.progress)?,
+    };
     console.report(&json!(outcome), || {
         let held_out = match outcome.held_out_loss {
             Some(loss) => format!(", held-out loss {loss:.3}"),

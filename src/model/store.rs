@@ -13,6 +13,7 @@ use super::cache::Cache;
 use super::decoder::{Decoder, DecoderConfig};
 use super::matrix::Matrix;
 use super::place::Place;
+use super::precision::Precision;
 use super::retro::{Retrieved, Retro, RetroConfig};
 use super::source::{BASE_MODEL, BaseModel, ChatTemplate, Source};
 use super::weights::Weights;
@@ -228,8 +229,18 @@ impl LanguageModel {
 
     /// Writes the model to the new folder `dir`, which appears whole or not at all.
     pub fn save(&self, dir: &Path) -> Result<()> {
+        self.save_as(dir, Precision::F32)
+    }
+
+    /// [`save`](Self::save) with weights of this precision.
+    ///
+    /// # Errors
+    /// A folder that is there already, a full disk.
+    pub fn save_as(&self, dir: &Path, precision: Precision) -> Result<()> {
         let Some(base) = &self.base else {
-            return write(dir, &self.config_json()?, &self.tokenizer, &self.tensors);
+            let mut config = self.config_json()?;
+            config["torch_dtype"] = precision.name().into();
+            return write(dir, &config, &self.tokenizer, &self.tensors, precision);
         };
         let failed = |e: serde_json::Error| Error::setting(BASE_MODEL, e.to_string());
         let mut config = json!({ BASE_MODEL: serde_json::to_value(base.seen_from(dir)).map_err(failed)? });
@@ -238,7 +249,7 @@ impl LanguageModel {
         }
         let added = self.tensors.iter().filter(|(place, _)| place.tensor.starts_with(Retro::PREFIX));
         let added = added.map(|(place, matrix)| (place.clone(), matrix.clone())).collect();
-        write(dir, &config, &self.tokenizer, &added)
+        write(dir, &config, &self.tokenizer, &added, precision)
     }
 
     fn config_json(&self) -> Result<Value> {
@@ -322,6 +333,7 @@ pub(super) fn write(
     config: &Value,
     tokenizer: &Tokenizer,
     weights: &BTreeMap<Place, Matrix>,
+    precision: Precision,
 ) -> Result<()> {
     if dir.exists() {
         return Err(Error::file(dir, "already exists; a model is never written over another"));
@@ -336,7 +348,7 @@ pub(super) fn write(
     let path = temporary.join("config.json");
     fs::write(&path, format!("{config:#}\n")).map_err(Error::io(path))?;
     tokenizer.save(&temporary.join("tokenizer.json"))?;
-    candle_core::safetensors::save(&whole_tensors(weights)?, temporary.join("model.safetensors"))?;
+    candle_core::safetensors::save(&whole_tensors(weights, precision)?, temporary.join("model.safetensors"))?;
     seal(temporary)?;
     fs::rename(temporary, dir).map_err(Error::io(dir))?;
     artefact::sync_dir(dir.parent().unwrap_or(Path::new(".")))?;
@@ -344,12 +356,17 @@ pub(super) fn write(
 }
 
 /// The tensors of the checkpoint that the weights make up, by name.
-pub(crate) fn whole_tensors(weights: &BTreeMap<Place, Matrix>) -> Result<HashMap<&str, Tensor>> {
+pub(crate) fn whole_tensors(
+    weights: &BTreeMap<Place, Matrix>,
+    precision: Precision,
+) -> Result<HashMap<&str, Tensor>> {
     let mut groups: BTreeMap<&str, (&Place, Vec<Tensor>)> = BTreeMap::new();
     for (place, tensor) in weights {
         groups.entry(&place.tensor).or_insert((place, Vec::new())).1.push(tensor.dense()?);
     }
-    let whole = groups.into_iter().map(|(name, (place, weights))| Ok((name, place.write(&weights)?)));
+    let whole = groups
+        .into_iter()
+        .map(|(name, (place, weights))| Ok((name, precision.stored(&place.write(&weights)?)?)));
     whole.collect()
 }
 

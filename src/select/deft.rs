@@ -49,21 +49,36 @@ pub fn select(
     scratch: &Path,
     progress: Progress,
 ) -> Result<Selection> {
-    check_size(pool, size.n)?;
-    if size.k == Some(0) {
-        return Err(Error::setting(
-            "-k",
-            "0 neighbours of each example choose nothing; ask for at least one",
-        ));
-    }
+    check(pool, size)?;
     let queries = encode_target(target, encoder)?;
     let scratch = Scratch::create(scratch)?;
     let index = index_pool(pool, encoder, &scratch.0, progress)?;
+    nearest(pool, target, size, |k| search(&index, &queries, k, progress))
+}
+
+/// Refuses sizes that no pool can give.
+pub(super) fn check(pool: &Pool, size: Size) -> Result<()> {
+    check_size(pool, size.n)?;
+    match size.k {
+        Some(0) => {
+            Err(Error::setting("-k", "0 neighbours of each example choose nothing; ask for at least one"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The rule of [`select`], with whatever finds the `k` nearest rows of each example.
+pub(super) fn nearest(
+    pool: &Pool,
+    target: &Target,
+    size: Size,
+    search: impl Fn(usize) -> Result<Vec<Neighbours>>,
+) -> Result<Selection> {
     // Examples of one task share neighbours, so twice the even share is a fair first guess.
     let guess = (2 * size.n).div_ceil(target.inputs().len()).max(8);
     let mut k = size.k.unwrap_or(guess).min(pool.len());
     loop {
-        let mut neighbours = search(&index, &queries, k, progress)?;
+        let mut neighbours = search(k)?;
         if let Some((rows, depth)) = choose(&neighbours, pool.len(), size.n) {
             if size.k.is_none() {
                 for found in &mut neighbours {

@@ -4,7 +4,9 @@
 //! them, and the number of rows wanted, to a [`Selection`]. [`run`] does the rest for every method:
 //! reading, the size-matched balanced random baseline, writing, and the [`Report`].
 
+pub mod bm25;
 pub mod deft;
+pub mod dsir;
 mod output;
 mod pool;
 pub mod random;
@@ -28,6 +30,10 @@ pub use report::{NearestTasks, Report};
 pub enum Method {
     /// The nearest neighbours of the target's examples (Ivison et al., 2023).
     Deft,
+    /// The rows that share the most telling words with the target's examples.
+    Bm25,
+    /// Rows drawn by how much likelier the target makes their words than the pool does (Xie et al., 2023).
+    Dsir,
     /// Every row alike.
     Random,
     /// Every task alike.
@@ -38,6 +44,8 @@ impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Deft => "deft",
+            Self::Bm25 => "bm25",
+            Self::Dsir => "dsir",
             Self::Random => "random",
             Self::RandomBalanced => "random-balanced",
         })
@@ -106,16 +114,14 @@ pub fn run(job: &Job, progress: Progress) -> Result<Report> {
     let out = output::File::create(&job.out)?;
     let scores = job.scores.as_deref().map(output::File::create).transpose()?;
     let pool = Pool::open(&job.pool)?;
+    let size = deft::Size { n: job.n, k: job.k };
     let selection = match job.method {
         Method::Deft => {
-            let path = job.target.as_deref().ok_or_else(|| {
-                Error::setting("--target", "the method deft needs the target's examples; name their file")
-            })?;
-            let target = Target::open(path)?;
             let encoder = encoder::load(&job.encoder)?;
-            let size = deft::Size { n: job.n, k: job.k };
-            deft::select(&pool, &target, size, encoder.as_ref(), &scratch(&job.out), progress)?
+            deft::select(&pool, &target(job)?, size, encoder.as_ref(), &scratch(&job.out), progress)?
         }
+        Method::Bm25 => bm25::select(&pool, &target(job)?, size, progress)?,
+        Method::Dsir => dsir::select(&pool, &target(job)?, job.n, job.seed)?,
         Method::Random => random::uniform(&pool, job.n, job.seed)?,
         Method::RandomBalanced => random::balanced(&pool, job.n, job.seed)?,
     };
@@ -127,9 +133,20 @@ pub fn run(job: &Job, progress: Progress) -> Result<Report> {
     Ok(Report::new(job, &pool, &selection, &baseline, started.elapsed()))
 }
 
+/// The target's examples, for a method that looks at them.
+fn target(job: &Job) -> Result<Target> {
+    match &job.target {
+        Some(path) => Target::open(path),
+        None => {
+            let why = format!("the method {} needs the target's examples; name their file", job.method);
+            Err(Error::setting("--target", why))
+        }
+    }
+}
+
 /// Refuses to write over what is read.
 fn check_files(job: &Job) -> Result<()> {
-    if job.scores.is_some() && job.method != Method::Deft {
+    if job.scores.is_some() && !matches!(job.method, Method::Deft | Method::Bm25) {
         let why = format!("the method {} asks no neighbours, so it has none to write", job.method);
         return Err(Error::setting("--scores", why));
     }

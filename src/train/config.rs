@@ -7,7 +7,7 @@ use sidenote_index::Metric;
 
 use crate::error::{Error, Result};
 use crate::model::t5::T5Config;
-use crate::model::{DecoderConfig, Initialisation, RetroConfig};
+use crate::model::{DecoderConfig, Initialisation, Precision, RetroConfig};
 
 /// The kind of model that a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -277,6 +277,14 @@ pub struct TrainingSection {
     /// Batches a step, whose gradients are added up: as if the batch were so much larger, in the memory of one.
     #[serde(default = "one")]
     pub accumulate: usize,
+    /// Where it is not 0, activations are kept for so many blocks at a time, and computed again for the others: less
+    /// memory, a third more work. Kind "lm".
+    #[serde(default)]
+    pub recompute: usize,
+    /// "f32" or "bf16": what the weights that are trained are rounded to wherever they are read, and saved as. Steps add
+    /// up in f32, beside the optimiser's state, and so does the arithmetic.
+    #[serde(default)]
+    pub precision: Precision,
     /// "adamw" or "adafactor".
     #[serde(default)]
     pub optimiser: OptimiserKind,
@@ -526,6 +534,8 @@ impl TrainingSection {
             chunks: default_chunks(),
             batch_tokens: default_batch_tokens(),
             accumulate: 1,
+            recompute: 0,
+            precision: Precision::default(),
             optimiser: OptimiserKind::default(),
             learning_rate: default_learning_rate(),
             warmup_steps: 0,
@@ -602,6 +612,9 @@ impl TrainConfig {
         {
             let why = "a model that reads neighbours takes only \"causal\": they belong to chunks, which must stay where they are";
             return Err(Error::setting("objectives", why));
+        }
+        if t.recompute > 0 && (self.kind != Kind::Lm || self.trime.is_some()) {
+            return Err(Error::setting("training.recompute", "belongs to kind = \"lm\" without [trime]"));
         }
         if let Some(trime) = &self.trime {
             if self.kind != Kind::Lm || !self.objectives.is_empty() {
@@ -776,6 +789,7 @@ mod tests {
         assert!(error(&["training.accumulate=0"]).contains("training.accumulate"));
         assert!(error(&["training.schedule=cosine", "training.decay_steps=2"]).contains("decay_steps"));
         assert!(error(&["training.schedule=wavy"]).contains("wavy"));
+        assert!(error(&["training.precision=f8"]).contains("f8"));
         let objective = |text: &str| error(&[&format!("objectives=[{text}]")]);
         assert!(objective("{kind = \"infilling\", spm_rate = 2.0}").contains("spm_rate"));
         assert!(objective("{kind = \"spans\", density = 0.0}").contains("density"));

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 use sidenote_kernels::{self as kernels, CrossEntropyOptions};
 
@@ -9,7 +10,8 @@ use super::config::{Kind, TrainConfig, TrimeKind};
 use super::copy;
 use super::examples::Examples;
 use super::order::Order;
-use super::steps::Learner;
+use super::recompute;
+use super::steps::{Learner, gradients_of};
 use super::trime::{self, Seen};
 use crate::corpus::Store;
 use crate::error::{Error, Result};
@@ -139,13 +141,22 @@ impl Learner for LanguageLearner<'_> {
         }
     }
 
+    fn gradients(&self, read: Self::Batch, number: usize, targets: usize) -> Result<(f64, GradStore)> {
+        match (&self.model.network, self.config.training.recompute) {
+            (Network::Plain(decoder), blocks @ 1..) if self.config.trime.is_none() => {
+                recompute::gradients(decoder, &read.0, self.variables(), targets, blocks)
+            }
+            _ => gradients_of(&self.loss(read, number)?, targets),
+        }
+    }
+
     fn held_out(&self) -> Result<Option<f64>> {
         let Some(held_out) = &self.held_out else { return Ok(None) };
         held_out.loss(&self.model, &self.library, self.model.network.neighbours()).map(Some)
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
-        self.model.save(dir)
+        self.model.save_as(dir, self.config.training.precision)
     }
 }
 

@@ -145,6 +145,6 @@ impl Learner for PairLearner<'_> {
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
-        self.model.save(dir)
+        self.model.save_as(dir, self.config.training.precision)
     }
 }

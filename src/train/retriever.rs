@@ -189,7 +189,7 @@ impl Learner for RetrieverLearner<'_> {
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
-        self.encoder.save(dir)
+        self.encoder.save_as(dir, self.config.training.precision)
     }
 }
 

@@ -6,6 +6,7 @@ use candle_core::Device;
 
 use super::checkpoint;
 use super::config::{Kind, Schedule, TrainConfig};
+use super::group::{Alone, Group};
 use super::language::LanguageLearner;
 use super::pairs::PairLearner;
 use super::retriever::RetrieverLearner;
@@ -16,6 +17,20 @@ use crate::progress::Progress;
 /// Runs the training that `config` describes. With `resume`, goes on from the last checkpoint in
 /// its folder, exactly as if it had never stopped.
 pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Outcome> {
+    run_in(&mut Alone, config, resume, progress)
+}
+
+/// [`run`] as one of several processes, each of which is given the same configuration: a step is of as many batches as
+/// there are processes, and the first of them writes.
+///
+/// # Errors
+/// As for [`run`]; a process that is gone.
+pub fn run_in(
+    group: &mut dyn Group,
+    config: &TrainConfig,
+    resume: bool,
+    progress: Progress,
+) -> Result<Outcome> {
     config.check()?;
     let out = &config.out;
     let model_dir = out.join("model");
@@ -30,8 +45,10 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
     if !steps_there.is_empty() {
         check_same_run(config)?;
     }
-    fs::create_dir_all(out).map_err(Error::io(out))?;
-    save_config(config)?;
+    if group.rank() == 0 {
+        fs::create_dir_all(out).map_err(Error::io(out))?;
+        save_config(config)?;
+    }
     let start = match steps_there.last() {
         Some(step) => Some(checkpoint::folder(out, *step)),
         None => config.continue_from.clone(),
@@ -43,7 +60,7 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
         Kind::T5 => "train t5",
         Kind::Retriever => "train retriever",
     };
-    let run = Run { out, training: &config.training, start: start.as_deref(), what };
+    let run = Run { out, training: &config.training, start: start.as_deref(), what, group };
     match config.kind {
         Kind::T5 => run.through(PairLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
         Kind::Retriever => {

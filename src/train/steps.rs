@@ -10,6 +10,7 @@ use sidenote_kernels as kernels;
 
 use super::checkpoint;
 use super::config::{Schedule, TrainingSection};
+use super::group::{Group, sum_gradients};
 use super::log::{Curve, Log, Measurement, plot};
 use super::optimiser::Optimiser;
 use super::schedule::learning_rate;
@@ -55,6 +56,14 @@ pub trait Learner {
     /// When the device refuses.
     fn loss(&self, batch: Self::Batch, number: usize) -> Result<Tensor>;
 
+    /// The loss of a batch as its part of the mean over the `targets` of a step, and its gradients.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    fn gradients(&self, batch: Self::Batch, number: usize, targets: usize) -> Result<(f64, GradStore)> {
+        gradients_of(&self.loss(batch, number)?, targets)
+    }
+
     /// The mean loss on what is held out, where there is any.
     ///
     /// # Errors
@@ -96,6 +105,12 @@ pub struct Outcome {
     pub measurements: Vec<Measurement>,
 }
 
+/// A sum of losses as its part of the mean over `targets` targets, and the gradients of that.
+pub(super) fn gradients_of(sum: &Tensor, targets: usize) -> Result<(f64, GradStore)> {
+    let loss = (sum / targets.max(1) as f64)?;
+    Ok((f64::from(loss.to_scalar::<f32>()?), kernels::backward(&loss)?))
+}
+
 /// A run through the loop.
 pub struct Run<'a> {
     /// Its folder.
@@ -106,6 +121,8 @@ pub struct Run<'a> {
     pub start: Option<&'a Path>,
     /// What it is called.
     pub what: &'a str,
+    /// The processes that train together, of which the first writes.
+    pub group: &'a mut dyn Group,
 }
 
 impl Run<'_> {
@@ -113,17 +130,19 @@ impl Run<'_> {
     ///
     /// # Errors
     /// An interruption, after a checkpoint; a full disk; what the learner reports.
-    pub fn through<L: Learner>(&self, mut learner: L, progress: Progress) -> Result<Outcome> {
-        let Self { out, training, start, what } = *self;
-        let mut optimiser = Optimiser::new(learner.variables().to_vec(), training);
+    pub fn through<L: Learner>(self, mut learner: L, progress: Progress) -> Result<Outcome> {
+        let Self { out, training, start, what, group } = self;
+        let writes = group.rank() == 0;
         let mut step = 0;
         if let Some(dir) = start {
-            checkpoint::load_optimiser(dir, &mut optimiser)?;
             step = checkpoint::step_of(dir).ok_or_else(|| {
                 Error::setting("continue_from", "give a checkpoint folder, such as checkpoints/step-0000100")
             })?;
         }
-        let (mut log, mut measurements) = Log::open(out, step)?;
+        let (mut log, mut measurements) = match writes {
+            true => Log::open(out, step).map(|(log, measurements)| (Some(log), measurements))?,
+            false => (None, Vec::new()),
+        };
         let last = measurements.last();
         let mut tokens = last.map_or(0, |m| m.tokens);
         let mut seconds = last.map_or(0.0, |m| m.seconds);
@@ -133,6 +152,10 @@ impl Run<'_> {
             learner.begin(progress)?;
             seconds += clock.elapsed().as_secs_f64();
         }
+        let mut optimiser = Optimiser::new(learner.variables().to_vec(), training)?;
+        if let Some(dir) = start {
+            checkpoint::load_optimiser(dir, &mut optimiser)?;
+        }
 
         let task = progress.task(what, (training.steps - step.min(training.steps)) as u64, "steps");
         // From there a run with a constant rate can be made longer.
@@ -141,25 +164,32 @@ impl Run<'_> {
         let (mut sum, mut count) = (0.0, 0usize);
         while step < training.steps {
             let clock = Instant::now();
-            let first = step * training.accumulate;
+            let first = (step * group.size() + group.rank()) * training.accumulate;
             let numbers = first..first + training.accumulate;
             let batches = numbers.clone().map(|number| learner.read(number)).collect::<Result<Vec<_>>>()?;
-            let scored = batches.iter().map(|batch| learner.targets(batch)).sum::<usize>();
+            // Few enough to be exact.
+            let mut scored = [batches.iter().map(|batch| learner.targets(batch)).sum::<usize>() as f32];
+            group.sum(&mut scored)?;
+            let scored = scored[0] as usize;
             let mut gradients: Option<GradStore> = None;
             let mut value = 0.0;
             for (number, batch) in numbers.zip(batches) {
-                let loss = learner.loss(batch, number)?;
-                let loss = (loss / scored.max(1) as f64)?;
-                value += loss.to_scalar::<f32>()? as f64;
-                let of_batch = kernels::backward(&loss)?;
+                let (loss, of_batch) = learner.gradients(batch, number, scored)?;
+                value += loss;
                 match &mut gradients {
                     None => gradients = Some(of_batch),
                     Some(sum) => add(sum, of_batch, learner.variables())?,
                 }
             }
-            let Some(gradients) = gradients else { break };
+            let Some(mut gradients) = gradients else { break };
+            sum_gradients(group, &mut gradients, learner.variables())?;
+            let mut loss = [value as f32];
+            if group.size() > 1 {
+                group.sum(&mut loss)?;
+                value = loss[0].into();
+            }
             let rate = learning_rate(training, step);
-            let stats = optimiser.step(&gradients, rate, training.clip)?;
+            let stats = optimiser.step(&mut gradients, rate, training.clip)?;
             step += 1;
             tokens += scored as u64;
             seconds += clock.elapsed().as_secs_f64();
@@ -171,11 +201,14 @@ impl Run<'_> {
                 }
             }
             task.advance(1);
-            task.remark(format!("loss {value:.3}"));
+            task.remark(format!("loss {value:.3}, {:.0} tokens/s", tokens as f64 / seconds.max(1e-9)));
 
             let done = step == training.steps;
             let evaluate = done || step.is_multiple_of(training.evaluate_every);
             let stop = interrupt::requested() && !done;
+            if !writes {
+                continue;
+            }
             let mut save =
                 stop || (!done && step.is_multiple_of(training.checkpoint_every)) || Some(step) == level;
             // A line before each checkpoint, so that a resumed run counts on from exactly there.
@@ -191,7 +224,9 @@ impl Run<'_> {
                     skipped_steps,
                     held_out_loss,
                 };
-                log.write(&line)?;
+                if let Some(log) = &mut log {
+                    log.write(&line)?;
+                }
                 measurements.push(line);
                 let best_yet = best_of(&measurements);
                 save |= best_yet != best && !done;
@@ -208,13 +243,12 @@ impl Run<'_> {
             }
         }
         drop(task);
-        plot(
-            &out.join("curve.svg"),
-            &format!("{what}: {}", out.display()),
-            &[Curve::of(what, &measurements)],
-        )?;
         let model_dir = out.join("model");
-        learner.save(&model_dir)?;
+        if writes {
+            let title = format!("{what}: {}", out.display());
+            plot(&out.join("curve.svg"), &title, &[Curve::of(what, &measurements)])?;
+            learner.save(&model_dir)?;
+        }
         let last = measurements.last();
         Ok(Outcome {
             parameters: learner.parameters(),
@@ -233,7 +267,7 @@ impl Run<'_> {
 }
 
 /// Adds the gradients of another batch to `sum`.
-fn add(sum: &mut GradStore, mut other: GradStore, variables: &[(String, Var)]) -> Result<()> {
+pub(super) fn add(sum: &mut GradStore, mut other: GradStore, variables: &[(String, Var)]) -> Result<()> {
     for (_, variable) in variables {
         let Some(new) = other.remove(variable) else { continue };
         let new = match sum.remove(variable) {
@@ -253,9 +287,83 @@ fn best_of(measurements: &[Measurement]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use candle_core::{DType, Device, Tensor};
 
+    use super::super::group::Alone;
     use super::*;
+
+    /// Learns numbers that are small; one of its batches has a loss that is no number.
+    struct Small {
+        weights: [(String, Var); 1],
+        bad: usize,
+    }
+
+    impl Small {
+        fn new(bad: usize) -> Self {
+            let weight = Var::new(&[0.5f32, -2.0, 3.0], &Device::Cpu).unwrap();
+            Self { weights: [("w".into(), weight)], bad }
+        }
+    }
+
+    impl Learner for Small {
+        type Batch = ();
+
+        fn variables(&self) -> &[(String, Var)] {
+            &self.weights
+        }
+
+        fn parameters(&self) -> usize {
+            3
+        }
+
+        fn read(&mut self, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn targets(&self, (): &()) -> usize {
+            1
+        }
+
+        fn loss(&self, (): (), number: usize) -> Result<Tensor> {
+            let scale = if number == self.bad { f64::NAN } else { 1.0 };
+            Ok((self.weights[0].1.sqr()?.sum_all()? * scale)?)
+        }
+
+        fn held_out(&self) -> Result<Option<f64>> {
+            Ok(None)
+        }
+
+        fn save(&self, dir: &Path) -> Result<()> {
+            fs::create_dir_all(dir).map_err(Error::io(dir))
+        }
+    }
+
+    /// Fails when such a step moves a weight, counts in the mean loss, or is forgotten by a run that goes on.
+    #[test]
+    fn a_step_that_is_not_finite_is_left_out_and_counted() {
+        let place = tempfile::tempdir().unwrap();
+        let through = |name: &str, steps: usize, bad: usize, start: Option<usize>| {
+            let out = place.path().join(name);
+            fs::create_dir_all(&out).unwrap();
+            let training = TrainingSection { checkpoint_every: 4, ..TrainingSection::of(steps) };
+            let start = start.map(|step| checkpoint::folder(&out, step));
+            let learner = Small::new(bad);
+            let weight = learner.weights[0].1.clone();
+            let group = &mut Alone;
+            let run = Run { out: &out, training: &training, start: start.as_deref(), what: "small", group };
+            let outcome = run.through(learner, Progress::Silent).unwrap();
+            fs::remove_dir_all(&outcome.model).unwrap();
+            (outcome, weight.to_vec1::<f32>().unwrap())
+        };
+        let (without, expected) = through("without", 4, usize::MAX, None);
+        let (with, found) = through("with", 5, 2, None);
+        assert_eq!((without.skipped_steps, with.skipped_steps), (0, 1));
+        assert_eq!(found, expected);
+        assert!(with.measurements.iter().all(|line| line.loss.is_finite()), "{:?}", with.measurements);
+        assert_eq!(through("with", 6, usize::MAX, Some(4)).0.skipped_steps, 1);
+    }
 
     #[test]
     fn gradients_of_batches_add_up_to_those_of_all_of_them() {

@@ -13,6 +13,7 @@ use super::super::folder::{CONFIG, WEIGHTS};
 use super::{Part, TrainableEncoder};
 use crate::artefact::{self, sync_dir};
 use crate::error::{Error, Result};
+use crate::model::Precision;
 use crate::model::store::whole_tensors;
 
 /// Ends of names of files that hold weights.
@@ -25,6 +26,14 @@ impl TrainableEncoder {
     /// # Errors
     /// Names the file that cannot be read or written; a folder that is there already.
     pub fn save(&self, dir: &Path) -> Result<()> {
+        self.save_as(dir, Precision::F32)
+    }
+
+    /// [`save`](Self::save) with trained weights of this precision.
+    ///
+    /// # Errors
+    /// As for [`save`](Self::save).
+    pub fn save_as(&self, dir: &Path, precision: Precision) -> Result<()> {
         if dir.exists() {
             return Err(Error::file(dir, "already exists; an encoder is never written over another"));
         }
@@ -41,7 +50,7 @@ impl TrainableEncoder {
             fs::write(&path, bytes).map_err(Error::io(path))?;
         }
         for part in &self.weights {
-            part.save(&temporary)?;
+            part.save(&temporary, precision)?;
         }
         sync_all(&temporary)?;
         fs::rename(&temporary, dir).map_err(Error::io(dir))?;
@@ -50,10 +59,10 @@ impl TrainableEncoder {
 }
 
 impl Part {
-    /// Writes the weights below the encoder's folder `dir`, and says in the configuration that they are in f32.
-    fn save(&self, dir: &Path) -> Result<()> {
+    /// Writes the weights below the encoder's folder `dir`, and says in the configuration how precise they are.
+    fn save(&self, dir: &Path, precision: Precision) -> Result<()> {
         let dir = if self.folder.is_empty() { dir.to_path_buf() } else { dir.join(&self.folder) };
-        let mut tensors: HashMap<&str, Tensor> = whole_tensors(&self.tensors)?;
+        let mut tensors: HashMap<&str, Tensor> = whole_tensors(&self.tensors, precision)?;
         for (name, tensor) in &self.others {
             tensors.entry(name).or_insert(tensor.contiguous()?);
         }
@@ -63,7 +72,7 @@ impl Part {
         let mut config: Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
         for name in ["torch_dtype", "dtype"] {
             if let Some(dtype) = config.get_mut(name) {
-                *dtype = "float32".into();
+                *dtype = precision.name().into();
             }
         }
         fs::write(&path, format!("{config:#}\n")).map_err(Error::io(path))

@@ -1,6 +1,8 @@
 //! Decoder-only transformers of many families: one network, which [`DecoderConfig`] describes, and for each family
 //! a file that reads and writes its checkpoints.
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 
 use super::cache::Cache;
@@ -146,10 +148,20 @@ impl Decoder {
         Ok((self.finish(&h)?, before))
     }
 
+    /// What some of the blocks make of `h` `[batch, tokens, d]`, whole sequences at `places`: the same shape.
+    pub fn run_blocks(&self, blocks: Range<usize>, h: &Tensor, places: &Places) -> Result<Tensor> {
+        let mut cache = Cache::default();
+        let mut h = h.clone();
+        for i in blocks {
+            h = self.blocks[i].feed_forward(&self.attend(i, &h, places, &mut cache)?)?;
+        }
+        Ok(h)
+    }
+
     /// The attention half of block `i`, with its residual connection, at the places that [`places`](Self::places)
     /// gave for the tokens of `h`.
     pub fn attend(&self, i: usize, h: &Tensor, places: &Places, cache: &mut Cache) -> Result<Tensor> {
-        self.blocks[i].attend(h, places, cache.layer(i))
+        self.blocks[i].attend(h, places, cache.layer(i, self.config.window_of(i)))
     }
 
     /// The last norm.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{T5, T5Config, checkpoint};
 use crate::corpus::Tokenizer;
 use crate::error::{Error, Result};
+use crate::model::Precision;
 use crate::model::matrix::Matrix;
 use crate::model::place::Place;
 use crate::model::source::Source;
@@ -77,7 +78,17 @@ impl EncoderDecoder {
 
     /// Writes the model to the new folder `dir`, which appears whole or not at all, as transformers reads it.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        store::write(dir, &self.config_json()?, &self.tokenizer, &self.tensors)
+        self.save_as(dir, Precision::F32)
+    }
+
+    /// [`save`](Self::save) with weights of this precision.
+    ///
+    /// # Errors
+    /// A folder that is there already, a full disk.
+    pub fn save_as(&self, dir: &Path, precision: Precision) -> Result<()> {
+        let mut config = self.config_json()?;
+        config["torch_dtype"] = precision.name().into();
+        store::write(dir, &config, &self.tokenizer, &self.tensors, precision)
     }
 
     fn config_json(&self) -> Result<Value> {
@@ -97,9 +108,7 @@ impl EncoderDecoder {
         if let Some(&end) = self.end_tokens.first() {
             fields.entry("eos_token_id").or_insert(json!(end));
         }
-        // Both names, transformers' older one first, of what is written here.
         fields.remove("dtype");
-        fields.insert("torch_dtype".into(), json!("float32"));
         Ok(Value::Object(fields))
     }
 

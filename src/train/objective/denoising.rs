@@ -1,5 +1,6 @@
 //! AlexaTM's two tasks (Soltan et al. 2022, <https://arxiv.org/abs/2208.01448>): write a text that was read with spans
-//! dropped, without a mark where they were; and, behind a token that asks for it, write how a text goes on.
+//! dropped, without a mark where they were; and, behind a token that asks for it, write how a text goes on. AlexaTM
+//! learnt by the first four times as often as by the second. The numbers here are those of its section 4.
 
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;

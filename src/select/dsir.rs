@@ -1,0 +1,179 @@
+//! DSIR: rows drawn by how much likelier the target makes their words than the pool does.
+//!
+//! Xie, Santurkar, Ma, Liang: *Data Selection for Language Models via Importance Resampling*, NeurIPS 2023
+//! (<https://arxiv.org/abs/2302.03169>), section 3. No model, and the pool is read front to back twice.
+
+use std::collections::BinaryHeap;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{Chosen, Pool, Selection, Target, check_size};
+use crate::error::Result;
+
+/// Buckets that words and pairs of words are hashed into.
+const BUCKETS: usize = 10_000;
+
+/// Chooses exactly `n` rows: those with the greatest `ln (p(x) / q(x)) + G`, where p and q give a row's words and pairs of
+/// words their shares among the target's examples and in the pool, and G is drawn from Gumbel's distribution anew for each
+/// row (which draws without replacement, each row in proportion to p / q). The same seed draws the same.
+///
+/// # Errors
+/// `n` is 0 or more than there are rows; unreadable files.
+pub fn select(pool: &Pool, target: &Target, n: usize, seed: u64) -> Result<Selection> {
+    check_size(pool, n)?;
+    let (mut wanted, mut there) = (vec![0u64; BUCKETS], vec![0u64; BUCKETS]);
+    target.inputs().iter().for_each(|input| features(input, |bucket| wanted[bucket] += 1));
+    pool.for_each(|_, _, row| {
+        features(&row.input, |bucket| there[bucket] += 1);
+        Ok(())
+    })?;
+    let gain = gains(&wanted, &there);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    // The least of the best so far on top.
+    let mut best: BinaryHeap<std::cmp::Reverse<(Key, usize)>> = BinaryHeap::new();
+    pool.for_each(|row, _, fields| {
+        let mut weight = 0.0;
+        features(&fields.input, |bucket| weight += gain[bucket]);
+        let gumbel = -(-(1.0 - rng.random::<f64>()).ln()).ln();
+        best.push(std::cmp::Reverse((Key(weight + gumbel), row)));
+        if best.len() > n {
+            best.pop();
+        }
+        Ok(())
+    })?;
+    let mut rows: Vec<usize> = best.into_iter().map(|entry| entry.0.1).collect();
+    rows.sort_unstable();
+    let rows = rows.into_iter().map(|row| Chosen { row, attribution_frequency: 0 }).collect();
+    Ok(Selection { rows, neighbours: Vec::new() })
+}
+
+/// A number that is never NaN, in order.
+#[derive(PartialEq)]
+struct Key(f64);
+
+impl Eq for Key {}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+/// `ln (p / q)` of each bucket. A target has few examples, in which most words of its kind are missing: p is drawn towards q
+/// by as many counts as there are (a Dirichlet prior), where the paper, whose targets are large, takes the shares as they are.
+fn gains(wanted: &[u64], there: &[u64]) -> Vec<f64> {
+    let total = |counts: &[u64]| counts.iter().sum::<u64>().max(1) as f64;
+    let (of_target, of_pool) = (total(wanted), total(there));
+    let gain = |(wanted, there): (&u64, &u64)| match *there {
+        // No row of the pool has it.
+        0 => 0.0,
+        there => {
+            let q = there as f64 / of_pool;
+            ((*wanted as f64 + of_target * q) / (2.0 * of_target) / q).ln()
+        }
+    };
+    wanted.iter().zip(there).map(gain).collect()
+}
+
+/// The buckets of a text's words, in lower case and apart from punctuation, and of its pairs of consecutive words.
+fn features(text: &str, mut visit: impl FnMut(usize)) {
+    let mut last: Option<u64> = None;
+    for word in words(text) {
+        let hash = hash(word.bytes().map(|b| b.to_ascii_lowercase()), 0xCBF2_9CE4_8422_2325);
+        visit((hash % BUCKETS as u64) as usize);
+        if let Some(last) = last {
+            visit((last.rotate_left(23).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ hash) as usize % BUCKETS);
+        }
+        last = Some(hash);
+    }
+}
+
+/// Runs of letters and digits, and each sign of punctuation by itself.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut rest = text.trim_start();
+    std::iter::from_fn(move || {
+        let first = rest.chars().next()?;
+        let end = match is_word(first) {
+            true => rest.find(|c| !is_word(c)).unwrap_or(rest.len()),
+            false => first.len_utf8(),
+        };
+        let word = &rest[..end];
+        rest = rest[end..].trim_start();
+        Some(word)
+    })
+}
+
+/// FNV-1a.
+fn hash(bytes: impl Iterator<Item = u8>, start: u64) -> u64 {
+    bytes.fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(rows: &[String], examples: &[&str]) -> (tempfile::TempDir, Pool, Target) {
+        let dir = tempfile::tempdir().unwrap();
+        let lines = |texts: &mut dyn Iterator<Item = serde_json::Value>| {
+            texts.map(|line| format!("{line}\n")).collect::<String>()
+        };
+        let (pool, target) = (dir.path().join("pool.jsonl"), dir.path().join("target.jsonl"));
+        let row = |input: &String| serde_json::json!({"input": input, "target": "x"});
+        std::fs::write(&pool, lines(&mut rows.iter().map(row))).unwrap();
+        let example = |input: &&str| serde_json::json!({ "input": input });
+        std::fs::write(&target, lines(&mut examples.iter().map(example))).unwrap();
+        let opened = (Pool::open(&pool).unwrap(), Target::open(&target).unwrap());
+        (dir, opened.0, opened.1)
+    }
+
+    /// Fails when the pool's own frequencies are left out: "the" would outweigh what is rare.
+    #[test]
+    fn rows_with_the_targets_words_are_drawn_and_common_words_say_nothing() {
+        let topic = |i: usize| {
+            ["bees make honey in the hive", "the king lives in the castle", "the moon and the sun"][i % 3]
+        };
+        let rows: Vec<String> = (0..300).map(|i| format!("{} {}", topic(i), i)).collect();
+        let (_dir, pool, target) = files(&rows, &["the hive of the bees", "honey and bees in the hive"]);
+        let selection = select(&pool, &target, 60, 1).unwrap();
+        assert_eq!(selection.rows.len(), 60);
+        let right = selection.rows.iter().filter(|chosen| chosen.row % 3 == 0).count();
+        assert!(right >= 55, "{right} of 60");
+        assert_eq!(select(&pool, &target, 60, 1).unwrap(), selection);
+        assert_ne!(select(&pool, &target, 60, 2).unwrap(), selection);
+        assert!(select(&pool, &target, 301, 1).is_err() && select(&pool, &target, 0, 1).is_err());
+        assert_eq!(select(&pool, &target, 300, 1).unwrap().rows.len(), 300);
+    }
+
+    /// Gumbel's noise draws in proportion to the weights: without it the best alone would be chosen.
+    #[test]
+    fn rows_alike_are_drawn_alike() {
+        let rows: Vec<String> = (0..50).map(|i| format!("word{}", i % 2)).collect();
+        let (_dir, pool, target) = files(&rows, &["word0 word1"]);
+        let mut drawn = vec![0; 50];
+        for seed in 0..400 {
+            select(&pool, &target, 5, seed).unwrap().rows.iter().for_each(|chosen| drawn[chosen.row] += 1);
+        }
+        assert!(drawn.iter().all(|count| (15..70).contains(count)), "{drawn:?}");
+    }
+
+    #[test]
+    fn words_and_pairs_are_counted_whatever_their_case() {
+        let all = |text: &str| {
+            let mut found = Vec::new();
+            features(text, |bucket| found.push(bucket));
+            found
+        };
+        assert_eq!(all("The hive, the HIVE").len(), 5 + 4);
+        assert_eq!(all("the Hive"), all("THE hive"));
+        assert_ne!(all("the hive"), all("hive the"));
+        assert!(all("").is_empty());
+    }
+}
