@@ -3,7 +3,7 @@
 #include "reference.h"
 
 template <int D, typename Forward, typename Delta, typename Query, typename Key>
-void check(Forward forward_kernel, Delta delta_kernel, Query query_kernel, Key key_kernel) {
+void check(Forward forward_kernel, Delta delta_kernel, Query query_kernel, Key key_kernel, const Sizes *given = nullptr) {
     Sizes s;
     int batch = between(1, 2), group = between(1, 2);
     s.key_heads = between(1, 2);
@@ -15,6 +15,11 @@ void check(Forward forward_kernel, Delta delta_kernel, Query query_kernel, Key k
     s.window = between(0, 1) ? between(1, 70) : 0;
     s.scale = 1 / std::sqrt((float)D);
     bool masked = between(0, 1), sunk = between(0, 1);
+    if (given) {
+        s = *given;
+        batch = group = 1;
+        masked = sunk = false;
+    }
     char shape[200];
     snprintf(shape, sizeof shape, "D=%d batch=%d heads=%d/%d %d x %d offset=%d%s window=%d%s%s", D, batch, s.heads,
              s.key_heads, s.queries, s.keys, s.offset, s.causal ? " causal" : "", s.window, masked ? " mask" : "",
@@ -86,6 +91,9 @@ void check(Forward forward_kernel, Delta delta_kernel, Query query_kernel, Key k
 }
 
 int main() {
+    // The last query that sees the last key is the first of its step: the bound must include it.
+    Sizes edge = {1, 1, 40, 10, 0, 1, STEP + 1 - 9, 0.1f};
+    check<32>(attention_forward_32, attention_delta_32, attention_backward_q_32, attention_backward_kv_32, &edge);
     for (int i = 0; i < 40; i++) {
         check<32>(attention_forward_32, attention_delta_32, attention_backward_q_32, attention_backward_kv_32);
         if (i % 5 == 0)
