@@ -172,3 +172,17 @@ fn gpu_attention() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_embedding() -> Result<()> {
+    let device = Device::new(0)?;
+    let (table, host_table) = random::<f32>(&device, &[37, 77])?;
+    let ids: Vec<u32> = (0..200).map(|_| rng().random_range(0..30)).collect();
+    let (grad, host_grad) = random::<f32>(&device, &[200, 77])?;
+    let out = host_table.index_select(&Host::new(&ids[..], &Cpu::Cpu)?, 0)?;
+    let grads = (&out * host_grad.as_tensor())?.sum_all()?.backward()?;
+    close(&device, "embedding", &cuda::embedding(&device, &table, &ids)?, &out)?;
+    let found = cuda::embedding_backward(&device, 37, &ids, &grad)?;
+    close(&device, "embedding dtable", &found, grads.get(&host_table).unwrap())
+}

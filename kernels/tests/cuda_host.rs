@@ -50,3 +50,8 @@ fn attention() {
 fn pointwise() {
     check("pointwise");
 }
+
+#[test]
+fn embedding() {
+    check("embedding");
+}

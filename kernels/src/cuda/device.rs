@@ -31,6 +31,7 @@ pub struct Device {
     pub(super) stream: Arc<CudaStream>,
     norm: Arc<CudaModule>,
     attention: Arc<CudaModule>,
+    embedding: Arc<CudaModule>,
     pointwise: Arc<CudaModule>,
 }
 
@@ -52,6 +53,7 @@ impl<T> Tensor<T> {
 pub(super) enum Source {
     Norm,
     Attention,
+    Embedding,
     Pointwise,
 }
 
@@ -71,6 +73,7 @@ impl Device {
             stream: context.default_stream(),
             norm: load(include_bytes!(concat!(env!("OUT_DIR"), "/norm.fatbin")))?,
             attention: load(include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin")))?,
+            embedding: load(include_bytes!(concat!(env!("OUT_DIR"), "/embedding.fatbin")))?,
             pointwise: load(include_bytes!(concat!(env!("OUT_DIR"), "/pointwise.fatbin")))?,
         })
     }
@@ -106,10 +109,16 @@ impl Device {
         Ok(Tensor { data, shape: shape.to_vec() })
     }
 
+    pub(super) fn zeros<T: Storage>(&self, shape: &[usize]) -> Result<Tensor<T>> {
+        let data = self.stream.alloc_zeros(shape.iter().product()).map_err(Error::wrap)?;
+        Ok(Tensor { data, shape: shape.to_vec() })
+    }
+
     pub(super) fn kernel(&self, source: Source, name: &str) -> Result<CudaFunction> {
         let module = match source {
             Source::Norm => &self.norm,
             Source::Attention => &self.attention,
+            Source::Embedding => &self.embedding,
             Source::Pointwise => &self.pointwise,
         };
         module.load_function(name).map_err(Error::wrap)

@@ -5,10 +5,12 @@
 
 mod attention;
 mod device;
+mod embedding;
 mod norm;
 mod pointwise;
 
 pub use attention::{Attention, AttentionGradients, Masks, attention, attention_backward};
 pub use device::{Device, Storage, Tensor};
+pub use embedding::{embedding, embedding_backward};
 pub use norm::{NormGradients, Normalised, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use pointwise::{gated, gated_backward, rotary};
