@@ -24,6 +24,12 @@ BEAMS = [
     {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.0},
     {"num_beams": 2, "num_return_sequences": 1, "length_penalty": 2.0, "repetition_penalty": 1.3},
     {"num_beams": 5, "num_return_sequences": 5, "length_penalty": -0.5, "eos_token_id": [END, SECOND_END]},
+    # Texts that end come to be ranked below the beams, where they are not kept.
+    {"num_beams": 4, "num_return_sequences": 4, "length_penalty": 0.0,
+     "eos_token_id": [END, 20, 21, 22, 31, 36, 39, 42, 55]},
+    # With so many ends twice as many candidates as beams are not enough to go on with.
+    {"num_beams": 4, "num_return_sequences": 4, "length_penalty": 2.0,
+     "eos_token_id": [END, 2, 7, 10, 22, 29, 38, 45, 50]},
 ]
 SAMPLING = [
     {"temperature": 0.7},

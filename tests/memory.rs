@@ -122,6 +122,66 @@ fn a_model_trained_with_memories_makes_use_of_them() {
     }
 }
 
+/// What a RETRO model reads moves its contexts: a memory is made, tuned and asked with neighbours, or none of it is.
+#[test]
+fn a_retro_models_memory_is_made_as_it_is_asked() {
+    let place = workplace();
+    let dir = place.path();
+    succeed(dir, "neighbours index -k 2 --out neighbours");
+    succeed(dir, "neighbours index --queries held.jsonl -k 2 --out held-out");
+    let toml = r#"
+        kind = "retrofit"
+        out = "retro"
+        index = "index"
+        neighbours = "neighbours"
+        base = "plain/model"
+        [retro]
+        layers = [2]
+        heads = 1
+        head_dim = 16
+        encoder_hidden_size = 32
+        encoder_heads = 4
+        encoder_layers = 1
+        initialisation = "copy"
+        [training]
+        steps = 12
+        batch_tokens = 256
+    "#;
+    fs::write(dir.join("retro.toml"), toml).unwrap();
+    succeed(dir, "train retro.toml");
+    let on = succeed(dir, "memory build retro/model --text-of index --neighbours neighbours --out on");
+    let off = succeed(dir, "memory build retro/model --text-of index --out off");
+    assert_eq!((&on["retrieval"], &off["retrieval"]), (&true.into(), &false.into()));
+    assert_eq!(on["entries"], off["entries"]);
+    assert_ne!(on["contexts"], off["contexts"]);
+
+    let asked = |options: &str| {
+        let command = format!("eval perplexity retro/model --corpus valid.jsonl --index index {options}");
+        succeed(dir, &command)["perplexity"].as_f64().unwrap().ln()
+    };
+    let alone = asked("");
+    assert!((alone - asked("--retrieval off")).abs() > 1e-3, "retrieval does nothing here: {alone}");
+    let before = asked("--memory on");
+    let tuned = succeed(dir, "memory tune on retro/model --corpus valid.jsonl --index index -k 32");
+    let close = |name: &str, wanted: f64| (tuned[name].as_f64().unwrap() - wanted).abs() < 1e-5;
+    assert!(close("loss_without", alone) && close("loss_before", before), "{tuned} {alone} {before}");
+    assert!(close("loss_after", asked("--memory on")), "{tuned}");
+    asked("--retrieval off --memory off");
+
+    for mixed in [
+        "eval perplexity retro/model --corpus held.jsonl --index index --memory off",
+        "eval perplexity retro/model --corpus held.jsonl --index index --retrieval off --memory on",
+        "memory tune on retro/model --corpus valid.jsonl",
+        "memory tune off retro/model --corpus valid.jsonl --index index",
+    ] {
+        assert!(fail(dir, mixed).contains("ways to read"), "{mixed}");
+    }
+    let said = fail(dir, "memory build plain/model --text-of index --neighbours neighbours --out plain-on");
+    assert!(said.contains("plain"), "{said}");
+    let said = fail(dir, "memory build retro/model --text-of index --neighbours held-out --out other");
+    assert!(said.contains("held-out"), "{said}");
+}
+
 #[test]
 fn what_does_not_belong_together_or_is_damaged_is_told() {
     let place = workplace();

@@ -14,12 +14,13 @@ and test.jsonl. For each corpus a tokenizer of 4,096 tokens is trained that all 
     trime-external  trained on batches of sequences alike, and asked with a datastore of the training text
     retro           plain with RETRO's layers fitted (RETRO-fit, 256 steps), reading two neighbours a chunk
     retro-shuffled  the same model, reading some other chunk's neighbours
-    retro+knn       the same model, with a datastore of the training text as well
+    retro+knn       the same model, with a datastore of the training text as well, made while it reads
 
 A cell is one system on one corpus with one seed. Its result is a line of memory.jsonl beside this file, appended as soon
-as it is there; what is there is not run again, so a run that was stopped goes on. At the end memory.md is written from all
-lines: perplexity a token and (WikiText-2) an original word, the end of a line counted as one; bits a byte of UTF-8; and
-ratios to plain-longer of the same seed. The first token of a document is predicted by no system. Needs Python only.
+as it is there; what is there is not run again, so a run that was stopped goes on; other --steps are other cells. At the end
+memory.md is written from all lines: perplexity a token and (WikiText-2) an original word, the end of a line counted as one;
+bits a byte of UTF-8; and ratios to plain-longer of the same seed. The first token of a document is predicted by no system.
+What reads an index is timed with finding ten neighbours a chunk, for bpb(alpha). Needs Python only.
 """
 
 import argparse
@@ -33,7 +34,7 @@ import statistics
 import time
 from functools import partial
 
-from cells import arguments, run_cells, sidenote
+from cells import arguments, once, run_cells, sidenote
 
 SYSTEMS = [
     "plain", "plain-longer", "cache", "knn-lm", "trime-local", "trime-long", "trime-external", "retro", "retro-shuffled",
@@ -74,10 +75,11 @@ def texts(args, corpus):
 def prepare(args, corpus):
     """Texts, tokenizer, index and neighbours; gives their folder and the words of the test text."""
     folder = os.path.join(args.work, corpus)
-    ready = os.path.join(folder, "ready.json")
-    if os.path.exists(ready):
-        return folder, json.load(open(ready))
     os.makedirs(folder, exist_ok=True)
+    return folder, once(os.path.join(folder, "ready.json"), partial(write_corpus, args, corpus, folder))
+
+
+def write_corpus(args, corpus, folder):
     words = None
     for part, articles in texts(args, corpus).items():
         with open(os.path.join(folder, f"{part}.jsonl"), "w", encoding="utf-8") as out:
@@ -90,43 +92,42 @@ def prepare(args, corpus):
         "--out", f"{folder}/index", "--force")  # fmt: skip
     sidenote(args, "neighbours", f"{folder}/index", "-k", 2, "--out", f"{folder}/neighbours", "--force")
     sidenote(args, "neighbours", f"{folder}/index", "--queries", f"{folder}/valid.jsonl", "-k", 2, "--out", f"{folder}/held-out", "--force")
-    json.dump({"words": words}, open(ready, "w"))
-    return folder, {"words": words}
+    return {"words": words}
 
 
 def train(args, folder, seed, name, sections, **overrides):
     """Trains (or finds) the run `name`; gives its folder and the seconds of its steps."""
-    out = os.path.join(folder, f"seed{seed}", name)
+    runs = os.path.join(folder, f"{args.steps}-steps-seed{seed}")
+    out = os.path.join(runs, name)
     os.makedirs(out, exist_ok=True)
     steps = overrides.pop("steps", args.steps)
     decay = overrides.pop("decay", args.steps // 4)
     model = "" if "base" in sections or "continue_from" in sections else "[model]\nhidden_size = 128\nlayers = 4\nheads = 4\n"
     kind = "retrofit" if "base" in sections else "lm"
-    path = os.path.join(folder, f"seed{seed}", f"{name}.toml")
+    path = os.path.join(runs, f"{name}.toml")
     with open(path, "w") as file:
         file.write(
             f'kind = "{kind}"\nout = "{out}"\nindex = "{folder}/index"\nheld_out = "{folder}/held-out"\n{sections}\n{model}'
             f"[training]\nsteps = {steps}\nchunks = {CHUNKS}\nbatch_tokens = {BATCH}\nseed = {seed}\n"
             f"learning_rate = {overrides.pop('rate', 3e-3)}\nwarmup_steps = 50\ndecay_steps = {decay}\nevaluate_every = 200\n"
         )
-    report = os.path.join(out, "report.json")
-    if not os.path.exists(report):
-        result = sidenote(args, "train", path, "--resume")
-        json.dump(result, open(report, "w"))
-    return out, json.load(open(report))
+    return out, once(os.path.join(out, "report.json"), partial(sidenote, args, "train", path, "--resume"))
 
 
 def size_of(folder):
     return sum(os.path.getsize(os.path.join(at, file)) for at, _, files in os.walk(folder) for file in files)
 
 
-def datastore(args, folder, model, tuned):
-    """A datastore of the training text in the contexts of a model."""
+def datastore(args, folder, model, tuned, retro=False):
+    """A datastore of the training text in the contexts of a model; a RETRO model reads its neighbours there too."""
     memory = os.path.join(os.path.dirname(model), "memory")
     if not os.path.exists(os.path.join(memory, "manifest.json")):
-        sidenote(args, "memory", "build", model, "--text-of", f"{folder}/index", "--out", memory)
-        if tuned:
-            sidenote(args, "memory", "tune", memory, model, "--corpus", f"{folder}/valid.jsonl", "--adaptive", "-k", 256)
+        reading = ["--neighbours", f"{folder}/neighbours"] if retro else []
+        sidenote(args, "memory", "build", model, "--text-of", f"{folder}/index", "--out", memory, *reading)
+    if tuned:
+        reading = ["--index", f"{folder}/index"] if retro else []
+        tune = ("memory", "tune", memory, model, "--corpus", f"{folder}/valid.jsonl", "--adaptive", "-k", 256, *reading)
+        once(os.path.join(os.path.dirname(model), "tuned.json"), partial(sidenote, args, *tune))
     return memory
 
 
@@ -146,7 +147,8 @@ def cell(args, corpus, seed, system):
         if system == "plain-longer":
             level = args.steps - args.steps // 4
             start = f'continue_from = "{out}/checkpoints/step-{level:07}"'
-            out, report = train(args, folder, seed, "plain-longer", start, steps=2 * args.steps)
+            out, more = train(args, folder, seed, "plain-longer", start, steps=2 * args.steps)
+            report = {**more, "seconds": more["seconds"] + report["seconds"] * level / args.steps}
         elif system == "cache":
             options = ["--cache", 500]
         elif system == "knn-lm":
@@ -165,7 +167,7 @@ def cell(args, corpus, seed, system):
             if system == "retro-shuffled":
                 options += ["--retrieval", "shuffled"]
             if system == "retro+knn":
-                memory = datastore(args, folder, f"{out}/model", tuned=True)
+                memory = datastore(args, folder, f"{out}/model", tuned=True, retro=True)
                 options += ["--memory", memory]
     began = time.time()
     measured = sidenote(args, "eval", "perplexity", f"{out}/model", "--corpus", f"{folder}/test.jsonl", *options)
@@ -180,7 +182,7 @@ def cell(args, corpus, seed, system):
         "train_seconds": round(report["seconds"], 1),
         "held_out_loss": report["held_out_loss"],
         "test_tokens_per_second": round(measured["tokens"] / seconds, 1),
-        "memory_bytes": size_of(memory) if memory else size_of(f"{folder}/index") if "--index" in options else 0,
+        "memory_bytes": sum(map(size_of, ([memory] if memory else []) + ([f"{folder}/index"] if "--index" in options else []))),
         "filtered": measured["filtered"],
     }
 
@@ -191,11 +193,11 @@ def table(lines):
         "Made by `benches/quality/memory.py` (see there). Means over seeds, and the lowest and highest ratio to plain-longer.\n"
         "Seconds and tokens a second are those of a machine that may have been busy.\n",
     ]
-    for corpus in dict.fromkeys(line["corpus"] for line in lines):
-        here = [line for line in lines if line["corpus"] == corpus]
+    for corpus, steps in dict.fromkeys((line["corpus"], line["steps"]) for line in lines):
+        here = [line for line in lines if (line["corpus"], line["steps"]) == (corpus, steps)]
         longer = {line["seed"]: line for line in here if line["system"] == "plain-longer"}
         rows += [
-            f"## {corpus}, {here[0]['steps']} steps\n",
+            f"## {corpus}, {steps} steps\n",
             "| system | seeds | perplexity a token | a word | bits a byte | to plain-longer | lowest to highest | train s | test tokens/s | memory MB |",
             "|---|--:|--:|--:|--:|--:|---|--:|--:|--:|",
         ]

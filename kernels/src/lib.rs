@@ -17,6 +17,8 @@ mod backward;
 mod cache;
 pub mod composed;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dropout;
 mod embedding;
 mod feed_forward;

@@ -9,9 +9,12 @@ use sidenote_index::{Bytes, Spec};
 use super::{Console, cut};
 use crate::artefact;
 use crate::corpus::OnError;
+use crate::error::Error;
+use crate::eval::perplexity::Neighbourhood;
 use crate::memory::{self, BuildOptions, TokenMemory};
 use crate::model::{LanguageModel, Trainable};
-use crate::retriever::{bytes_in, open_store};
+use crate::retriever::neighbours::{self, Neighbours, tokens_of};
+use crate::retriever::{Retriever, bytes_in, open_store};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -43,6 +46,10 @@ pub struct BuildArgs {
     /// Index whose text is to be remembered, in place of --corpus.
     #[arg(long, value_name = "INDEX", conflicts_with = "corpus")]
     text_of: Option<PathBuf>,
+    /// Neighbours of that index's chunks, made by `sidenote neighbours`, for a RETRO model to read; without them its
+    /// retrieval is off.
+    #[arg(long, value_name = "DIR", requires = "text_of")]
+    neighbours: Option<PathBuf>,
     /// Folder to write.
     #[arg(long)]
     out: PathBuf,
@@ -72,6 +79,9 @@ pub struct TuneArgs {
     /// Text that neither has seen: files or folders.
     #[arg(long, required = true, num_args = 1..)]
     corpus: Vec<PathBuf>,
+    /// Index that a RETRO model retrieves from; without it its retrieval is off.
+    #[arg(long)]
+    index: Option<PathBuf>,
     /// Let the memory's share go by the distance of the nearest context.
     #[arg(long)]
     adaptive: bool,
@@ -105,10 +115,31 @@ fn build(args: BuildArgs, console: Console) -> anyhow::Result<()> {
             cut(&args.corpus, &model.tokenizer, model.chunk_size(), args.on_error, scratch.path(), console)?
         }
     };
+    let found = match (&args.neighbours, &args.text_of) {
+        (Some(dir), Some(index)) => {
+            let (found, k) = (Neighbours::open_for(dir, index)?, wanted(&model)?);
+            if found.k() < k || found.len() != text.chunks() {
+                let why = format!(
+                    "{}: {} each of {} chunks, but the model reads {k} each of the index's {}",
+                    dir.display(),
+                    found.k(),
+                    found.len(),
+                    text.chunks()
+                );
+                return Err(Error::setting("neighbours", why).into());
+            }
+            Some((found, k))
+        }
+        _ => None,
+    };
+    let around = found
+        .as_ref()
+        .map(|(found, k)| Neighbourhood { of: Box::new(|chunk| tokens_of(&text, found.of(chunk))), k: *k });
     let options = BuildOptions {
         model: &model,
         name: args.model,
         text: &text,
+        neighbours: around.as_ref(),
         out: &args.out,
         index: args.index,
         memory: args.memory,
@@ -118,6 +149,14 @@ fn build(args: BuildArgs, console: Console) -> anyhow::Result<()> {
     info(&args.out, console)
 }
 
+/// The neighbours that a model reads.
+fn wanted(model: &LanguageModel) -> Result<usize, Error> {
+    match model.network.neighbours() {
+        0 => Err(Error::setting("neighbours", "are read by RETRO models; this one is plain")),
+        k => Ok(k),
+    }
+}
+
 fn tune(args: TuneArgs, console: Console) -> anyhow::Result<()> {
     sidenote_kernels::LargeBlocks::start();
     let model = LanguageModel::load(&args.model, Trainable::Nothing, &Device::Cpu)?;
@@ -125,7 +164,21 @@ fn tune(args: TuneArgs, console: Console) -> anyhow::Result<()> {
     let scratch = tempfile::tempdir()?;
     let text =
         cut(&args.corpus, &model.tokenizer, model.chunk_size(), OnError::Fail, scratch.path(), console)?;
-    let tuned = memory::tune(&memory, &model, &text, args.adaptive, args.k as usize, console.progress)?;
+    let found = match &args.index {
+        Some(dir) => {
+            let (retriever, k) = (Retriever::open(dir, None)?, wanted(&model)?);
+            model.check_fits(retriever.store())?;
+            let table = neighbours::compute(&retriever, &text, k, console.progress)?;
+            Some((retriever, table, k))
+        }
+        None => None,
+    };
+    let around = found.as_ref().map(|(retriever, table, k)| Neighbourhood {
+        of: Box::new(|chunk| tokens_of(retriever.store(), table.of(chunk))),
+        k: *k,
+    });
+    let most = args.k as usize;
+    let tuned = memory::tune(&memory, &model, &text, around.as_ref(), args.adaptive, most, console.progress)?;
     TokenMemory::keep(&args.dir, &tuned.interpolation)?;
     console.report(&json!(tuned), || {
         format!(

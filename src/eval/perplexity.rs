@@ -90,7 +90,7 @@ pub fn score_with(
     progress: Progress,
 ) -> Result<Scores> {
     if let Some((memory, _)) = &memories.datastore {
-        memory.check_model(&model.identity()?)?;
+        memory.check_model(&model.identity()?, neighbours.is_some())?;
     }
     let mut remembering = memories.reader();
     let mut scores = Scores::default();

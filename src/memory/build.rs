@@ -10,7 +10,7 @@ use crate::artefact::{MANIFEST, Writer};
 use crate::corpus::{Store, bytes_of};
 use crate::error::{Error, Result};
 use crate::model::LanguageModel;
-use crate::model::reading::read;
+use crate::model::reading::{Neighbourhood, read};
 use crate::progress::Progress;
 
 /// Contexts whose nearest neighbours give the typical distance.
@@ -24,6 +24,8 @@ pub struct BuildOptions<'a> {
     pub name: PathBuf,
     /// The text, cut with the model's tokenizer.
     pub text: &'a Store,
+    /// What a RETRO model reads beside the text; without it, retrieval is off.
+    pub neighbours: Option<&'a Neighbourhood<'a>>,
     /// Folder to write.
     pub out: &'a Path,
     /// Kind of the index of contexts; by their number where `None`.
@@ -54,7 +56,7 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<MemoryMeta> {
         builder = builder.memory(bound)?;
     }
     let mut tokens: Vec<u32> = Vec::new();
-    read(model, text, 0..text.documents(), None, progress, |reading| {
+    read(model, text, 0..text.documents(), options.neighbours, progress, |reading| {
         builder.add(&reading.contexts()?)?;
         tokens.extend(reading.tokens()?);
         Ok(())
@@ -70,6 +72,7 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<MemoryMeta> {
         dim,
         model: options.name.clone(),
         model_identity: model.identity()?,
+        retrieval: options.neighbours.is_some(),
         tokenizer: model.tokenizer.identity().into(),
         contexts: built,
         distance: typical_distance(&Index::open(&contexts)?)?,

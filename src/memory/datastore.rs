@@ -74,6 +74,9 @@ pub struct MemoryMeta {
     pub model: PathBuf,
     /// Identity of the model.
     pub model_identity: String,
+    /// Whether the model read neighbours while these were made.
+    #[serde(default)]
+    pub retrieval: bool,
     /// Identity of the tokenizer.
     pub tokenizer: String,
     /// Identity of the index of contexts.
@@ -171,8 +174,19 @@ impl TokenMemory {
         Ok(contexts.chunks_exact(self.meta.dim).zip(&found).map(of).collect())
     }
 
-    /// Refuses contexts of another model.
-    pub fn check_model(&self, identity: &str) -> Result<()> {
+    /// Refuses contexts of another model, and those that it has only while it reads neighbours, or only while it does
+    /// not: chunked cross-attention moves them.
+    pub fn check_model(&self, identity: &str, retrieval: bool) -> Result<()> {
+        if self.meta.retrieval != retrieval {
+            let how = |on: bool| if on { "with neighbours" } else { "without neighbours" };
+            return Err(Error::Mismatch {
+                what: "ways to read".into(),
+                left: format!("{} of the memory", how(self.meta.retrieval)),
+                right: format!("{} at hand", how(retrieval)),
+                hint: "a RETRO model's memory is built with --neighbours, and tuned and asked with --index"
+                    .into(),
+            });
+        }
         if self.meta.model_identity == identity {
             return Ok(());
         }

@@ -6,7 +6,7 @@ use super::datastore::{Interpolation, Neighbour, TokenMemory, probability};
 use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::model::LanguageModel;
-use crate::model::reading::read;
+use crate::model::reading::{Neighbourhood, read};
 use crate::progress::Progress;
 
 /// Temperatures that are tried, in units of the typical distance.
@@ -41,7 +41,8 @@ struct Looked {
 }
 
 /// Finds k, the temperature and the memory's share λ, one for all or, with `adaptive`, by the distance of the nearest
-/// neighbour, that make `text` likeliest. At most `most` neighbours are looked up.
+/// neighbour, that make `text` likeliest. At most `most` of the memory's are looked up; `neighbours` are what a RETRO model
+/// reads beside the text, which is without retrieval where there are none.
 ///
 /// # Errors
 /// A model that the memory was not made with; text without a token to predict.
@@ -49,15 +50,16 @@ pub fn tune(
     memory: &TokenMemory,
     model: &LanguageModel,
     text: &Store,
+    neighbours: Option<&Neighbourhood<'_>>,
     adaptive: bool,
     most: usize,
     progress: Progress,
 ) -> Result<Tuned> {
-    memory.check_model(&model.identity()?)?;
+    memory.check_model(&model.identity()?, neighbours.is_some())?;
     let before = &memory.meta().interpolation;
     let wanted = most.max(before.k);
     let mut looked = Vec::new();
-    read(model, text, 0..text.documents(), None, progress, |reading| {
+    read(model, text, 0..text.documents(), neighbours, progress, |reading| {
         let (contexts, tokens, nats) = (reading.contexts()?, reading.tokens()?, reading.predictions()?.0);
         let found = memory.neighbours(&contexts, wanted)?;
         let tokens = tokens.into_iter().zip(nats).zip(found);

@@ -29,13 +29,13 @@ impl Cache {
         self.tokens
     }
 
-    /// Keys and values of layer `i`, from 0. Each layer adds its own while the network reads; [`advance`] is
-    /// called once they all have.
+    /// Keys and values of layer `i`, from 0, whose queries see so many keys. Each layer adds its own while the network
+    /// reads; [`advance`] is called once they all have.
     ///
     /// [`advance`]: Self::advance
-    pub fn layer(&mut self, i: usize) -> &mut KvCache {
+    pub fn layer(&mut self, i: usize, window: Option<usize>) -> &mut KvCache {
         if self.layers.len() <= i {
-            self.layers.resize_with(i + 1, KvCache::default);
+            self.layers.resize_with(i + 1, || KvCache::within(window));
         }
         &mut self.layers[i]
     }
@@ -72,10 +72,14 @@ impl Cache {
         Ok(Some(Tensor::from_vec(mask, (self.padding.len(), keys), device)?.to_dtype(DType::U8)?))
     }
 
-    /// Forgets all but the first `tokens` tokens of each row, padding included; no effect where it holds no more.
-    pub fn truncate(&mut self, tokens: usize) {
+    /// Forgets all but the first `tokens` tokens of each row, padding included; no effect where it has read no more.
+    ///
+    /// # Errors
+    /// When a layer with a window no longer holds what the next token would see.
+    pub fn truncate(&mut self, tokens: usize) -> Result<()> {
+        self.layers.iter_mut().try_for_each(|layer| layer.truncate(tokens))?;
         self.tokens = self.tokens.min(tokens);
-        self.layers.iter_mut().for_each(|layer| layer.truncate(tokens));
+        Ok(())
     }
 
     /// A cache of its own that holds these rows, in this order; one may be named more than once, as beams and
@@ -109,7 +113,7 @@ mod tests {
         cache.advance(4);
         assert_eq!(cache.positions(1), [[2], [4]]);
         assert_eq!(mask(&cache, 1).unwrap(), [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]);
-        cache.truncate(3);
+        cache.truncate(3).unwrap();
         assert_eq!(cache.positions(1), [[1], [3]]);
         // Rows without padding need no mask and share their positions.
         let picked = cache.pick(&[1, 1]).unwrap();

@@ -139,11 +139,16 @@ impl Attention {
             (q, k, split_heads(&v, self.kv_heads, None)?)
         };
         let (k, v) = cache.extend(&k, &v)?;
+        // A cache with a window holds only the last keys.
+        let key_mask = match &places.key_mask {
+            Some(mask) => Some(mask.narrow(1, mask.dim(1)? - k.dim(2)?, k.dim(2)?)?.contiguous()?),
+            None => None,
+        };
         let options = AttentionOptions {
             causal: true,
             window: self.window,
             bias: places.bias.as_ref(),
-            key_mask: places.key_mask.as_ref(),
+            key_mask: key_mask.as_ref(),
             ..AttentionOptions::scaled(self.scale)
         };
         let out = kernels::attention(&q, &k, &v, &options)?;

@@ -161,7 +161,7 @@ impl Decoder {
     /// The attention half of block `i`, with its residual connection, at the places that [`places`](Self::places)
     /// gave for the tokens of `h`.
     pub fn attend(&self, i: usize, h: &Tensor, places: &Places, cache: &mut Cache) -> Result<Tensor> {
-        self.blocks[i].attend(h, places, cache.layer(i))
+        self.blocks[i].attend(h, places, cache.layer(i, self.config.window_of(i)))
     }
 
     /// The last norm.

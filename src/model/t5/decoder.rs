@@ -49,9 +49,13 @@ impl State {
     }
 
     /// Forgets all but the first `tokens` that the decoder has read.
-    pub fn truncate(&mut self, tokens: usize) {
+    ///
+    /// # Errors
+    /// As [`KvCache::truncate`], which never happens without a window.
+    pub fn truncate(&mut self, tokens: usize) -> Result<()> {
+        self.written.iter_mut().try_for_each(|cache| cache.truncate(tokens))?;
         self.tokens = self.tokens.min(tokens);
-        self.written.iter_mut().for_each(|cache| cache.truncate(tokens));
+        Ok(())
     }
 
     /// A state of its own that holds these rows, in this order; one may be named more than once, as beams and

@@ -1,0 +1,45 @@
+//! Compiles `cuda/*.cu` for the feature `cuda`: machine code for sm_80 and sm_90, and PTX for what comes after them.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    println!("cargo:rerun-if-changed=cuda");
+    println!("cargo:rerun-if-env-changed=NVCC");
+    let nvcc = env::var_os("NVCC").map_or_else(|| PathBuf::from("nvcc"), PathBuf::from);
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    for entry in Path::new("cuda").read_dir().expect("the folder cuda is part of this crate") {
+        let source = entry.expect("the folder cuda can be read").path();
+        if source.extension().is_some_and(|extension| extension == "cu") {
+            compile(&nvcc, &source, &out.join(source.with_extension("fatbin").file_name().expect("a file")));
+        }
+    }
+}
+
+fn compile(nvcc: &Path, source: &Path, to: &Path) {
+    let status = Command::new(nvcc)
+        .args(["-std=c++17", "-O3", "-fatbin", "-Werror=all-warnings"])
+        .args([
+            "-gencode",
+            "arch=compute_80,code=[sm_80,compute_80]",
+            "-gencode",
+            "arch=compute_90,code=sm_90",
+        ])
+        .arg("-o")
+        .args([to, source])
+        .status();
+    match status {
+        Ok(status) if status.success() => {}
+        Ok(status) => panic!("{}: nvcc ended with {status}", source.display()),
+        Err(error) => panic!(
+            "{}: {error}. The feature `cuda` needs nvcc 13.0: on PATH, or in NVCC, or \
+             `export NVCC=$(scripts/fetch_nvcc.sh FOLDER)`",
+            nvcc.display()
+        ),
+    }
+}

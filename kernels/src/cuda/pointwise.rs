@@ -1,0 +1,118 @@
+//! Activations, gates and the rotary embedding, `cuda/pointwise.cu`.
+
+use candle_core::{Error, Result, bail};
+use cudarc::driver::PushKernelArg;
+
+use super::device::{Device, Source, Storage, Tensor, grid, push_optional, size};
+use crate::Activation;
+
+const THREADS: u32 = 256;
+/// Rows a block of the rotary embedding.
+const WARPS: usize = 8;
+
+/// As the kernels number them.
+fn number(activation: Activation) -> i32 {
+    match activation {
+        Activation::Silu => 0,
+        Activation::Gelu => 1,
+        Activation::GeluTanh => 2,
+        Activation::Relu => 3,
+    }
+}
+
+fn same<T>(name: &str, tensors: &[&Tensor<T>]) -> Result<()> {
+    if tensors.iter().any(|tensor| tensor.dims() != tensors[0].dims()) || tensors[0].dims().contains(&0) {
+        bail!(
+            "{name}: shapes differ or are empty: {:?}",
+            tensors.iter().map(|t| t.dims()).collect::<Vec<_>>()
+        );
+    }
+    Ok(())
+}
+
+/// [`crate::gated`], `activation(x) * up`, or [`crate::activate`] where there is no `up`.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn gated<T: Storage>(
+    device: &Device,
+    x: &Tensor<T>,
+    up: Option<&Tensor<T>>,
+    activation: Activation,
+) -> Result<Tensor<T>> {
+    same("gated", &[x].into_iter().chain(up).collect::<Vec<_>>())?;
+    let out = device.unwritten(x.dims())?;
+    let count: usize = x.dims().iter().product();
+    let (kind, numbers) = (number(activation), count as u64);
+    let function = device.kernel(Source::Pointwise, &format!("gated_forward_{}", T::NAME))?;
+    let mut launch = device.stream.launch_builder(&function);
+    launch.arg(&x.data);
+    push_optional!(launch, up);
+    launch.arg(&out.data).arg(&kind).arg(&numbers);
+    // SAFETY: the arguments are the kernel's, of one size.
+    unsafe { launch.launch(grid(count.div_ceil(THREADS as usize * T::WIDE), 1, THREADS)?) }
+        .map_err(Error::wrap)?;
+    Ok(out)
+}
+
+/// Gradients of `x` and `up` in [`gated`].
+///
+/// # Errors
+/// When the shapes differ.
+pub fn gated_backward<T: Storage>(
+    device: &Device,
+    x: &Tensor<T>,
+    up: Option<&Tensor<T>>,
+    grad: &Tensor<T>,
+    activation: Activation,
+) -> Result<(Tensor<T>, Option<Tensor<T>>)> {
+    same("gated_backward", &[x, grad].into_iter().chain(up).collect::<Vec<_>>())?;
+    let dx = device.unwritten(x.dims())?;
+    let dup = up.map(|_| device.unwritten(x.dims())).transpose()?;
+    let count: usize = x.dims().iter().product();
+    let (kind, numbers) = (number(activation), count as u64);
+    let function = device.kernel(Source::Pointwise, &format!("gated_backward_{}", T::NAME))?;
+    let mut launch = device.stream.launch_builder(&function);
+    launch.arg(&x.data);
+    push_optional!(launch, up);
+    launch.arg(&grad.data).arg(&dx.data);
+    push_optional!(launch, &dup);
+    launch.arg(&kind).arg(&numbers);
+    // SAFETY: the arguments are the kernel's, of one size.
+    unsafe { launch.launch(grid(count.div_ceil(THREADS as usize * T::WIDE), 1, THREADS)?) }
+        .map_err(Error::wrap)?;
+    Ok((dx, dup))
+}
+
+/// [`crate::rotary`]; with `back` the turn is undone, which is its gradient: `x` is `[batch, heads, tokens, dim]`, `cos`
+/// and `sin` are `[tokens, half]` or `[batch, tokens, half]`.
+///
+/// # Errors
+/// When the shapes do not fit together.
+pub fn rotary<T: Storage>(
+    device: &Device,
+    x: &Tensor<T>,
+    cos: &Tensor<f32>,
+    sin: &Tensor<f32>,
+    back: bool,
+) -> Result<Tensor<T>> {
+    let &[batch, heads, tokens, dim] = x.dims() else {
+        bail!("rotary: x is [batch, heads, tokens, dim], not {:?}", x.dims());
+    };
+    let half = *cos.dims().last().unwrap_or(&0);
+    let own = cos.dims() == [batch, tokens, half];
+    if half > dim / 2 || !(own || cos.dims() == [tokens, half]) || sin.dims() != cos.dims() {
+        bail!("rotary: angles of {:?} and {:?} for {:?}", cos.dims(), sin.dims(), x.dims());
+    }
+    let out = device.unwritten(x.dims())?;
+    let rows = batch * heads * tokens;
+    let (own, sign, row_count) = (i32::from(own), if back { -1f32 } else { 1.0 }, rows as u64);
+    let (heads, tokens, dim, half) = (size(heads)?, size(tokens)?, size(dim)?, size(half)?);
+    let function = device.kernel(Source::Pointwise, &format!("rotary_{}", T::NAME))?;
+    let mut launch = device.stream.launch_builder(&function);
+    launch.arg(&x.data).arg(&cos.data).arg(&sin.data).arg(&out.data);
+    launch.arg(&heads).arg(&tokens).arg(&dim).arg(&half).arg(&own).arg(&sign).arg(&row_count);
+    // SAFETY: the arguments are the kernel's, and their sizes are checked above.
+    unsafe { launch.launch(grid(rows.div_ceil(WARPS), 1, THREADS)?) }.map_err(Error::wrap)?;
+    Ok(out)
+}
