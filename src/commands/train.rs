@@ -63,6 +63,10 @@ pub struct Args {
     /// How many there are.
     #[arg(long, value_name = "PROCESSES", requires = "together")]
     of: Option<usize>,
+    /// Sum the gradients of these processes on GPUs, by NCCL.
+    #[cfg(feature = "nccl")]
+    #[arg(long, requires = "together")]
+    nccl: bool,
 }
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
@@ -71,8 +75,12 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let outcome = match (&args.together, args.rank, args.of) {
         (Some(address), Some(rank), Some(of)) if of > 1 => {
             anyhow::ensure!(rank < of, "--rank {rank}: ranks are numbered from 0 to {}", of - 1);
-            let mut group = train::Star::connect(address, rank, of)?;
-            train::run_in(&mut group, &config, args.resume, console.progress)?
+            let mut group: Box<dyn train::Group> = Box::new(train::Star::connect(address, rank, of)?);
+            #[cfg(feature = "nccl")]
+            if args.nccl {
+                group = Box::new(train::Nccl::connect(&mut *group)?);
+            }
+            train::run_in(&mut *group, &config, args.resume, console.progress)?
         }
         _ => train::run(&config, args.resume, console.progress)?,
     };

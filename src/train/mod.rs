@@ -8,6 +8,8 @@ mod examples;
 mod group;
 mod language;
 mod log;
+#[cfg(feature = "nccl")]
+mod nccl;
 pub mod objective;
 mod optimiser;
 mod order;
@@ -25,6 +27,8 @@ pub use config::{Kind, TrainConfig};
 pub use contrastive::info_nce;
 pub use group::{Alone, Group, Star};
 pub use log::{Curve, plot};
+#[cfg(feature = "nccl")]
+pub use nccl::Nccl;
 pub use order::Order;
 pub use run::{run, run_in};
 pub use steps::{Learner, Outcome};
