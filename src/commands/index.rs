@@ -222,12 +222,19 @@ pub(super) fn load_encoder(name: &str) -> anyhow::Result<Box<dyn Encoder>> {
     Ok(encoder::load(path.to_str().context("the encoder's path is not UTF-8")?)?)
 }
 
+fn tokenizer_of(path: &Path) -> sidenote::Result<Tokenizer> {
+    if path.extension().is_some_and(|end| end == "json") {
+        Tokenizer::open(path)
+    } else {
+        Source::open(path)?.tokenizer()
+    }
+}
+
 fn run_build(args: BuildArgs, console: Console) -> anyhow::Result<()> {
     let started = Instant::now();
     let encoder = load_encoder(&args.encoder)?;
     let tokenizer = match &args.tokenizer {
-        Some(path) if path.extension().is_some_and(|end| end == "json") => Tokenizer::open(path)?,
-        Some(model) => Source::open(model)?.tokenizer()?,
+        Some(path) => tokenizer_of(path).with_context(|| format!("--tokenizer {}", path.display()))?,
         None => Tokenizer::default_lm()?,
     };
     let existing = match (args.resume, args.force) {
