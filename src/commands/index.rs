@@ -222,7 +222,7 @@ pub(super) fn load_encoder(name: &str) -> anyhow::Result<Box<dyn Encoder>> {
     Ok(encoder::load(path.to_str().context("the encoder's path is not UTF-8")?)?)
 }
 
-fn tokenizer_of(path: &Path) -> sidenote::Result<Tokenizer> {
+fn tokenizer_of(path: &Path) -> Result<Tokenizer, crate::error::Error> {
     if path.extension().is_some_and(|end| end == "json") {
         Tokenizer::open(path)
     } else {
