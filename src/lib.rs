@@ -3,6 +3,7 @@
 //! Four jobs: *index* a corpus, *train* models that read it, *ask* with sources, *select*
 //! training data. ARCHITECTURE.md in the repository is the map.
 
+pub mod adapter;
 pub mod commands;
 pub mod corpus;
 pub mod encoder;
@@ -18,6 +19,7 @@ pub mod quickstart;
 pub mod reader;
 pub mod retriever;
 pub mod select;
+pub mod task;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -4,13 +4,15 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
+use super::adapted::Wanted;
 use super::cache::Cache;
 use super::decoder::Decoder;
 use super::generate::{Autoregressive, Generator, Retrieve};
 use super::retro::reading::{Reading, Sequence};
-use super::source::ChatTemplate;
+use super::source::{ChatTemplate, Source};
 use super::store::{self, LanguageModel, Network, Trainable};
 use super::t5::{self, EncoderDecoder, T5};
+use crate::adapter::Adapter;
 use crate::corpus::Tokenizer;
 use crate::error::{Error, Result};
 
@@ -77,10 +79,30 @@ impl WritingModel {
     /// Reads the model called `name`, as [`Source::open`](super::Source::open) understands it, to be run.
     pub fn load(name: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let source = store::open(name.as_ref())?;
-        let kind = source.config().get("model_type").and_then(serde_json::Value::as_str);
-        match kind.is_some_and(|kind| t5::MODEL_TYPES.contains(&kind)) {
+        match is_encoder_decoder(&source) {
             true => EncoderDecoder::from_source(source, false, device).map(Self::EncoderDecoder),
             false => LanguageModel::from_source(source, Trainable::Nothing, device).map(Self::Decoder),
+        }
+    }
+
+    /// Reads the model called `name` with the adapter in the folder `adapter`, to be run.
+    ///
+    /// # Errors
+    /// An adapter of another model.
+    pub fn load_adapted(name: &Path, adapter: &Path, device: &Device) -> Result<Self> {
+        let wanted = Wanted { adapter: Adapter::open(adapter)?, name, trainable: false, seed: 0 };
+        Self::adapted(wanted, device)
+    }
+
+    /// Reads a model with an adapter that is trained or run.
+    ///
+    /// # Errors
+    /// An adapter of another model.
+    pub fn adapted(wanted: Wanted<'_>, device: &Device) -> Result<Self> {
+        let source = store::open(wanted.name)?;
+        match is_encoder_decoder(&source) {
+            true => EncoderDecoder::adapted(source, wanted, device).map(Self::EncoderDecoder),
+            false => LanguageModel::adapted(source, wanted, device).map(Self::Decoder),
         }
     }
 
@@ -121,6 +143,11 @@ impl WritingModel {
             }
         }
     }
+}
+
+fn is_encoder_decoder(source: &Source) -> bool {
+    let kind = source.config().get("model_type").and_then(serde_json::Value::as_str);
+    kind.is_some_and(|kind| t5::MODEL_TYPES.contains(&kind))
 }
 
 impl Autoregressive for Writer<'_> {
