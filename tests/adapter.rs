@@ -130,7 +130,8 @@ fn adapters_of_peft_give_its_logits() {
 /// What is saved holds PEFT's own tensors, bit for bit, under its names, and the settings that PEFT reads.
 #[test]
 fn what_is_saved_is_what_peft_saved() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = std::mem::ManuallyDrop::new(tempfile::tempdir().unwrap());
+    eprintln!("KEPT {}", dir.path().display());
     for (method, base, folder) in adapters(dir.path()) {
         let name = folder.file_name().unwrap();
         let out = dir.path().join("saved").join(name);

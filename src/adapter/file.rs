@@ -151,6 +151,8 @@ pub struct Saved<'a, B> {
     pub encoder_decoder: bool,
     /// The linear layers of its blocks, from input to output numbers: what BitFit's file is written with.
     pub layers: &'a [(String, usize, usize)],
+    /// Whether the model's file has its matrices turned over, as GPT-2's.
+    pub transposed: bool,
     /// Blocks, width, heads of keys and values, and their width: what PEFT asks of a prefix.
     pub shape: [usize; 4],
 }
@@ -218,7 +220,7 @@ fn as_peft<B>(
     };
     let lora = |lora: &Lora, bias: &str| {
         json!({"peft_type": "LORA", "r": lora.rank, "lora_alpha": lora.alpha, "use_rslora": lora.rslora,
-            "target_modules": lora.targets, "lora_dropout": 0.0, "bias": bias})
+            "target_modules": lora.targets, "fan_in_fan_out": saved.transposed, "lora_dropout": 0.0, "bias": bias})
     };
     let wrapped = |name: &str| format!("{WRAPPED}{name}");
     let mut all: HashMap<String, Tensor> =
@@ -231,7 +233,7 @@ fn as_peft<B>(
     match saved.method {
         Method::Lora(settings) => add(lora(settings, "none")),
         Method::Ia3(ia3) => add(json!({"peft_type": "IA3", "target_modules": ia3.targets,
-            "feedforward_modules": ia3.feed_forward})),
+            "feedforward_modules": ia3.feed_forward, "fan_in_fan_out": saved.transposed})),
         Method::BitFit(BitFit {}) => {
             // PEFT needs a layer that it wraps; what it puts beside that is nothing.
             let own = |name: &str| name.rsplit('.').next().unwrap_or(name).to_string();

@@ -41,6 +41,10 @@ An encoder-decoder (t5.toml): kind = \"t5\", a section [t5] with hidden_size, la
 An encoder (retriever.toml): kind = \"retriever\", base = \"ENCODER\", pairs = \"pairs.jsonl\" with a query and a positive a line,
   or an index, of whose text crops are taken
 
+Tasks, by any model, whole or with an adapter (tuned.toml): kind = \"tune\", base = \"MODEL\", a section [tune] with
+  data = [\"chosen.jsonl\"] and perhaps losses, mixing, cap, temperature, by; and perhaps a section [adapter] with
+  method = \"lora\" | \"ia3\" | \"bitfit\" | \"prompt\" | \"prefix\" and rank, alpha, targets or tokens
+
 Beside what is shown, [training] takes accumulate, optimiser, schedule, final_rate, keep_checkpoints and others, and
 the file a list `objectives` of {kind = \"causal\" | \"infilling\" | \"prefix\" | \"spans\" | \"denoising\" |
 \"continuation\", weight = ...}; an unknown name is told.")]

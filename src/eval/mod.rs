@@ -3,3 +3,4 @@
 pub mod overlap;
 pub mod perplexity;
 pub mod retrieval;
+pub mod tasks;

@@ -96,6 +96,7 @@ impl Adapted {
             base: self.base.seen_from(dir),
             encoder_decoder,
             layers: self.attached.layers(),
+            transposed: self.attached.transposed(),
             shape,
         };
         adapter::save(dir, &saved, &tensors)

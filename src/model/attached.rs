@@ -22,6 +22,8 @@ pub struct Attached {
     asked: BTreeSet<String>,
     /// The linear layers that asked, and their sizes.
     layers: Vec<(String, usize, usize)>,
+    /// Whether the checkpoint has some of them turned over.
+    transposed: bool,
 }
 
 impl Attached {
@@ -35,6 +37,7 @@ impl Attached {
             variables: Vec::new(),
             asked: BTreeSet::new(),
             layers: Vec::new(),
+            transposed: false,
         }
     }
 
@@ -51,6 +54,7 @@ impl Attached {
         if module.ends_with("lm_head") {
             return Ok(None);
         }
+        self.transposed |= place.transposed;
         let output = output * place.rows.map_or(1, |rows| rows.of);
         if self.layers.last().is_none_or(|(last, ..)| last != module) {
             self.layers.push((module.clone(), input, output));
@@ -191,6 +195,11 @@ impl Attached {
     /// The linear layers of the model.
     pub fn layers(&self) -> &[(String, usize, usize)] {
         &self.layers
+    }
+
+    /// Whether the checkpoint has matrices turned over.
+    pub fn transposed(&self) -> bool {
+        self.transposed
     }
 
     /// The weights that are trained, by name.

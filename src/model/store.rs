@@ -114,7 +114,9 @@ impl Speech {
     /// As `source` says. A model that was trained here has read documents that begin where another ends.
     fn of(source: &Source, tokenizer: &Tokenizer) -> Result<Self> {
         let mut starts = tokenizer.starts()?;
-        if starts.is_empty() && source.is_ours() {
+        // One that was tuned from a model without such a beginning says so.
+        let none = source.config().get("bos_token_id").is_some_and(Value::is_null);
+        if starts.is_empty() && source.is_ours() && !none {
             starts.extend(tokenizer.end_of_text());
         }
         let mut ends = source.end_tokens();

@@ -85,6 +85,18 @@ impl WritingModel {
         }
     }
 
+    /// Reads the model called `name`, all of whose weights are to be trained.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_trainable(name: &Path, device: &Device) -> Result<Self> {
+        let source = store::open(name)?;
+        match is_encoder_decoder(&source) {
+            true => EncoderDecoder::from_source(source, true, device).map(Self::EncoderDecoder),
+            false => LanguageModel::from_source(source, Trainable::Everything, device).map(Self::Decoder),
+        }
+    }
+
     /// Reads the model called `name` with the adapter in the folder `adapter`, to be run.
     ///
     /// # Errors

@@ -73,6 +73,8 @@ impl Settings {
             t5: None,
             retriever: None,
             objectives: Vec::new(),
+            tune: None,
+            adapter: None,
             trime: None,
             training: self.training(self.plain_steps, self.decay_steps, 3e-3, seed),
         }

@@ -114,7 +114,7 @@ mod tests {
             "the gunman killed police-man in the end",
             [0.71428571, 0.33333333, 0.57142857],
         ),
-        ("", "something", [0.0, 0.0, 0]),
+        ("", "something", [0.0, 0.0, 0.0]),
         (
             "Naïve café owners know 2 things",
             "naive cafe owners knew two things of café life",

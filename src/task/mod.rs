@@ -6,4 +6,4 @@ pub mod metrics;
 mod tokens;
 
 pub use item::{Item, read};
-pub use tokens::{ModelText, joined};
+pub use tokens::{ModelText, after};

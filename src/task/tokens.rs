@@ -1,17 +1,12 @@
 //! What is asked and what is answered, as a model reads them.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::WritingModel;
 
-/// What a decoder reads between a question and its answer: nothing where the question ends in white space.
-pub fn joined(input: &str, answer: &str) -> String {
-    match input.chars().last() {
-        Some(last) if !last.is_whitespace() => format!(" {}", answer.trim_start()),
-        _ => answer.trim_start().to_string(),
-    }
-}
-
 /// Puts questions and answers into a model's tokens, in training and evaluation alike.
+///
+/// A decoder reads an answer after its question, with the white space that the question ends in between them, or a space.
+/// Both are tokenised as one text, as lm-evaluation-harness does it.
 pub struct ModelText<'a>(pub &'a WritingModel);
 
 impl ModelText<'_> {
@@ -21,14 +16,13 @@ impl ModelText<'_> {
     /// # Errors
     /// When it is empty.
     pub fn question(&self, input: &str, longest: usize) -> Result<Vec<u32>> {
-        let tokens = self.0.prompt(input)?;
+        let (tokens, starts): (_, &[u32]) = match self.0 {
+            WritingModel::Decoder(model) => (model.prompt(input.trim_end())?, model.start_tokens()),
+            WritingModel::EncoderDecoder(model) => (model.prompt(input)?, &[]),
+        };
         if tokens.len() <= longest {
             return Ok(tokens);
         }
-        let starts = match self.0 {
-            WritingModel::Decoder(model) => model.start_tokens(),
-            WritingModel::EncoderDecoder(_) => &[],
-        };
         let kept = longest.saturating_sub(starts.len()).max(1);
         Ok([starts, &tokens[tokens.len() - kept..]].concat())
     }
@@ -38,11 +32,30 @@ impl ModelText<'_> {
     /// # Errors
     /// When the text cannot be tokenised.
     pub fn answer(&self, input: &str, answer: &str) -> Result<Vec<u32>> {
-        let text = match self.0 {
-            WritingModel::Decoder(_) => joined(input, answer),
-            WritingModel::EncoderDecoder(_) => answer.to_string(),
+        let tokenizer = self.0.tokenizer();
+        let WritingModel::Decoder(_) = self.0 else { return Ok(tokenizer.encode(answer)?.ids) };
+        let (asked, after) = after(input, answer);
+        let whole = tokenizer.encode(&format!("{asked}{after}"))?.ids;
+        let question = tokenizer.encode(asked)?.ids.len();
+        match whole.get(question..) {
+            Some(own) if !own.is_empty() => Ok(own.to_vec()),
+            _ => Ok(tokenizer.encode(&after)?.ids),
+        }
+    }
+
+    /// Tokens that stand for no question at all: what an answer's probability by itself is measured after.
+    ///
+    /// # Errors
+    /// When the model has no token that begins or ends a text.
+    pub fn nothing(&self) -> Result<Vec<u32>> {
+        let tokens = match self.0 {
+            WritingModel::Decoder(model) if !model.start_tokens().is_empty() => model.start_tokens().to_vec(),
+            _ => self.end().into_iter().collect(),
         };
-        Ok(self.0.tokenizer().encode(&text)?.ids)
+        match tokens.is_empty() {
+            true => Err(Error::setting("pmi", "the model has no token that begins or ends a text")),
+            false => Ok(tokens),
+        }
     }
 
     /// What ends an answer.
@@ -61,5 +74,23 @@ impl ModelText<'_> {
             }
             WritingModel::EncoderDecoder(_) => usize::MAX,
         }
+    }
+}
+
+/// The question without the white space that it ends in, and the answer with it, or with a space.
+pub fn after<'a>(input: &'a str, answer: &str) -> (&'a str, String) {
+    let asked = input.trim_end();
+    let between = if asked.len() == input.len() { " " } else { &input[asked.len()..] };
+    (asked, format!("{between}{}", answer.trim_start()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::after;
+
+    #[test]
+    fn between_question_and_answer_is_one_space_or_what_was_there() {
+        assert_eq!(after("Yes or no?", "yes"), ("Yes or no?", " yes".into()));
+        assert_eq!(after("Answer:\n", " yes"), ("Answer:", "\nyes".into()));
     }
 }

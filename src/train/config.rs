@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sidenote_index::Metric;
 
+use crate::adapter::Method;
 use crate::error::{Error, Result};
 use crate::model::t5::T5Config;
 use crate::model::{DecoderConfig, Initialisation, Precision, RetroConfig};
+use crate::task::Item;
 
 /// The kind of model that a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +25,8 @@ pub enum Kind {
     T5,
     /// An encoder that finds passages, from a `base`: on `pairs`, or on crops of the index's text.
     Retriever,
+    /// Any decoder or encoder-decoder, from a `base`: on instances of tasks, whole or by an adapter.
+    Tune,
 }
 
 /// A training run.
@@ -67,11 +71,149 @@ pub struct TrainConfig {
     /// What to learn to predict, by weight; every token after those before it where there is nothing here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub objectives: Vec<ObjectiveSection>,
+    /// What tasks are learnt, and how; kind "tune".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tune: Option<TuneSection>,
+    /// What is added to the model, which stays as it is; all its weights are trained where this is left out. Kind "tune".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Method>,
     /// Contexts of the batch that count as predictions beside the vocabulary; kind "lm".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trime: Option<TrimeSection>,
     /// How to train.
     pub training: TrainingSection,
+}
+
+/// Instances of tasks, and how they are learnt from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TuneSection {
+    /// Files of instances, such as `sidenote select` writes.
+    pub data: Vec<PathBuf>,
+    /// How often each task is drawn: "proportional" to its instances, or "uniform".
+    pub mixing: Mixing,
+    /// With "proportional": so many of a task's instances count at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cap: Option<usize>,
+    /// With "proportional": shares are taken to the power of one over this.
+    pub temperature: f64,
+    /// What is drawn: a "task", or first a "cluster" of tasks.
+    pub by: MixBy,
+    /// Tasks or clusters that are evaluated afterwards: an instance of one of them is an error.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held_out_clusters: Vec<String>,
+    /// What is learnt: "lm" alone, or with "length-normalised" and "unlikelihood" as T-Few does.
+    pub losses: Vec<TuneLoss>,
+    /// Most tokens of what is asked; the beginning of a longer one is left out.
+    pub max_question_tokens: usize,
+    /// Most tokens of an answer, with the one that ends it.
+    pub max_answer_tokens: usize,
+}
+
+impl Default for TuneSection {
+    fn default() -> Self {
+        Self {
+            data: Vec::new(),
+            mixing: Mixing::Proportional,
+            cap: None,
+            temperature: 1.0,
+            by: MixBy::Task,
+            held_out_clusters: Vec::new(),
+            losses: vec![TuneLoss::Lm],
+            max_question_tokens: 768,
+            max_answer_tokens: 128,
+        }
+    }
+}
+
+impl TuneSection {
+    /// What an instance is drawn as a part of.
+    pub fn group_of(&self, item: &Item) -> String {
+        match self.by {
+            MixBy::Task => item.task(),
+            MixBy::Cluster => item.instance.cluster.clone().unwrap_or_else(|| item.task()),
+        }
+    }
+
+    /// Refuses instances of a task or cluster that is held out, and those that do not say what they are of.
+    ///
+    /// # Errors
+    /// Names the line.
+    pub fn check_held_out_clusters(&self, items: &[Item]) -> Result<()> {
+        if self.held_out_clusters.is_empty() {
+            return Ok(());
+        }
+        for item in items {
+            let Some(cluster) = &item.instance.cluster else {
+                let why = "names no cluster, so that nobody can tell whether it is held out (tune.held_out_clusters)";
+                return Err(item.fault(why));
+            };
+            let task = item.task();
+            if let Some(name) = self.held_out_clusters.iter().find(|name| *name == cluster || **name == task)
+            {
+                let why = format!(
+                    "is of {name}, which is held out (tune.held_out_clusters); leave it out of the data"
+                );
+                return Err(item.fault(why));
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        let fault = |name: &'static str, why: &str| Err(Error::setting(name, why));
+        if self.data.is_empty() {
+            return fault("tune.data", "give the files of instances");
+        }
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            return fault("tune.temperature", "must be a positive number");
+        }
+        if self.mixing == Mixing::Uniform && (self.cap.is_some() || self.temperature != 1.0) {
+            return fault("tune.mixing", "\"uniform\" takes no cap and no temperature");
+        }
+        if self.cap == Some(0) || self.max_question_tokens == 0 || self.max_answer_tokens < 2 {
+            return fault(
+                "tune",
+                "cap and max_question_tokens must be at least 1, max_answer_tokens at least 2",
+            );
+        }
+        if self.losses.is_empty() {
+            return fault("tune.losses", "give at least \"lm\"");
+        }
+        Ok(())
+    }
+}
+
+/// How often each task is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mixing {
+    /// As it has instances.
+    Proportional,
+    /// As often as any other.
+    Uniform,
+}
+
+/// What is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MixBy {
+    /// A task.
+    Task,
+    /// A cluster of tasks; a task that is in none is one of its own.
+    Cluster,
+}
+
+/// A loss of T-Few's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TuneLoss {
+    /// Of the right answer.
+    Lm,
+    /// Of the right answer among all.
+    LengthNormalised,
+    /// Of the wrong answers.
+    Unlikelihood,
 }
 
 /// Training with memories (TRIME).
@@ -635,6 +777,12 @@ impl TrainConfig {
             true => Ok(()),
             false => Err(Error::setting(name, why)),
         };
+        let tunes = self.kind == Kind::Tune;
+        needs(tunes || self.tune.is_none(), "tune", "belongs to kind = \"tune\"")?;
+        needs(tunes || self.adapter.is_none(), "adapter", "belongs to kind = \"tune\"")?;
+        if tunes {
+            return self.check_tune();
+        }
         let retrieves = self.kind == Kind::Retriever;
         needs(retrieves || self.pairs.is_none(), "pairs", "belongs to kind = \"retriever\"")?;
         needs(retrieves || self.retriever.is_none(), "retriever", "belongs to kind = \"retriever\"")?;
@@ -670,6 +818,31 @@ impl TrainConfig {
         needs(self.base.is_none(), "base", why)?;
         let given = self.model.is_some() || self.continue_from.is_some();
         needs(given, "model", "give the decoder's shape in [model]")
+    }
+
+    fn check_tune(&self) -> Result<()> {
+        let fault = |name: &'static str, why: &str| Err(Error::setting(name, why));
+        let others = [
+            self.model.is_some(),
+            self.retro.is_some(),
+            self.t5.is_some(),
+            self.retriever.is_some(),
+            self.pairs.is_some(),
+            self.neighbours.is_some(),
+            !nowhere(&self.index),
+            !self.objectives.is_empty(),
+        ];
+        if others.contains(&true) {
+            return fault("kind", "\"tune\" takes a base, [tune] and [adapter], and no index or objectives");
+        }
+        if self.base.is_none() {
+            return fault("base", "give the model to tune");
+        }
+        match &self.tune {
+            Some(section) => section.check()?,
+            None => return fault("tune", "give the files of instances: [tune] data = [\"pool.jsonl\"]"),
+        }
+        self.adapter.as_ref().map_or(Ok(()), Method::check)
     }
 
     fn check_retriever(&self) -> Result<()> {

@@ -139,7 +139,15 @@ mod tests {
 
     /// Tasks of 60, 30 and 10 instances of uneven lengths.
     fn pool() -> Vec<(String, usize, usize)> {
-        let task = |i: usize| if i < 60 { "a" } else if i < 90 { "b" } else { "c" };
+        let task = |i: usize| {
+            if i < 60 {
+                "a"
+            } else if i < 90 {
+                "b"
+            } else {
+                "c"
+            }
+        };
         (0..100).map(|i| (task(i).to_string(), 5 + i * 7 % 40, 1 + i % 2)).collect()
     }
 

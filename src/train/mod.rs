@@ -8,6 +8,7 @@ mod examples;
 mod group;
 mod language;
 mod log;
+mod mixture;
 #[cfg(feature = "nccl")]
 mod nccl;
 pub mod objective;
@@ -21,6 +22,7 @@ mod schedule;
 mod steps;
 mod tensorboard;
 mod trime;
+mod tune;
 
 pub use checkpoint::folder as checkpoint_folder;
 pub use config::{Kind, TrainConfig};

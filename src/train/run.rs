@@ -11,6 +11,7 @@ use super::language::LanguageLearner;
 use super::pairs::PairLearner;
 use super::retriever::RetrieverLearner;
 use super::steps::{Outcome, Run};
+use super::tune::TuneLearner;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 
@@ -59,6 +60,7 @@ pub fn run_in(
         Kind::Retrofit => "train retrofit",
         Kind::T5 => "train t5",
         Kind::Retriever => "train retriever",
+        Kind::Tune => "tune",
     };
     let run = Run { out, training: &config.training, start: start.as_deref(), what, group };
     match config.kind {
@@ -66,6 +68,7 @@ pub fn run_in(
         Kind::Retriever => {
             run.through(RetrieverLearner::open(config, start.as_deref(), &Device::Cpu)?, progress)
         }
+        Kind::Tune => run.through(TuneLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
         _ => run.through(LanguageLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
     }
 }
@@ -91,6 +94,8 @@ fn check_same_run(config: &TrainConfig) -> Result<()> {
         retriever: started.retriever,
         objectives: started.objectives,
         trime: started.trime,
+        tune: started.tune,
+        adapter: started.adapter,
         training: started.training,
         ..config.clone()
     };

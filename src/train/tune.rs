@@ -61,7 +61,8 @@ impl<'a> TuneLearner<'a> {
     /// # Errors
     /// Names the setting, file or line that is missing or does not fit the others.
     pub fn open(config: &'a TrainConfig, start: Option<&Path>, device: &Device) -> Result<Self> {
-        let missing = || Error::setting("tune", "give the files of instances: [tune] data = [\"pool.jsonl\"]");
+        let missing =
+            || Error::setting("tune", "give the files of instances: [tune] data = [\"pool.jsonl\"]");
         let section = config.tune.clone().ok_or_else(missing)?;
         let base = config.base.as_deref().ok_or_else(|| Error::setting("base", "give the model to tune"))?;
         let model = match &config.adapter {
@@ -123,8 +124,10 @@ impl<'a> TuneLearner<'a> {
         let answers: Vec<u32> = rows.iter().flat_map(|row| row.answer.iter().copied()).collect();
         let (hidden, width, before, head) = match &self.model {
             WritingModel::Decoder(model) => {
-                let texts: Vec<Vec<u32>> =
-                    rows.iter().map(|row| [&row.question[..], &row.answer[..row.answer.len() - 1]].concat()).collect();
+                let texts: Vec<Vec<u32>> = rows
+                    .iter()
+                    .map(|row| [&row.question[..], &row.answer[..row.answer.len() - 1]].concat())
+                    .collect();
                 let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
                 // Filled up at the end, where nothing that counts can see it.
                 let (tokens, _) = side_by_side(&texts, model.network.decoder().device())?;
@@ -292,7 +295,9 @@ fn losses(rows: &[Row], logprobs: &Tensor, which: &[TuneLoss]) -> Result<Tensor>
     let device = logprobs.device();
     let lengths: Vec<usize> = rows.iter().map(|row| row.answer.len()).collect();
     let tokens_of = |right: bool| -> Vec<f32> {
-        rows.iter().flat_map(|row| std::iter::repeat_n(f32::from(u8::from(row.right == right)), row.answer.len())).collect()
+        rows.iter()
+            .flat_map(|row| std::iter::repeat_n(f32::from(u8::from(row.right == right)), row.answer.len()))
+            .collect()
     };
     let mean = |values: &Tensor, mask: Vec<f32>| -> Result<Tensor> {
         let count = mask.iter().sum::<f32>().max(1.0);
@@ -360,7 +365,13 @@ mod tests {
 
     fn rows() -> Vec<Row> {
         let row = |answer: &[u32], of, right| Row { question: vec![1], answer: answer.to_vec(), of, right };
-        vec![row(&[1, 2], 0, false), row(&[3], 0, true), row(&[4, 5, 6], 1, true), row(&[7], 1, false), row(&[8], 2, true)]
+        vec![
+            row(&[1, 2], 0, false),
+            row(&[3], 0, true),
+            row(&[4, 5, 6], 1, true),
+            row(&[7], 1, false),
+            row(&[8], 2, true),
+        ]
     }
 
     /// By hand, from the paper's equations.
@@ -382,7 +393,10 @@ mod tests {
             (vec![TuneLoss::Lm], lm),
             (vec![TuneLoss::Unlikelihood], unlikely),
             (vec![TuneLoss::LengthNormalised], normalised),
-            (vec![TuneLoss::Lm, TuneLoss::LengthNormalised, TuneLoss::Unlikelihood], lm + unlikely + normalised),
+            (
+                vec![TuneLoss::Lm, TuneLoss::LengthNormalised, TuneLoss::Unlikelihood],
+                lm + unlikely + normalised,
+            ),
         ] {
             assert!((found(&which) - right).abs() < 1e-5, "{which:?}: {} {right}", found(&which));
         }
@@ -395,7 +409,12 @@ mod tests {
         let tokens = Tensor::new(&[0u32, 4, 2], &Device::Cpu).unwrap();
         let own = log_probabilities(hidden.as_tensor(), &head, &tokens).unwrap();
         let sum = own.sum_all().unwrap().neg().unwrap();
-        let fused = kernels::linear_cross_entropy(hidden.as_tensor(), &head, &tokens, &CrossEntropyOptions::default());
+        let fused = kernels::linear_cross_entropy(
+            hidden.as_tensor(),
+            &head,
+            &tokens,
+            &CrossEntropyOptions::default(),
+        );
         let fused = fused.unwrap();
         let value = |x: &Tensor| x.to_scalar::<f32>().unwrap();
         assert!((value(&sum) - value(&fused)).abs() < 1e-4);

@@ -4,6 +4,7 @@ use super::Console;
 
 mod perplexity;
 mod retrieval;
+mod tasks;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -12,11 +13,14 @@ pub enum Command {
     Perplexity(perplexity::Args),
     /// How well an encoder finds relevant passages: nDCG, recall, MRR and speed.
     Retrieval(retrieval::Args),
+    /// How well a model does tasks: by the likeliest of given answers, or by what it writes.
+    Tasks(tasks::Args),
 }
 
 pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
     match command {
         Command::Perplexity(args) => perplexity::run(args, console),
         Command::Retrieval(args) => retrieval::run(args, console),
+        Command::Tasks(args) => tasks::run(args, console),
     }
 }
