@@ -15,7 +15,7 @@ use crate::model::Source;
 use crate::reader::one_line;
 use crate::retriever::{
     AddOptions, BuildOptions, Compacted, Condition, Existing, Filter, IndexMeta, Passage, Retriever,
-    SearchOptions, TuneOptions, add, build, bytes_in, compact, delete, tune, verify,
+    Ranking, SearchOptions, TuneOptions, add, build, bytes_in, compact, delete, tune, verify,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -384,7 +384,7 @@ fn seconds_since(started: Instant) -> f64 {
 fn run_search(args: SearchArgs, console: Console) -> anyhow::Result<()> {
     let encoder = args.encoder.as_deref().map(load_encoder).transpose()?;
     let retriever = Retriever::open(&args.dir, encoder)?;
-    let options = SearchOptions { filter: Filter::new(args.filter), hybrid: args.hybrid };
+    let options = SearchOptions { filter: Filter::new(args.filter), ranking: Ranking::hybrid(args.hybrid) };
     let passages = retriever.search_with(&args.query, args.k as usize, &options)?;
     let report = json!({"query": args.query, "hybrid": args.hybrid, "passages": passages});
     console.report(&report, || {
