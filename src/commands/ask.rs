@@ -51,7 +51,8 @@ pub struct Args {
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let encoder = args.encoder.as_deref().map(encoder::load).transpose()?;
     let mut retriever = Retriever::open(&args.index, encoder)?;
-    let model = args.model.as_deref().map(|name| ReaderModel::load(name, &candle_core::Device::Cpu)).transpose()?;
+    let model =
+        args.model.as_deref().map(|name| ReaderModel::load(name, &candle_core::Device::Cpu)).transpose()?;
     if let Some(model) = &model {
         retriever = model.asks(retriever)?;
     }
@@ -60,8 +61,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         None => Box::new(Extractive::new(retriever.encoder())),
     };
     let calibration = args.sure.as_deref().map(Calibration::read).transpose()?;
-    let options =
-        SearchOptions { filter: Filter::new(args.filter), ranking: Ranking::hybrid(args.hybrid) };
+    let options = SearchOptions { filter: Filter::new(args.filter), ranking: Ranking::hybrid(args.hybrid) };
     let k = usize::try_from(args.k)?;
     let threshold = calibration.as_ref().map(|calibration| calibration.threshold);
     let response = ask(&retriever, &args.question, k, &options, reader.as_ref(), threshold)?;

@@ -70,13 +70,7 @@ impl Reader for Extractive<'_> {
             false => quotes.join(" "),
         };
         let said: Vec<_> = quoted.iter().map(|quote| one_line(quote.text)).collect();
-        Ok(Answer {
-            text,
-            generation: said.join(" "),
-            reader: self.name(),
-            citations,
-            confidence,
-        })
+        Ok(Answer { text, generation: said.join(" "), reader: self.name(), citations, confidence })
     }
 }
 

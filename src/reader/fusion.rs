@@ -24,7 +24,11 @@ impl<'a> Fusion<'a> {
     }
 
     /// The texts that are read for a question, and the network that writes after them.
-    fn prepared(&self, question: &str, sources: &[Source<'_>]) -> Result<(Vec<u32>, Generator<'_, FusionNetwork<'_>>)> {
+    fn prepared(
+        &self,
+        question: &str,
+        sources: &[Source<'_>],
+    ) -> Result<(Vec<u32>, Generator<'_, FusionNetwork<'_>>)> {
         // What somebody else wrote spells no sentinel and ends no text.
         let question = self.model.tokenizer.unmarked(question);
         let texts = texts(self.model, &self.templates, &question, sources)?;
@@ -124,8 +128,10 @@ impl Autoregressive for FusionNetwork<'_> {
         let mut state = self.network.start(&encoded)?;
         let first = [&[self.network.config().start_token()], self.begun.as_slice()].concat();
         let width = first.len();
-        let rows = Tensor::from_vec(first.repeat(prompts.len()), (prompts.len(), width), self.network.device())?;
-        let hidden = self.network.decode(&rows, &mut state)?.narrow(1, width - 1, 1)?.squeeze(1)?.contiguous()?;
+        let rows =
+            Tensor::from_vec(first.repeat(prompts.len()), (prompts.len(), width), self.network.device())?;
+        let hidden =
+            self.network.decode(&rows, &mut state)?.narrow(1, width - 1, 1)?.squeeze(1)?.contiguous()?;
         Ok((state, hidden))
     }
 

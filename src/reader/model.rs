@@ -67,10 +67,16 @@ impl ReaderModel {
             return Err(Error::Mismatch {
                 what: format!("the retriever of {} and the index {}", self.name, retriever.dir().display()),
                 left: format!("trained for vectors of the encoder {wanted}"),
-                right: format!("vectors of {:?} ({})", retriever.encoder().name(), retriever.encoder().identity()),
+                right: format!(
+                    "vectors of {:?} ({})",
+                    retriever.encoder().name(),
+                    retriever.encoder().identity()
+                ),
                 hint: match passages {
                     Some(_) => "give the index that it was trained with, or one by the same encoder".into(),
-                    None => format!("encode it again: sidenote index encode INDEX --encoder {}", folder.display()),
+                    None => {
+                        format!("encode it again: sidenote index encode INDEX --encoder {}", folder.display())
+                    }
                 },
             });
         }

@@ -130,7 +130,11 @@ mod tests {
         templates.check().unwrap();
         for (wrong, name, word) in [
             (Templates { query: "ask:".into(), ..templates.clone() }, "templates.query", "{question}"),
-            (Templates { query: "{question} {text}".into(), ..templates.clone() }, "templates.query", "{text}"),
+            (
+                Templates { query: "{question} {text}".into(), ..templates.clone() },
+                "templates.query",
+                "{text}",
+            ),
             (Templates { passage: "{query}".into(), ..templates.clone() }, "templates.passage", "{text}"),
             (Templates { answer: "{x".into(), ..templates.clone() }, "templates.answer", "{x"),
             (Templates { passage_tokens: 0, ..templates.clone() }, "templates.passage_tokens", "1"),

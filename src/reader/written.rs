@@ -33,10 +33,13 @@ pub(super) fn answer<M: Autoregressive>(
         true => text.trim_start().lines().next().unwrap_or_default().trim().to_string(),
         false => text.trim().to_string(),
     };
-    let logprobs = written.into_iter().flatten().next().and_then(|written| written.logprobs).unwrap_or_default();
-    let mean = logprobs.iter().map(|token| f64::from(token.logprob)).sum::<f64>() / logprobs.len().max(1) as f64;
+    let logprobs =
+        written.into_iter().flatten().next().and_then(|written| written.logprobs).unwrap_or_default();
+    let mean =
+        logprobs.iter().map(|token| f64::from(token.logprob)).sum::<f64>() / logprobs.len().max(1) as f64;
     let confidence = if generation.is_empty() { 0.0 } else { mean.exp() };
-    let says = |source: &Source<'_>| holds(source.text, &[&generation]) || holds(source.title, &[&generation]);
+    let says =
+        |source: &Source<'_>| holds(source.text, &[&generation]) || holds(source.title, &[&generation]);
     let citations: Vec<usize> =
         sources.iter().enumerate().filter(|(_, source)| says(source)).map(|(place, _)| place).collect();
     let marks: String = citations.iter().map(|place| format!(" [{}]", place + 1)).collect();

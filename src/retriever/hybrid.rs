@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sidenote_index::Hit;
 
 use super::bm25::Bm25;
@@ -18,7 +18,7 @@ const RANK_CONSTANT: f32 = 60.0;
 const DEPTH: usize = 100;
 
 /// What ranks the passages.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Ranking {
     /// The encoder's vectors, by its metric.
@@ -65,8 +65,9 @@ impl Retriever {
         };
         let by_words = |depth: usize| {
             let store = self.store();
-            let may =
-                |id: u32| store.is_live(id as usize) && store.has_text(id as usize) && document_is_allowed(id);
+            let may = |id: u32| {
+                store.is_live(id as usize) && store.has_text(id as usize) && document_is_allowed(id)
+            };
             self.words()?.search(query, depth, &may)
         };
         let hits = match options.ranking {

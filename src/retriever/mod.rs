@@ -7,6 +7,7 @@
 
 pub mod bm25;
 mod build;
+mod encode_again;
 mod filter;
 mod generation;
 mod hybrid;
@@ -33,6 +34,7 @@ use crate::encoder::{self, Encoder};
 use crate::{Error, Result};
 
 pub use build::{BuildOptions, Existing, build};
+pub use encode_again::encode_again;
 pub use filter::{Condition, Filter};
 pub use generation::bytes_in;
 pub use hybrid::{Ranking, SearchOptions, fuse};
@@ -42,6 +44,7 @@ pub use tune::{TuneOptions, Tuned, tune};
 pub use verify::verify;
 
 use bm25::Bm25;
+use living::live_runs;
 use same::SameDocument;
 
 /// Which chunks may be found: called with the query's place in the batch and the chunk.
@@ -133,7 +136,11 @@ impl Retriever {
     pub fn with_query_encoder(mut self, queries: Box<dyn Encoder>) -> Result<Self> {
         if queries.dim() != self.index.dim() {
             return Err(Error::Mismatch {
-                what: format!("the query encoder {:?} and the vectors in {}", queries.name(), self.dir.display()),
+                what: format!(
+                    "the query encoder {:?} and the vectors in {}",
+                    queries.name(),
+                    self.dir.display()
+                ),
                 left: format!("vectors of width {}", queries.dim()),
                 right: format!("vectors of width {}", self.index.dim()),
                 hint: "give the encoder that was trained with this index".into(),

@@ -54,7 +54,8 @@ impl Calibration {
         let half = |rest: usize| judged.iter().copied().skip(rest).step_by(2).collect::<Vec<_>>();
         let (chosen_on, measured_on) = (half(0), half(1));
         if !chosen_on.iter().any(|answer| answer.right && answer.support > 0.0) || measured_on.is_empty() {
-            let why = "no answer of these questions is right and supported; give more questions, or easier ones";
+            let why =
+                "no answer of these questions is right and supported; give more questions, or easier ones";
             return Err(Error::setting("calibrate", why));
         }
         // Without support nothing is answered.
@@ -63,9 +64,13 @@ impl Calibration {
         thresholds.dedup();
         let threshold = match precision {
             Some(wanted) => {
-                let reaches = |t: &f64| measure(&chosen_on, *t).0.is_some_and(|precision| precision >= wanted);
+                let reaches =
+                    |t: &f64| measure(&chosen_on, *t).0.is_some_and(|precision| precision >= wanted);
                 thresholds.into_iter().find(reaches).ok_or_else(|| {
-                    Error::setting("precision", format!("{wanted} is reached with no threshold; ask for less"))
+                    Error::setting(
+                        "precision",
+                        format!("{wanted} is reached with no threshold; ask for less"),
+                    )
                 })?
             }
             None => {
@@ -78,7 +83,14 @@ impl Calibration {
             }
         };
         let (precision, recall, answered) = measure(&measured_on, threshold);
-        Ok(Self { reader: reader.into(), threshold, precision, recall, questions: measured_on.len(), answered })
+        Ok(Self {
+            reader: reader.into(),
+            threshold,
+            precision,
+            recall,
+            questions: measured_on.len(),
+            answered,
+        })
     }
 
     /// Refuses another reader than the one that this is for.
@@ -132,7 +144,8 @@ mod tests {
     /// Every other answer is like the one before it, so that both halves are the same: right from 0.5 on, but one at 0.9.
     fn judged() -> Vec<Judged> {
         let one = |support: f64, right: bool| [Judged { support, right }; 2];
-        let supports = [(0.1, false), (0.3, false), (0.4, true), (0.5, true), (0.6, true), (0.7, true), (0.9, false)];
+        let supports =
+            [(0.1, false), (0.3, false), (0.4, true), (0.5, true), (0.6, true), (0.7, true), (0.9, false)];
         supports.into_iter().flat_map(|(support, right)| one(support, right)).collect()
     }
 

@@ -149,7 +149,14 @@ pub fn evaluate(
     }
     let means = sums.into_iter().map(|(name, sum, count)| (name, json!(sum / count as f64))).collect();
     let questions_per_second = examples.len() as f64 / clock.elapsed().as_secs_f64().max(1e-9);
-    Ok(Summary { questions: examples.len(), mode: options.mode, k: options.k, means, questions_per_second, judged })
+    Ok(Summary {
+        questions: examples.len(),
+        mode: options.mode,
+        k: options.k,
+        means,
+        questions_per_second,
+        judged,
+    })
 }
 
 fn passages_of(
@@ -196,7 +203,8 @@ fn ask(
     if example.choices.is_empty() {
         let answer = reader.answer(&example.question, &sources)?;
         let mut line = Line::unread(example, Vec::new());
-        (line.generation, line.confidence, line.citations) = (answer.generation, answer.confidence, answer.citations);
+        (line.generation, line.confidence, line.citations) =
+            (answer.generation, answer.confidence, answer.citations);
         if !example.answers.is_empty() {
             line.judge(example, &passages);
         }
@@ -217,7 +225,9 @@ fn ask(
     let mean = debiased(&orders, &shares);
     let right = |shares: &[f64]| {
         let place = largest(shares);
-        f64::from(u8::from(place.is_some_and(|place| example.answers.first() == Some(&example.choices[place]))))
+        f64::from(u8::from(
+            place.is_some_and(|place| example.answers.first() == Some(&example.choices[place])),
+        ))
     };
     let mut line = Line::unread(example, Vec::new());
     line.passages = passages;
@@ -232,7 +242,8 @@ fn ask(
         let values = example.choices.iter().zip(&mean);
         Some(values.map(|(choice, share)| (choice.clone(), json!(value(*share)))).collect())
     };
-    (line.choice_probs, line.choice_logits) = (by_choice(|share| share), by_choice(|share| share.max(1e-300).ln()));
+    (line.choice_probs, line.choice_logits) =
+        (by_choice(|share| share), by_choice(|share| share.max(1e-300).ln()));
     Ok(line)
 }
 

@@ -12,7 +12,8 @@ const LABELS: [(&str, &str); 3] = [("SUPPORTS", "true"), ("REFUTES", "false"), (
 pub(super) fn example(line: &Value) -> Result<Example, Fault> {
     let label = text(line, "label")?;
     let known = LABELS.iter().find(|(name, _)| *name == label);
-    let (_, answer) = known.ok_or_else(|| format!("label {label:?} is none of {:?}", LABELS.map(|(name, _)| name)))?;
+    let (_, answer) =
+        known.ok_or_else(|| format!("label {label:?} is none of {:?}", LABELS.map(|(name, _)| name)))?;
     Ok(Example {
         id: id(line),
         question: text(line, "claim")?,

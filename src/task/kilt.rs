@@ -9,7 +9,9 @@ use super::{Example, Fault, id, metadata, passages, text};
 pub(super) fn example(line: &Value) -> Result<Example, Fault> {
     let mut answers: Vec<String> = Vec::new();
     for output in line["output"].as_array().into_iter().flatten() {
-        if let Some(answer) = output["answer"].as_str().filter(|answer| !answers.iter().any(|had| had == answer)) {
+        if let Some(answer) =
+            output["answer"].as_str().filter(|answer| !answers.iter().any(|had| had == answer))
+        {
             answers.push(answer.into());
         }
     }

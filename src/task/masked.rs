@@ -31,7 +31,12 @@ pub fn example(id: &str, text: &str, rng: &mut impl Rng) -> Option<Example> {
         target.extend(words[at + kept..at + kept + gap].iter().map(ToString::to_string));
         at += kept + gap;
     }
-    Some(Example { id: id.into(), question: question.join(" "), target: Some(target.join(" ")), ..Example::default() })
+    Some(Example {
+        id: id.into(),
+        question: question.join(" "),
+        target: Some(target.join(" ")),
+        ..Example::default()
+    })
 }
 
 /// `question` as a retriever can look for it: without sentinels.
@@ -64,7 +69,8 @@ mod tests {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             let example = example("d", &words.join(" "), &mut rng).unwrap();
             let target = example.target.unwrap();
-            let gaps: Vec<&str> = target.split("<extra_id_").skip(1).map(|gap| gap.split_once("> ").unwrap().1).collect();
+            let gaps: Vec<&str> =
+                target.split("<extra_id_").skip(1).map(|gap| gap.split_once("> ").unwrap().1).collect();
             let mut filled = example.question.clone();
             for (number, gap) in gaps.iter().enumerate() {
                 filled = filled.replace(&format!("<extra_id_{number}>"), gap.trim());

@@ -141,9 +141,11 @@ fn id(line: &Value) -> String {
 /// All of a line but what is read from it.
 fn metadata(line: &Value, read: &[&str]) -> Value {
     match line {
-        Value::Object(fields) => {
-            fields.iter().filter(|(name, _)| !read.contains(&name.as_str())).map(|(n, v)| (n.clone(), v.clone())).collect()
-        }
+        Value::Object(fields) => fields
+            .iter()
+            .filter(|(name, _)| !read.contains(&name.as_str()))
+            .map(|(n, v)| (n.clone(), v.clone()))
+            .collect(),
         _ => Value::Null,
     }
 }
@@ -171,19 +173,30 @@ mod tests {
             task.read(&path).unwrap_err().to_string()
         };
         let good = "{\"question\": \"Q?\", \"answers\": [\"a\"]}\n";
-        assert!(read(Task::Qa, &format!("{good}\n{{\"answers\": []}}")).contains("data.jsonl:3: there is no \"question\""));
+        assert!(
+            read(Task::Qa, &format!("{good}\n{{\"answers\": []}}"))
+                .contains("data.jsonl:3: there is no \"question\"")
+        );
         assert!(read(Task::Qa, &format!("{good}nonsense")).contains(":2:"));
         assert!(read(Task::Qa, "{\"question\": \"Q?\", \"answers\": \"a\"}").contains("answers"));
         assert!(read(Task::Qa, "{\"question\": \"Q?\", \"passages\": [{}]}").contains("passages"));
         assert!(read(Task::Qa, "\n").contains("holds no example"));
         assert!(read(Task::FactChecking, "{\"claim\": \"C\", \"label\": \"PERHAPS\"}").contains("PERHAPS"));
-        assert!(read(Task::MultipleChoice, "{\"question\": \"Q\", \"options\": {\"A\": \"x\", \"B\": \"y\"}, \"answer\": \"C\"}").contains("\"C\""));
+        assert!(
+            read(
+                Task::MultipleChoice,
+                "{\"question\": \"Q\", \"options\": {\"A\": \"x\", \"B\": \"y\"}, \"answer\": \"C\"}"
+            )
+            .contains("\"C\"")
+        );
         assert!(read(Task::Kilt, "{\"id\": 1, \"output\": []}").contains("input"));
     }
 
     #[test]
     fn every_format_becomes_an_example() {
-        let qa = Task::Qa.example(&json!({"question": "Q?", "answers": ["a", "b"], "target": "t", "id": 7, "x": 1})).unwrap();
+        let qa = Task::Qa
+            .example(&json!({"question": "Q?", "answers": ["a", "b"], "target": "t", "id": 7, "x": 1}))
+            .unwrap();
         assert_eq!((qa.id.as_str(), qa.target(), qa.metadata["x"].as_u64()), ("7", Some("t"), Some(1)));
         let fact = Task::FactChecking.example(&json!({"claim": "C", "label": "REFUTES"})).unwrap();
         assert_eq!((fact.question.as_str(), fact.target(), fact.choices.len()), ("C", Some("false"), 3));

@@ -52,11 +52,13 @@ pub(super) fn example(line: &Value) -> Result<Example, Fault> {
     };
     let answer = text(line, "answer")?;
     let right = options.keys().position(|letter| *letter == answer);
-    let right = right.ok_or_else(|| format!("answer {answer:?} is none of {:?}", options.keys().collect::<Vec<_>>()))?;
+    let right = right
+        .ok_or_else(|| format!("answer {answer:?} is none of {:?}", options.keys().collect::<Vec<_>>()))?;
     if !(2..=MOST).contains(&options.len()) {
         return Err(format!("{} options; from 2 to {MOST} can be asked", options.len()));
     }
-    let options: Option<Vec<String>> = options.values().map(|option| option.as_str().map(String::from)).collect();
+    let options: Option<Vec<String>> =
+        options.values().map(|option| option.as_str().map(String::from)).collect();
     let options = options.ok_or("an option is no text")?;
     let plain = Example {
         id: id(line),
@@ -78,7 +80,8 @@ fn letters(n: usize) -> Vec<String> {
 /// stands now.
 pub fn ordered(example: &Example, order: &[usize]) -> Example {
     let letters = letters(order.len());
-    let shown = letters.iter().zip(order).map(|(letter, option)| format!(" ({letter}) {}", example.options[*option]));
+    let shown =
+        letters.iter().zip(order).map(|(letter, option)| format!(" ({letter}) {}", example.options[*option]));
     let right = example.answers.first().and_then(|answer| letters.iter().position(|letter| letter == answer));
     let place = right.and_then(|right| order.iter().position(|option| *option == right));
     Example {

@@ -135,13 +135,14 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         console.progress,
     )?;
     if let (Some((mut file, part)), Some(path)) = (out, &args.out) {
-        file.flush().and_then(|()| file.get_ref().sync_all()).and_then(|()| fs::rename(&part, path))
+        file.flush()
+            .and_then(|()| file.get_ref().sync_all())
+            .and_then(|()| fs::rename(&part, path))
             .with_context(|| path.display().to_string())?;
     }
     let calibration = match &args.calibrate {
         Some(path) => {
-            let calibration =
-                Calibration::of(&reader.name(), &summary.judged, args.precision)?;
+            let calibration = Calibration::of(&reader.name(), &summary.judged, args.precision)?;
             calibration.write(path)?;
             Some(calibration)
         }
