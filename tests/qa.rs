@@ -141,11 +141,11 @@ fn choices_are_asked_in_every_order() {
     let dir = place.path();
     let question = |answer: &str| json!({"question": "Which moon?", "options": {"A": "the Earth", "B": "Zürich", "C": "a city"}, "answer": answer});
     write_lines(&dir.join("choices.jsonl"), &["A", "B", "C"].map(question));
-    let t5 = data("models/t5_v1_0");
+    let model = data("models/llama2c/stories260K.bin");
     let run = |rest: &str| {
         let command = format!(
             "eval qa {} --data choices.jsonl --task multiple-choice --mode closed-book",
-            t5.display()
+            model.display()
         );
         succeed(dir, &format!("{command} --out choices-{rest}.jsonl --permutations {rest}"))
     };
@@ -170,7 +170,7 @@ fn choices_are_asked_in_every_order() {
 
     write_lines(&dir.join("claims.jsonl"), &[json!({"claim": "The moon is a city.", "label": "REFUTES"})]);
     let claims =
-        format!("eval qa {} --data claims.jsonl --task fact-checking --index index -k 2", t5.display());
+        format!("eval qa {} --data claims.jsonl --task fact-checking --index index -k 2", model.display());
     assert!(succeed(dir, &claims)["accuracy"].is_number());
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Stretches of steps, each with a number of steps after which the index is stale: Atlas's `"0-1000:500,1000-:2000"`, or `"500"` for
 /// all steps. Before the first step the index is fresh anyway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(try_from = "Written", into = "String")]
 pub struct RefreshSchedule {
     /// First step, step after the last, and rate.
     stretches: Vec<(usize, usize, usize)>,
@@ -53,11 +53,22 @@ impl FromStr for RefreshSchedule {
     }
 }
 
-impl TryFrom<String> for RefreshSchedule {
+/// A schedule as it may be written: a number alone is no text in TOML.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Rate(usize),
+    Text(String),
+}
+
+impl TryFrom<Written> for RefreshSchedule {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
+    fn try_from(written: Written) -> Result<Self, String> {
+        match written {
+            Written::Rate(rate) => rate.to_string().parse(),
+            Written::Text(text) => text.parse(),
+        }
     }
 }
 
