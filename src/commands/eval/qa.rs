@@ -110,7 +110,9 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     };
     let mut out = match &args.out {
         Some(path) => {
-            let part = path.with_added_extension("part");
+            let mut part = path.as_os_str().to_owned();
+            part.push(".part");
+            let part = PathBuf::from(part);
             let file = fs::File::create(&part).with_context(|| part.display().to_string())?;
             Some((BufWriter::new(file), part))
         }

@@ -102,7 +102,7 @@ impl<'a> AtlasLearner<'a> {
             (Some(file), Some(task)) => Examples::Lines(expanded(task.read(file)?, &section)),
             _ => Examples::of_text(open_store(&config.index)?, section.task),
         };
-        let read = |file: &PathBuf| Ok::<_, Error>(section.task.of_lines().unwrap_or_default().read(file)?);
+        let read = |file: &PathBuf| section.task.of_lines().unwrap_or_default().read(file);
         let mut held_out = config.held_out.as_ref().map(read).transpose()?.unwrap_or_default();
         held_out.truncate(HELD_OUT);
         let held_out =
