@@ -72,6 +72,8 @@ impl Settings {
             retro: None,
             t5: None,
             retriever: None,
+            examples: None,
+            atlas: None,
             objectives: Vec::new(),
             tune: None,
             adapter: None,

@@ -4,7 +4,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::config::{Mixing, TuneSection};
+use super::tune_section::{Mixing, TuneSection};
 
 /// Batches that are put in order of length together, so that little is padding.
 const BUCKET: usize = 32;

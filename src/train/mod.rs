@@ -1,5 +1,6 @@
 //! Training: one loop for every kind of model.
 
+pub mod atlas;
 mod checkpoint;
 pub mod config;
 mod contrastive;
@@ -23,6 +24,7 @@ mod steps;
 mod tensorboard;
 mod trime;
 mod tune;
+mod tune_section;
 
 pub use checkpoint::folder as checkpoint_folder;
 pub use config::{Kind, TrainConfig};

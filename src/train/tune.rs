@@ -5,14 +5,15 @@ use std::path::Path;
 use candle_core::{D, Device, Tensor, Var};
 use sidenote_kernels::{self as kernels, CrossEntropyOptions};
 
-use super::config::{TrainConfig, TuneLoss, TuneSection};
+use super::config::TrainConfig;
 use super::mixture::Mixture;
 use super::steps::Learner;
+use super::tune_section::{TuneLoss, TuneSection};
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
+use crate::eval::tasks::{self, Item, ModelText};
 use crate::model::batch::{IGNORE, side_by_side};
 use crate::model::{Cache, Dropout, Network, Wanted, WritingModel};
-use crate::task::{self, Item, ModelText};
 
 /// Held-out instances that are measured while training.
 const HELD_OUT: usize = 256;
@@ -77,7 +78,7 @@ impl<'a> TuneLearner<'a> {
                 WritingModel::adapted(wanted, device)?
             }
         };
-        let items = task::read(&section.data)?;
+        let items = tasks::read(&section.data)?;
         section.check_held_out_clusters(&items)?;
         let text = ModelText(&model);
         let examples = |items: &[Item]| -> Result<Vec<Example>> {
@@ -86,7 +87,7 @@ impl<'a> TuneLearner<'a> {
         let instances = examples(&items)?;
         let held_out = match &config.held_out {
             Some(path) => {
-                let items = task::read(std::slice::from_ref(path))?;
+                let items = tasks::read(std::slice::from_ref(path))?;
                 examples(&items[..items.len().min(HELD_OUT)])?
             }
             None => Vec::new(),

@@ -3,6 +3,7 @@
 use super::Console;
 
 mod perplexity;
+mod qa;
 mod retrieval;
 mod tasks;
 
@@ -11,6 +12,8 @@ pub enum Command {
     /// How well a model predicts a text: perplexity, bits per byte, and bits per byte by how much
     /// of the text can be copied from its neighbours.
     Perplexity(perplexity::Args),
+    /// How well questions are answered from a corpus: exact match, F1, ROUGE-L, accuracy, recall and attribution.
+    Qa(qa::Args),
     /// How well an encoder finds relevant passages: nDCG, recall, MRR and speed.
     Retrieval(retrieval::Args),
     /// How well a model does tasks: by the likeliest of given answers, or by what it writes.
@@ -20,6 +23,7 @@ pub enum Command {
 pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
     match command {
         Command::Perplexity(args) => perplexity::run(args, console),
+        Command::Qa(args) => qa::run(args, console),
         Command::Retrieval(args) => retrieval::run(args, console),
         Command::Tasks(args) => tasks::run(args, console),
     }

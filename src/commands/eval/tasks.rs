@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::super::Console;
-use crate::eval::tasks::{Asking, TaskScores, evaluate, summary};
+use crate::eval::tasks::{Asking, Item, TaskScores, evaluate, read, summary};
 use crate::model::WritingModel;
-use crate::task::{self, Item};
 
 /// More different answers than this are no choices.
 const MOST_CHOICES: usize = 20;
@@ -71,7 +70,7 @@ pub struct Args {
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     sidenote_kernels::LargeBlocks::start();
-    let mut items = task::read(&args.data)?;
+    let mut items = read(&args.data)?;
     if args.choices_from_targets {
         choices_from_targets(&mut items);
     }
@@ -91,7 +90,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let lines = |text: &String| text.replace("\\n", "\n");
     let asking = Asking {
         shots: args.k,
-        shown: if args.shots.is_empty() { Vec::new() } else { task::read(&args.shots)? },
+        shown: if args.shots.is_empty() { Vec::new() } else { read(&args.shots)? },
         preamble: lines(&args.preamble),
         calibrate: args.calibrate,
         longest: args.max_question_tokens.max(1),

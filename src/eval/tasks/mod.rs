@@ -1,15 +1,22 @@
 //! Tasks: which of the given answers a model holds for the likeliest, or what it writes.
 
+mod csv;
+mod item;
+mod tokens;
+
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
+use super::metrics;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::WritingModel;
 use crate::model::generate::{Options, Score};
 use crate::progress::Progress;
-use crate::task::{Item, ModelText, after, metrics};
+
+pub use item::{Item, read};
+pub use tokens::{ModelText, after};
 
 /// How tasks are asked.
 #[derive(Debug, Clone)]
