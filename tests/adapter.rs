@@ -130,8 +130,7 @@ fn adapters_of_peft_give_its_logits() {
 /// What is saved holds PEFT's own tensors, bit for bit, under its names, and the settings that PEFT reads.
 #[test]
 fn what_is_saved_is_what_peft_saved() {
-    let dir = std::mem::ManuallyDrop::new(tempfile::tempdir().unwrap());
-    eprintln!("KEPT {}", dir.path().display());
+    let dir = tempfile::tempdir().unwrap();
     for (method, base, folder) in adapters(dir.path()) {
         let name = folder.file_name().unwrap();
         let out = dir.path().join("saved").join(name);
@@ -167,9 +166,16 @@ fn what_is_saved_is_what_peft_saved() {
             serde_json::from_slice(&fs::read(dir.join("adapter_config.json")).unwrap()).unwrap()
         };
         let (ours, theirs) = (config(&out), config(&folder));
-        for field in
-            ["peft_type", "task_type", "r", "lora_alpha", "use_rslora", "num_virtual_tokens", "num_layers"]
-        {
+        for field in [
+            "peft_type",
+            "task_type",
+            "r",
+            "lora_alpha",
+            "use_rslora",
+            "num_virtual_tokens",
+            "num_transformer_submodules",
+            "num_layers",
+        ] {
             let number = |value: &Value| value.as_f64().map_or(value.clone(), Value::from);
             assert_eq!(number(&ours[field]), number(&theirs[field]), "{name:?}: {field}");
         }

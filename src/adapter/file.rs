@@ -226,9 +226,11 @@ fn as_peft<B>(
     let mut all: HashMap<String, Tensor> =
         tensors.iter().map(|(name, tensor)| (wrapped(name), tensor.clone())).collect();
     let [blocks, width, heads, head_dim] = saved.shape;
+    // PEFT makes twice as many for an encoder-decoder, and uses the first of them.
+    let rows = tensors.get(PROMPT).map_or(0, |prompt| prompt.dims()[0]);
     let virtual_tokens = |peft_type: &str, tokens: usize| {
         json!({"peft_type": peft_type, "num_virtual_tokens": tokens, "num_layers": blocks,
-            "num_transformer_submodules": 1})
+            "num_transformer_submodules": rows / tokens.max(1)})
     };
     match saved.method {
         Method::Lora(settings) => add(lora(settings, "none")),

@@ -36,3 +36,4 @@ pub use nccl::Nccl;
 pub use order::Order;
 pub use run::{run, run_in};
 pub use steps::{Learner, Outcome};
+pub use tune_section::{MixBy, Mixing, TuneLoss, TuneSection};

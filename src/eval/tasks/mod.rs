@@ -226,9 +226,9 @@ impl Asker<'_> {
         let measured = BTreeMap::from([
             ("exact_match", best(&|right| metrics::exact_match(&written, right))),
             ("f1", best(&|right| metrics::f1(&written, right))),
-            ("rouge1", best(&|right| rouge(right).one)),
-            ("rouge2", best(&|right| rouge(right).two)),
-            ("rougeL", best(&|right| rouge(right).longest)),
+            ("rouge1", best(&|right| rouge(right).rouge1)),
+            ("rouge2", best(&|right| rouge(right).rouge2)),
+            ("rougeL", best(&|right| rouge(right).rouge_l)),
         ]);
         Ok(Answered { written: Some(written.clone()), ..self.answered(item, measured) })
     }
