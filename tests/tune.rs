@@ -33,7 +33,7 @@ fn pool(dir: &Path) {
                 json!({"input": format!("{a} {b}: first?"), "target": a, "task": "first", "cluster": "order"})
             }
             _ => {
-                let answer = if i % 2 == 0 { "yes" } else { "no" };
+                let answer = if i.is_multiple_of(2) { "yes" } else { "no" };
                 json!({"input": format!("{a} {b} {answer}?"), "target": answer, "choices": ["yes", "no"],
                     "task": "there", "cluster": "words"})
             }

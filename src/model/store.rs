@@ -243,7 +243,8 @@ impl LanguageModel {
             None => Network::Plain(plain),
         };
         weights.check_all_taken()?;
-        let (tensors, variables, attached) = weights.finish_attached();
+        let attached = weights.detach();
+        let (tensors, variables) = weights.finish();
         let adapted = Adapted::of(attached, underneath);
         Ok(Self { network, tokenizer, speech, base, adapted, tensors, variables })
     }

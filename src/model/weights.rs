@@ -235,12 +235,11 @@ impl Weights {
         (self.tensors, self.variables)
     }
 
-    /// [`finish`](Self::finish), and the adapter that is attached.
-    pub fn finish_attached(mut self) -> (BTreeMap<Place, Matrix>, Vec<(String, Var)>, Option<Attached>) {
-        let attached = self.attached.take();
-        let (tensors, mut variables) = self.finish();
-        variables.extend(attached.iter().flat_map(|attached| attached.variables().to_vec()));
-        (tensors, variables, attached)
+    /// Takes the adapter off; what is trained of it stays among what is trained.
+    pub fn detach(&mut self) -> Option<Attached> {
+        let attached = self.attached.take()?;
+        self.variables.extend(attached.variables().to_vec());
+        Some(attached)
     }
 }
 

@@ -68,6 +68,7 @@ impl LanguageModel {
 }
 
 /// A model that writes, of any family.
+#[expect(clippy::large_enum_variant, reason = "a program holds one or two of them, never a list")]
 pub enum WritingModel {
     /// A decoder, or RETRO.
     Decoder(LanguageModel),

@@ -103,7 +103,8 @@ impl EncoderDecoder {
         }
         let network = T5::new(config, &mut weights)?;
         weights.check_all_taken()?;
-        let (tensors, variables, attached) = weights.finish_attached();
+        let attached = weights.detach();
+        let (tensors, variables) = weights.finish();
         let adapted = Adapted::of(attached, base);
         Ok(Self { network, tokenizer, end_tokens, adapted, tensors, variables })
     }
