@@ -22,7 +22,7 @@ use crate::encoder;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 
-pub use pool::{Pool, Row, Target, UNKNOWN_TASK};
+pub use pool::{Pool, Row, Target};
 pub use report::{NearestTasks, Report};
 
 /// A way of choosing.
