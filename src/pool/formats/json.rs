@@ -1,6 +1,7 @@
 //! Whole JSON documents, and lists of objects that are one array or a line each.
 
 use std::fmt;
+use std::io::Read;
 use std::path::Path;
 
 use serde::Deserializer;
@@ -10,11 +11,34 @@ use serde_json::Value;
 use super::super::lines::{Lines, reader, reason};
 use crate::error::{Error, Result};
 
-/// Reads the JSON document at `path`.
+/// Reads the JSON document at `path`, in which Python may have written `NaN`.
 pub fn document<T: DeserializeOwned>(path: &Path, wanted: &str) -> Result<T> {
-    serde_json::from_reader(reader(path)?).map_err(|why| {
-        Error::line(path, why.line() as u64, format!("{why}; {wanted}"))
-    })
+    let mut text = String::new();
+    reader(path)?.read_to_string(&mut text).map_err(Error::io(path))?;
+    let wrong = |why: serde_json::Error| Error::line(path, why.line() as u64, format!("{why}; {wanted}"));
+    match serde_json::from_str(&text) {
+        Err(_) if text.contains("NaN") => serde_json::from_str(&without_nan(&text)).map_err(wrong),
+        read => read.map_err(wrong),
+    }
+}
+
+/// `text` with `null` for each `NaN` outside its strings.
+fn without_nan(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let (mut quoted, mut escaped) = (false, false);
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        if !quoted && let Some(after) = rest.strip_prefix("NaN") {
+            plain += "null";
+            rest = after;
+            continue;
+        }
+        quoted ^= c == '"' && !escaped;
+        escaped = c == '\\' && !escaped;
+        plain.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    plain
 }
 
 /// Hands each record of a file that is one JSON array, or one record a line, to `visit`, with its number from 1 (of the
@@ -87,5 +111,15 @@ impl<'de> Visitor<'de> for Each<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nan_is_null_but_not_within_a_text() {
+        assert_eq!(without_nan(r#"{"a": [NaN], "NaN \" NaN": "\\", "b": NaN}"#), r#"{"a": [null], "NaN \" NaN": "\\", "b": null}"#);
     }
 }

@@ -13,9 +13,9 @@ struct Task {
     #[serde(rename = "Definition")]
     definition: OneOrMany,
     #[serde(rename = "Categories", default)]
-    categories: Vec<String>,
+    categories: Vec<Option<String>>,
     #[serde(rename = "Source", default)]
-    source: Vec<String>,
+    source: Vec<Option<String>>,
     #[serde(rename = "Positive Examples", default)]
     positive: Vec<Shown>,
     #[serde(rename = "Instances")]
@@ -74,10 +74,10 @@ pub fn read(path: &Path, shots: usize, visit: Visit) -> Result<()> {
             target: target.to_string(),
             task: Some(name.clone()),
             template: Some(template.clone()),
-            cluster: task.categories.first().cloned(),
+            cluster: task.categories.first().cloned().flatten(),
             source: Some(match task.source.first() {
-                Some(from) => format!("sni/{from}"),
-                None => "sni".to_string(),
+                Some(Some(from)) => format!("sni/{from}"),
+                _ => "sni".to_string(),
             }),
             choices: Vec::new(),
         };
