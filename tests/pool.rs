@@ -29,7 +29,8 @@ fn fail(dir: &Path, arguments: &str) -> String {
 
 /// The instances of the pool `name`, in order.
 fn instances(dir: &Path, name: &str) -> Vec<Value> {
-    let mut files: Vec<_> = fs::read_dir(dir.join(name)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<_> =
+        fs::read_dir(dir.join(name)).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|end| end == "jsonl"));
     files.sort();
     let lines: Vec<String> = files.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
@@ -56,18 +57,30 @@ fn each_format_is_found_by_its_content() {
 
     let recross = r#"{"input": "A or B?", "targets": ["A"], "id": "super_glue-copa|train|C1 or C2|#165"}"#;
     let recross = one("copa.jsonl", recross, "copa.jsonl");
-    assert_eq!((&recross[0]["task"], &recross[0]["template"]), (&json!("super_glue-copa"), &json!("C1 or C2")));
+    assert_eq!(
+        (&recross[0]["task"], &recross[0]["template"]),
+        (&json!("super_glue-copa"), &json!("C1 or C2"))
+    );
 
     let sni = json!({"Definition": ["Name the capital."], "Categories": ["Question Answering"], "Source": ["atlas"],
         "Positive Examples": [{"input": "Spain", "output": "Madrid", "explanation": "It is."}],
         "Instances": [{"id": "1", "input": "France", "output": ["Paris", "Paris."]}]});
     let sni = serde_json::to_string_pretty(&sni).unwrap();
     let zero = one("task9_capital.json", &sni, "task9_capital.json");
-    let input = "Definition: Name the capital.\n\nNow complete the following example -\nInput: France\nOutput:";
+    let input =
+        "Definition: Name the capital.\n\nNow complete the following example -\nInput: France\nOutput:";
     assert_eq!((&zero[0]["input"], &zero[0]["target"]), (&json!(input), &json!("Paris")));
-    assert_eq!((&zero[0]["task"], &zero[0]["cluster"]), (&json!("task9_capital"), &json!("Question Answering")));
+    assert_eq!(
+        (&zero[0]["task"], &zero[0]["cluster"]),
+        (&json!("task9_capital"), &json!("Question Answering"))
+    );
     let shown = one("task9_capital.json", &sni, "task9_capital.json --shots 3");
-    assert!(shown[0]["input"].as_str().unwrap().contains("Positive Example 1 -\nInput: Spain\nOutput: Madrid\n\nNow"));
+    assert!(
+        shown[0]["input"]
+            .as_str()
+            .unwrap()
+            .contains("Positive Example 1 -\nInput: Spain\nOutput: Madrid\n\nNow")
+    );
 
     let alpaca = json!([{"instruction": "Add.", "input": "1 1", "output": "2"}, {"instruction": "Sing.", "output": "La"}]);
     let alpaca = one("alpaca.json", &alpaca.to_string(), "alpaca.json");
@@ -76,7 +89,10 @@ fn each_format_is_found_by_its_content() {
     assert_eq!(one("seed.jsonl", own, "seed.jsonl").len(), 2);
     let unnatural = r#"{"instruction": "Add.", "instances": [{"instruction_with_input": "Add 1.", "input": "1", "constraints": "A number.", "output": "2"}], "reformulations": [{"instruction": "Plus.", "instruction_with_input": "Plus 1.", "input": "1", "output": "2"}]}"#;
     let unnatural = one("core.jsonl", unnatural, "core.jsonl");
-    assert_eq!((&unnatural[0]["input"], &unnatural[1]["input"]), (&json!("Add 1.\n\nA number."), &json!("Plus 1.")));
+    assert_eq!(
+        (&unnatural[0]["input"], &unnatural[1]["input"]),
+        (&json!("Add 1.\n\nA number."), &json!("Plus 1."))
+    );
 
     let messages = r#"{"dataset": "talk", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}"#;
     let messages = one("tulu.jsonl", messages, "tulu.jsonl");
@@ -84,7 +100,8 @@ fn each_format_is_found_by_its_content() {
 
     let deft = r#"{"input": "Is it?", "answer_choices": ["no", "yes"], "target": "yes"}"#;
     assert_eq!(one("0_seed.jsonl", deft, "0_seed.jsonl")[0]["choices"], json!(["no", "yes"]));
-    let induction = r#"{"metadata": {"num_examples": 1}, "examples": {"1": {"input": "sane", "output": "insane"}}}"#;
+    let induction =
+        r#"{"metadata": {"num_examples": 1}, "examples": {"1": {"input": "sane", "output": "insane"}}}"#;
     assert_eq!(one("antonyms.json", induction, "antonyms.json")[0]["task"], "antonyms");
     let thought = "Is 2 prime?\\nOptions:\\n- yes\\n- no\tyes\tOnly 1 and 2 divide it.";
     let thought = one("prime_train.tsv", thought, "prime_train.tsv");
@@ -144,7 +161,10 @@ fn flans_pairs_have_options_and_inverted_forms() {
     let found = instances(dir, "pool");
     assert_eq!(found[0]["input"], "Rain. So wet?\nOPTIONS:\n- yes\n- no");
     assert_eq!((&found[0]["target"], &found[0]["choices"]), (&json!("yes"), &json!(["yes", "no"])));
-    assert_eq!((&found[1]["input"], &found[1]["target"]), (&json!("Write a {premise}: yes"), &json!("Rain.")));
+    assert_eq!(
+        (&found[1]["input"], &found[1]["target"]),
+        (&json!("Write a {premise}: yes"), &json!("Rain."))
+    );
     assert_eq!(found[1]["template"], "2, inverted");
     fs::write(dir.join("rows.jsonl"), "{\"premise\": \"Rain.\"}").unwrap();
     assert!(fail(dir, "flan:flan.json=rows.jsonl --out other").contains("hypothesis"));
@@ -156,7 +176,9 @@ fn duplicates_excluded_tasks_and_evaluated_texts_are_left_out() {
     let dir = dir.path();
     let long: Vec<String> = (0..60).map(|i| format!("w{i}")).collect();
     let long = long.join(" ");
-    let line = |task: &str, input: &str| json!({"input": input, "target": "yes", "task": task, "source": "s"}).to_string();
+    let line = |task: &str, input: &str| {
+        json!({"input": input, "target": "yes", "task": task, "source": "s"}).to_string()
+    };
     let evaluated = "The man turned on the faucet.";
     let lines = [
         line("a", &long),
@@ -192,7 +214,10 @@ fn duplicates_excluded_tasks_and_evaluated_texts_are_left_out() {
     let chosen = run(dir, "select pool --method random -n 2 --out chosen.jsonl --json");
     assert!(chosen.status.success(), "{}", String::from_utf8_lossy(&chosen.stderr));
     assert_eq!(fs::read_to_string(dir.join("chosen.jsonl")).unwrap().lines().count(), 2);
-    let part = fs::read_dir(dir.join("pool")).unwrap().map(|e| e.unwrap().path()).find(|p| p.extension().is_some_and(|e| e == "jsonl"));
+    let part = fs::read_dir(dir.join("pool"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.extension().is_some_and(|e| e == "jsonl"));
     fs::write(part.unwrap(), "").unwrap();
     let broken = run(dir, "select pool --method random -n 2 --out chosen.jsonl");
     assert!(String::from_utf8_lossy(&broken.stderr).contains("damaged"));
@@ -206,8 +231,18 @@ fn what_cannot_be_read_is_named() {
         ("a.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": 1}", "a.jsonl", "a.jsonl:2:"),
         ("b.jsonl", "{\"some\": 1}", "b.jsonl", "FORMAT:PATH"),
         ("c.json", "{\"Definition\": [], \"Instances\": []}", "c.json", "Definition"),
-        ("d.json", "{\"Definition\": [\"x\"], \"Instances\": [{\"input\": \"a\", \"output\": []}]}", "d.json", "instance 1"),
-        ("e.json", "[{\"instruction\": \"x\", \"output\": \"y\"}, {\"instruction\": 3}]", "e.json", "record 2"),
+        (
+            "d.json",
+            "{\"Definition\": [\"x\"], \"Instances\": [{\"input\": \"a\", \"output\": []}]}",
+            "d.json",
+            "instance 1",
+        ),
+        (
+            "e.json",
+            "[{\"instruction\": \"x\", \"output\": \"y\"}, {\"instruction\": 3}]",
+            "e.json",
+            "record 2",
+        ),
         ("f.tsv", "a\tb", "f.tsv", "f.tsv:1:"),
         ("g.jsonl", "{\"messages\": []}", "g.jsonl", "no answer"),
         ("h.txt", "x", "h.txt", "FORMAT:PATH"),
@@ -227,8 +262,24 @@ fn what_cannot_be_read_is_named() {
 
 /// The words that the names and sources of tasks have which are derived from the study's target data sets.
 const TARGETS: [&str; 18] = [
-    "rte", "cb", "copa", "xcopa", "trianglecopa", "trainglecopa", "wic", "xlwic", "wsc", "mwsc", "wscfixed", "winograd",
-    "winowhy", "winogrande", "swag", "hellaswag", "anli", "casehold",
+    "rte",
+    "cb",
+    "copa",
+    "xcopa",
+    "trianglecopa",
+    "trainglecopa",
+    "wic",
+    "xlwic",
+    "wsc",
+    "mwsc",
+    "wscfixed",
+    "winograd",
+    "winowhy",
+    "winogrande",
+    "swag",
+    "hellaswag",
+    "anli",
+    "casehold",
 ];
 
 /// Whether a name or a source is derived from a target data set.
@@ -248,7 +299,10 @@ fn no_task_of_a_target_remains_in_the_studys_pool() {
     let dir = tempfile::tempdir().unwrap();
     let lines: Vec<String> = tasks
         .iter()
-        .map(|task| json!({"input": task[0], "target": "x", "task": task[0], "source": format!("sni/{}", task[1])}).to_string())
+        .map(|task| {
+            json!({"input": task[0], "target": "x", "task": task[0], "source": format!("sni/{}", task[1])})
+                .to_string()
+        })
         .collect();
     fs::write(dir.path().join("tasks.jsonl"), lines.join("\n")).unwrap();
     let list = quality.join("select.left_out.txt");

@@ -278,7 +278,11 @@ fn examples_take_turns_and_so_do_targets() {
     let dir = workplace();
     let dir = dir.path();
     fs::write(dir.join("colours.jsonl"), "{\"input\": \"red\"}\n").unwrap();
-    for method in ["rds+ --encoder encoder", "two-stage --encoder encoder --first dsir", "two-stage --encoder encoder --first encoder"] {
+    for method in [
+        "rds+ --encoder encoder",
+        "two-stage --encoder encoder --first dsir",
+        "two-stage --encoder encoder --first encoder",
+    ] {
         let one = format!("pool.jsonl --method {method} --target target.jsonl -n 10 --out one.jsonl --json");
         let report: Value = serde_json::from_str(&succeed(dir, &one)).unwrap();
         assert_eq!(report["chosen"], 10);
@@ -287,7 +291,9 @@ fn examples_take_turns_and_so_do_targets() {
         let before = fs::read(dir.join("one.jsonl")).unwrap();
         succeed(dir, &one);
         assert_eq!(fs::read(dir.join("one.jsonl")).unwrap(), before, "{method}");
-        let both = format!("pool.jsonl --method {method} --target target.jsonl --target colours.jsonl -n 9 --out both.jsonl --json");
+        let both = format!(
+            "pool.jsonl --method {method} --target target.jsonl --target colours.jsonl -n 9 --out both.jsonl --json"
+        );
         let report: Value = serde_json::from_str(&succeed(dir, &both)).unwrap();
         assert_eq!(report["chosen"], 9);
         assert_eq!(report["targets"][0], json!({"target": "target.jsonl", "rows": 5}));
@@ -299,13 +305,26 @@ fn examples_take_turns_and_so_do_targets() {
         let rows = rows(&dir.join(name));
         rows.iter().map(|row| row["input"].to_string()).collect::<std::collections::HashSet<_>>().len()
     };
-    succeed(dir, "pool.jsonl --method two-stage --encoder encoder --first encoder --target target.jsonl -n 8 --out apart.jsonl");
+    succeed(
+        dir,
+        "pool.jsonl --method two-stage --encoder encoder --first encoder --target target.jsonl -n 8 --out apart.jsonl",
+    );
     succeed(dir, "pool.jsonl --method rds+ --encoder encoder --target target.jsonl -n 8 --out near.jsonl");
     assert!(kinds("apart.jsonl") >= kinds("near.jsonl"));
-    succeed(dir, "pool.jsonl --method rds+ --encoder encoder --vectors kept --target target.jsonl -n 8 --out again.jsonl");
-    succeed(dir, "pool.jsonl --method rds+ --encoder encoder --vectors kept --target target.jsonl -n 8 --out again.jsonl");
+    succeed(
+        dir,
+        "pool.jsonl --method rds+ --encoder encoder --vectors kept --target target.jsonl -n 8 --out again.jsonl",
+    );
+    succeed(
+        dir,
+        "pool.jsonl --method rds+ --encoder encoder --vectors kept --target target.jsonl -n 8 --out again.jsonl",
+    );
     assert_eq!(fs::read(dir.join("again.jsonl")).unwrap(), fs::read(dir.join("near.jsonl")).unwrap());
-    let said = fail(dir, "pool.jsonl --method deft --encoder default --vectors kept --target target.jsonl -n 8 --out x.jsonl", 1);
+    let said = fail(
+        dir,
+        "pool.jsonl --method deft --encoder default --vectors kept --target target.jsonl -n 8 --out x.jsonl",
+        1,
+    );
     assert!(said.contains("encoders do not match"), "{said}");
 }
 
@@ -315,7 +334,10 @@ fn a_decoder_gives_vectors_and_likelihoods() {
     let dir = dir.path();
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/gguf/llama.gguf");
     let model = models.display();
-    succeed(dir, &format!("pool.jsonl --method rds+ --encoder {model} --target target.jsonl -n 9 --out rds.jsonl"));
+    succeed(
+        dir,
+        &format!("pool.jsonl --method rds+ --encoder {model} --target target.jsonl -n 9 --out rds.jsonl"),
+    );
     assert_eq!(rows(&dir.join("rds.jsonl")).len(), 9);
     for method in ["perplexity", "ifd"] {
         let arguments = format!("pool.jsonl --method {method} -n 9 --out {method}.jsonl");
@@ -330,7 +352,8 @@ fn a_choice_is_explained() {
     let dir = workplace();
     let dir = dir.path();
     succeed(dir, "pool.jsonl --method deft --target target.jsonl --encoder encoder -n 12 --out out.jsonl");
-    let explain = "explain out.jsonl --pool pool.jsonl --target target.jsonl --encoder encoder --pairs 2 --map map.svg";
+    let explain =
+        "explain out.jsonl --pool pool.jsonl --target target.jsonl --encoder encoder --pairs 2 --map map.svg";
     let said: Value = serde_json::from_str(&succeed(dir, &format!("{explain} --json"))).unwrap();
     assert_eq!((&said["pool"], &said["chosen"]), (&json!(63), &json!(12)));
     assert_eq!(said["tasks"], json!([{"task": "animals", "chosen": 12, "pool": 20}]));
@@ -338,7 +361,8 @@ fn a_choice_is_explained() {
     assert_eq!((&coverage["examples"], &coverage["nearest_was_chosen"]), (&json!(2), &json!(1.0)));
     assert_eq!(coverage["nearest_chosen"], coverage["nearest_in_pool"]);
     assert_eq!(said["pairs"].as_array().unwrap().len(), 2);
-    let inputs: Vec<_> = said["pairs"].as_array().unwrap().iter().map(|pair| pair["input"].as_str().unwrap()).collect();
+    let inputs: Vec<_> =
+        said["pairs"].as_array().unwrap().iter().map(|pair| pair["input"].as_str().unwrap()).collect();
     assert!(inputs.contains(&"dog dog") && inputs.contains(&"cat cat"), "{inputs:?}");
     let map = fs::read_to_string(dir.join("map.svg")).unwrap();
     assert_eq!(map.matches("<circle").count(), 63 + 12 + 2 + 3, "rows, choice, examples, legend");
@@ -347,10 +371,13 @@ fn a_choice_is_explained() {
 
     // Of chance's choice the coverage is less, and a result of another pool is told.
     succeed(dir, "pool.jsonl --method random --seed 3 -n 3 --out chance.jsonl");
-    let chance = succeed(dir, "explain chance.jsonl --pool pool.jsonl --target target.jsonl --encoder encoder --json");
+    let chance =
+        succeed(dir, "explain chance.jsonl --pool pool.jsonl --target target.jsonl --encoder encoder --json");
     let chance: Value = serde_json::from_str(&chance).unwrap();
     assert!(chance["coverage"][0]["nearest_chosen"].as_f64() < coverage["nearest_chosen"].as_f64());
     let said = fail(dir, "explain out.jsonl --pool out.jsonl --target target.jsonl --encoder encoder", 1);
     assert!(said.contains("out.jsonl:") && said.contains("another one"), "{said}");
-    assert!(fail(dir, "explain target.jsonl --pool pool.jsonl --target target.jsonl", 1).contains("index_id"));
+    assert!(
+        fail(dir, "explain target.jsonl --pool pool.jsonl --target target.jsonl", 1).contains("index_id")
+    );
 }

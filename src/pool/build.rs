@@ -248,7 +248,8 @@ impl BuildReport {
             self.duplicates,
             sum(&self.near_duplicates)
         );
-        for (name, counts) in [("source", &self.sources), ("cluster", &self.clusters), ("task", &self.tasks)] {
+        for (name, counts) in [("source", &self.sources), ("cluster", &self.clusters), ("task", &self.tasks)]
+        {
             let mut counts: Vec<_> = counts.iter().collect();
             counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
             text += &format!("\n{name:<50}  instances\n");

@@ -39,7 +39,8 @@ pub struct Contamination {
 impl Evaluation {
     /// Reads the evaluation files: JSON Lines, a JSON array or Parquet, of which every text counts that has six words or more.
     pub fn open(files: &[PathBuf]) -> Result<Self> {
-        let mut all = Self { runs: BTreeMap::new(), file_of: Vec::new(), found: HashSet::new(), files: Vec::new() };
+        let mut all =
+            Self { runs: BTreeMap::new(), file_of: Vec::new(), found: HashSet::new(), files: Vec::new() };
         for file in files {
             all.add(file)?;
         }

@@ -26,7 +26,8 @@ pub fn find(sources: &[String]) -> Result<Vec<SourceFile>> {
                 files.push(SourceFile { format, path, rows });
             }
             (Some(format), None) if format.wants_rows() => {
-                let why = format!("these are templates; name the rows too, as {}:TEMPLATES=ROWS", format.name());
+                let why =
+                    format!("these are templates; name the rows too, as {}:TEMPLATES=ROWS", format.name());
                 return Err(Error::file(path, why));
             }
             _ => walk(Path::new(path), format, true, &mut files)?,
@@ -63,7 +64,8 @@ fn walk(path: &Path, format: Option<Format>, named: bool, files: &mut Vec<Source
     let format = match (format, named) {
         (Some(format), named) => (named || is_data(path)).then_some(format),
         (None, true) => Some(detect(path)?.ok_or_else(|| {
-            let why = format!("the name does not say what it holds; say it as FORMAT:PATH, of {}", Format::names());
+            let why =
+                format!("the name does not say what it holds; say it as FORMAT:PATH, of {}", Format::names());
             Error::file(path, why)
         })?),
         (None, false) => detect(path)?,
@@ -72,7 +74,10 @@ fn walk(path: &Path, format: Option<Format>, named: bool, files: &mut Vec<Source
         // Templates alone make no instances; in a folder they lie beside what they are for.
         Some(Format::Promptsource) if !named => {}
         Some(Format::Promptsource) => {
-            return Err(Error::file(path, "these are templates; name the rows too, as promptsource:TEMPLATES=ROWS"));
+            return Err(Error::file(
+                path,
+                "these are templates; name the rows too, as promptsource:TEMPLATES=ROWS",
+            ));
         }
         Some(format) => files.push(SourceFile { format, path: path.to_path_buf(), rows: None }),
         None => {}

@@ -33,7 +33,13 @@ impl Nearest {
 }
 
 impl Selector for Nearest {
-    fn rank(&mut self, pool: &Pool, target: Option<&Target>, n: usize, progress: Progress) -> Result<Ranking> {
+    fn rank(
+        &mut self,
+        pool: &Pool,
+        target: Option<&Target>,
+        n: usize,
+        progress: Progress,
+    ) -> Result<Ranking> {
         let target = super::needed(target)?;
         let queries = of_target(target, self.encoder.as_ref())?;
         let vectors = match self.vectors.take() {
@@ -97,7 +103,9 @@ mod tests {
             let mut selector = nearest(dir.path(), Order::Union, k);
             choose(&mut selector, &pool, &target, n, k.is_some(), Progress::Silent)
         };
-        let rows = |selection: &super::super::Selection| selection.rows.iter().map(|row| row.row).collect::<Vec<_>>();
+        let rows = |selection: &super::super::Selection| {
+            selection.rows.iter().map(|row| row.row).collect::<Vec<_>>()
+        };
 
         let selection = select(4, None).unwrap();
         // Rows 10 and 310 share an angle, as do 15 and 315.
@@ -149,7 +157,8 @@ mod tests {
         let folder = dir.path().join("vectors");
         let run = |pool: &Pool| -> Result<_> {
             let circle = Circle::default();
-            let mut selector = Nearest::new(Box::new(circle.clone()), Place::Kept(folder.clone()), Order::Union, None);
+            let mut selector =
+                Nearest::new(Box::new(circle.clone()), Place::Kept(folder.clone()), Order::Union, None);
             let selection = choose(&mut selector, pool, &target, 5, false, Progress::Silent)?;
             Ok((selection, circle.0.load(Ordering::Relaxed)))
         };

@@ -25,7 +25,13 @@ impl ByWords {
 }
 
 impl Selector for ByWords {
-    fn rank(&mut self, pool: &Pool, target: Option<&Target>, n: usize, progress: Progress) -> Result<Ranking> {
+    fn rank(
+        &mut self,
+        pool: &Pool,
+        target: Option<&Target>,
+        n: usize,
+        progress: Progress,
+    ) -> Result<Ranking> {
         let target = super::needed(target)?;
         let words = match self.words.take() {
             Some(words) => words,

@@ -72,7 +72,8 @@ impl Selector for Importance {
             Ok(())
         })?;
         // Sorted by `Reverse`: best first.
-        let rows = best.into_sorted_vec().into_iter().map(|entry| Ranked { row: entry.0.1.0, depth: 0 }).collect();
+        let rows =
+            best.into_sorted_vec().into_iter().map(|entry| Ranked { row: entry.0.1.0, depth: 0 }).collect();
         Ok(Ranking { rows, neighbours: Vec::new() })
     }
 }
@@ -152,7 +153,14 @@ mod tests {
     use super::*;
 
     fn select(pool: &Pool, target: &Target, n: usize, seed: u64) -> Result<Selection> {
-        choose(&mut Importance::new(Some(seed)), pool, std::slice::from_ref(target), n, false, Progress::Silent)
+        choose(
+            &mut Importance::new(Some(seed)),
+            pool,
+            std::slice::from_ref(target),
+            n,
+            false,
+            Progress::Silent,
+        )
     }
 
     fn files(rows: &[String], examples: &[&str]) -> (tempfile::TempDir, Pool, Target) {

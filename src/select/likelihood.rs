@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn the_middle_of_perplexity_and_the_top_of_ifd_below_one() {
-        let scored = vec![(0, Some(9.0)), (1, Some(2.0)), (2, Some(2.5)), (3, Some(0.1)), (4, None), (5, Some(3.1))];
+        let scored =
+            vec![(0, Some(9.0)), (1, Some(2.0)), (2, Some(2.5)), (3, Some(0.1)), (4, None), (5, Some(3.1))];
         assert_eq!(ranked(scored, By::Perplexity), [2, 1, 5, 3, 0, 4]);
         let scored = vec![(0, Some(-2.0)), (1, Some(0.3)), (2, Some(-0.1)), (3, None), (4, Some(0.1))];
         assert_eq!(ranked(scored, By::Ifd), [2, 0, 4, 1, 3]);

@@ -176,7 +176,8 @@ fn targets(job: &Job) -> Result<Vec<Target>> {
 
 /// The target, for a method that cannot do without.
 fn needed(target: Option<&Target>) -> Result<&Target> {
-    target.ok_or_else(|| Error::setting("--target", "the method needs the target's examples; name their file"))
+    target
+        .ok_or_else(|| Error::setting("--target", "the method needs the target's examples; name their file"))
 }
 
 /// What ranks the rows as `job` says.
@@ -278,7 +279,8 @@ mod tests {
     /// A target file with those inputs, another one each time.
     pub fn target(dir: &Path, inputs: &[&str]) -> Target {
         let name = (0..).map(|i| dir.join(format!("target{i}.jsonl"))).find(|path| !path.exists()).unwrap();
-        let lines: Vec<_> = inputs.iter().map(|input| serde_json::json!({"input": input}).to_string()).collect();
+        let lines: Vec<_> =
+            inputs.iter().map(|input| serde_json::json!({"input": input}).to_string()).collect();
         std::fs::write(&name, lines.join("\n")).unwrap();
         Target::open(&name).unwrap()
     }

@@ -24,7 +24,10 @@ pub fn rank(
     search: impl Fn(usize) -> Result<Vec<Neighbours>>,
 ) -> Result<Ranking> {
     if k == Some(0) {
-        return Err(Error::setting("-k", "0 neighbours of each example choose nothing; ask for at least one"));
+        return Err(Error::setting(
+            "-k",
+            "0 neighbours of each example choose nothing; ask for at least one",
+        ));
     }
     // Examples of one task share neighbours, so twice the even share is a fair first guess.
     let guess = (2 * n).div_ceil(target.inputs().len()).max(8);

@@ -100,7 +100,10 @@ mod tests {
         let pool = Pool::open(&path).unwrap();
         let rows = (0..3).map(|row| Chosen { row, attribution_frequency: 10 + row as u32 }).collect();
         let out = dir.path().join("out.jsonl");
-        File::create(&out).unwrap().write_rows(&pool, &Selection { rows, neighbours: vec![], shares: vec![3] }).unwrap();
+        File::create(&out)
+            .unwrap()
+            .write_rows(&pool, &Selection { rows, neighbours: vec![], shares: vec![3] })
+            .unwrap();
         let written = std::fs::read_to_string(&out).unwrap();
         let wanted = [
             r#"{"input":"a","target":"b","index_id":0,"attribution_frequency":10}"#,

@@ -73,8 +73,11 @@ impl Report {
     ) -> Self {
         let tasks = by_task(pool, selection.rows.iter().map(|chosen| chosen.row));
         let random_tasks = by_task(pool, baseline.rows.iter().map(|chosen| chosen.row));
-        let nearest =
-            selection.neighbours.iter().flatten().filter_map(|found| found.ids.first().map(|&id| id as usize));
+        let nearest = selection
+            .neighbours
+            .iter()
+            .flatten()
+            .filter_map(|found| found.ids.first().map(|&id| id as usize));
         let names: Vec<_> = by_task(pool, nearest).into_iter().take(NEAREST).map(|(name, _)| name).collect();
         let nearest_tasks = (!names.is_empty()).then(|| NearestTasks {
             chosen_share: share(&tasks, &names),
@@ -94,7 +97,8 @@ impl Report {
             targets: match selection.shares.len() {
                 1 => Vec::new(),
                 _ => {
-                    let share = |(target, rows): (&PathBuf, &usize)| Share { target: target.clone(), rows: *rows };
+                    let share =
+                        |(target, rows): (&PathBuf, &usize)| Share { target: target.clone(), rows: *rows };
                     job.targets.iter().zip(&selection.shares).map(share).collect()
                 }
             },

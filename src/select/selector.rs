@@ -13,7 +13,8 @@ pub trait Selector {
     ///
     /// # Errors
     /// Unreadable files, and what the method itself cannot do.
-    fn rank(&mut self, pool: &Pool, target: Option<&Target>, n: usize, progress: Progress) -> Result<Ranking>;
+    fn rank(&mut self, pool: &Pool, target: Option<&Target>, n: usize, progress: Progress)
+    -> Result<Ranking>;
 }
 
 /// A method's ranking for one target.
@@ -90,7 +91,9 @@ pub fn choose(
             }
         }
         if count == before {
-            let why = format!("only {count} rows were found, and {n} are wanted; raise -k, leave it out, or lower -n");
+            let why = format!(
+                "only {count} rows were found, and {n} are wanted; raise -k, leave it out, or lower -n"
+            );
             return Err(Error::setting("-n", why));
         }
     }

@@ -38,13 +38,25 @@ impl TwoStage {
 }
 
 impl Selector for TwoStage {
-    fn rank(&mut self, pool: &Pool, target: Option<&Target>, n: usize, progress: Progress) -> Result<Ranking> {
+    fn rank(
+        &mut self,
+        pool: &Pool,
+        target: Option<&Target>,
+        n: usize,
+        progress: Progress,
+    ) -> Result<Ranking> {
         let target = super::needed(target)?;
         let encoder = self.encoder.as_ref();
         let queries = super::vectors::of_target(target, encoder)?;
         let wanted = (CANDIDATES * n).min(pool.len());
-        let mut candidates: Vec<usize> =
-            self.first.rank(pool, Some(target), wanted, progress)?.rows.iter().take(wanted).map(|r| r.row).collect();
+        let mut candidates: Vec<usize> = self
+            .first
+            .rank(pool, Some(target), wanted, progress)?
+            .rows
+            .iter()
+            .take(wanted)
+            .map(|r| r.row)
+            .collect();
         candidates.sort_unstable();
         let vectors = encode(pool, &candidates, encoder, progress)?;
         let (order, cosines) = by_location(&vectors, &queries, encoder.dim(), n)?;
@@ -91,7 +103,12 @@ fn encode(pool: &Pool, wanted: &[usize], encoder: &dyn Encoder, progress: Progre
 }
 
 /// `n` of the candidates' vectors, in the order in which they are taken, and each query's cosines with all.
-fn by_location(vectors: &[f32], queries: &[f32], dim: usize, n: usize) -> Result<(Vec<usize>, Vec<Vec<f32>>)> {
+fn by_location(
+    vectors: &[f32],
+    queries: &[f32],
+    dim: usize,
+    n: usize,
+) -> Result<(Vec<usize>, Vec<Vec<f32>>)> {
     let count = vectors.len() / dim;
     let mut queries = queries.to_vec();
     normalise_rows(&mut queries, dim);
@@ -118,7 +135,9 @@ fn by_location(vectors: &[f32], queries: &[f32], dim: usize, n: usize) -> Result
     let mut heap = BinaryHeap::new();
     for block in (0..count).collect::<Vec<_>>().chunks(BATCH) {
         let likes = all.narrow(0, block[0], block.len())?.matmul(&turned)?.to_vec2::<f32>()?;
-        heap.extend(block.iter().zip(&likes).map(|(at, like)| (Gain(gain(like, &near)), Reverse(*at), 0usize)));
+        heap.extend(
+            block.iter().zip(&likes).map(|(at, like)| (Gain(gain(like, &near)), Reverse(*at), 0usize)),
+        );
     }
     let mut taken = Vec::with_capacity(n.min(count));
     while let Some((_, Reverse(at), when)) = heap.pop() {
@@ -165,14 +184,16 @@ mod tests {
     /// What greedy facility location takes, by trying every candidate each time.
     fn plainly(vectors: &[f32], weight: &[f32], n: usize) -> Vec<usize> {
         let count = vectors.len() / 2;
-        let like = |a: usize, b: usize| vectors[2 * a] * vectors[2 * b] + vectors[2 * a + 1] * vectors[2 * b + 1];
+        let like =
+            |a: usize, b: usize| vectors[2 * a] * vectors[2 * b] + vectors[2 * a + 1] * vectors[2 * b + 1];
         let mut taken: Vec<usize> = Vec::new();
         for _ in 0..n {
             let value = |extra: usize| -> f32 {
                 let near = |c: usize| taken.iter().chain([&extra]).map(|s| like(c, *s)).fold(0.0, f32::max);
                 (0..count).map(|c| weight[c] * near(c)).sum()
             };
-            let best = (0..count).filter(|c| !taken.contains(c)).max_by(|a, b| value(*a).total_cmp(&value(*b)));
+            let best =
+                (0..count).filter(|c| !taken.contains(c)).max_by(|a, b| value(*a).total_cmp(&value(*b)));
             taken.extend(best);
         }
         taken
@@ -188,7 +209,10 @@ mod tests {
             .map(|c| {
                 cosines
                     .iter()
-                    .map(|row| (row[c] / TEMPERATURE).exp() / row.iter().map(|x| (x / TEMPERATURE).exp()).sum::<f32>())
+                    .map(|row| {
+                        (row[c] / TEMPERATURE).exp()
+                            / row.iter().map(|x| (x / TEMPERATURE).exp()).sum::<f32>()
+                    })
                     .sum()
             })
             .collect();

@@ -51,12 +51,18 @@ impl Vectors {
     /// # Errors
     /// A folder with the vectors of another pool or encoder; an interruption, after which the same command goes on.
     pub fn of_pool(pool: &Pool, encoder: &dyn Encoder, place: &Place, progress: Progress) -> Result<Self> {
-        let of = Of { pool: pool.identity().into(), encoder: encoder.identity().into(), rows: pool.len(), part: PART };
+        let of = Of {
+            pool: pool.identity().into(),
+            encoder: encoder.identity().into(),
+            rows: pool.len(),
+            part: PART,
+        };
         let (dir, scratch) = match place {
             Place::Kept(dir) => (dir, None),
             Place::Scratch(dir) => (dir, Some(Scratch(dir.clone()))),
         };
-        let outcome = prepare(dir, &of, scratch.is_some()).and_then(|()| encode(pool, encoder, dir, progress));
+        let outcome =
+            prepare(dir, &of, scratch.is_some()).and_then(|()| encode(pool, encoder, dir, progress));
         match outcome {
             Ok(index) => Ok(Self { index, _scratch: scratch }),
             Err(failure) => {
@@ -123,7 +129,10 @@ fn prepare(dir: &Path, of: &Of, ours: bool) -> Result<()> {
                 });
             }
             None if fs::read_dir(dir).map_err(Error::io(dir))?.next().is_some() => {
-                return Err(Error::file(dir, "holds something else than vectors; give --vectors another folder"));
+                return Err(Error::file(
+                    dir,
+                    "holds something else than vectors; give --vectors another folder",
+                ));
             }
             None => {}
         }
@@ -190,7 +199,9 @@ pub fn of_target(target: &Target, encoder: &dyn Encoder) -> Result<Vec<f32>> {
     }
     // A zero vector is equally far from everything: its neighbours would be the first rows.
     match vectors.chunks(encoder.dim()).position(|vector| vector.iter().all(|&value| value == 0.0)) {
-        Some(query) => Err(target.error(query, "the encoder knows no word of this input; leave the line out")),
+        Some(query) => {
+            Err(target.error(query, "the encoder knows no word of this input; leave the line out"))
+        }
         None => Ok(vectors),
     }
 }

@@ -51,15 +51,23 @@ pub fn read(path: &Path, visit: Visit) -> Result<()> {
                 source: Some(source.clone()),
                 ..Instance::default()
             };
-            visit(Example { instance, own: (!own.is_empty() && record.name.is_some()).then(|| own.to_string()) })
+            visit(Example {
+                instance,
+                own: (!own.is_empty() && record.name.is_some()).then(|| own.to_string()),
+            })
         };
         if let Some(output) = &record.output {
             let own = record.input.as_deref().unwrap_or_default();
             give(joined(&record.instruction, own, None), own, output.clone(), "instruction")?;
         } else if record.instances.is_empty() && record.reformulations.is_empty() {
-            return Err(Error::file(path, format!("record {number} has no \"output\" and no \"instances\"; {wanted}")));
+            return Err(Error::file(
+                path,
+                format!("record {number} has no \"output\" and no \"instances\"; {wanted}"),
+            ));
         }
-        for (template, list) in [("instruction", &record.instances), ("reformulation", &record.reformulations)] {
+        for (template, list) in
+            [("instruction", &record.instances), ("reformulation", &record.reformulations)]
+        {
             for answered in list {
                 let own = answered.input.as_str();
                 let input = match &answered.instruction_with_input {

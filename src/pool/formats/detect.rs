@@ -23,7 +23,10 @@ pub fn detect(path: &Path) -> Result<Option<Format>> {
         _ => return Ok(None),
     }
     let unknown = |why: &str| {
-        Error::file(path, format!("{why}; say what it is as FORMAT:PATH, FORMAT being one of {}", Format::names()))
+        Error::file(
+            path,
+            format!("{why}; say what it is as FORMAT:PATH, FORMAT being one of {}", Format::names()),
+        )
     };
     let record = first_record(path, ending == "json")?.ok_or_else(|| unknown("empty"))?;
     let fields = record.as_object().ok_or_else(|| unknown("its first record is no object"))?;
@@ -36,7 +39,10 @@ pub fn detect(path: &Path) -> Result<Option<Format>> {
         Ok(Some(Format::Alpaca))
     } else if fields.get("examples").is_some_and(Value::is_object) {
         Ok(Some(Format::Induction))
-    } else if (has("prompt") && has("completion")) || has("inputs_pretokenized") || (has("input") && has("targets")) {
+    } else if (has("prompt") && has("completion"))
+        || has("inputs_pretokenized")
+        || (has("input") && has("targets"))
+    {
         Ok(Some(Format::P3))
     } else if has("input") && has("target") {
         Ok(Some(Format::Instances))
@@ -65,11 +71,9 @@ fn first_record(path: &Path, document: bool) -> Result<Option<Value>> {
     let line = lines.next()?.map(|(line, text)| (line, serde_json::from_str(text)));
     match line {
         Some((_, Ok(record))) => Ok(Some(record)),
-        Some(_) if document => {
-            serde_json::from_reader(reader(path)?).map(Some).map_err(|why| {
-                Error::line(path, why.line() as u64, format!("not JSON: {why}"))
-            })
-        }
+        Some(_) if document => serde_json::from_reader(reader(path)?)
+            .map(Some)
+            .map_err(|why| Error::line(path, why.line() as u64, format!("not JSON: {why}"))),
         Some((line, Err(why))) => Err(Error::line(path, line, format!("not JSON: {why}"))),
         None => Ok(None),
     }

@@ -21,7 +21,10 @@ pub fn read(path: &Path, data: &Path, visit: Visit) -> Result<()> {
             for (i, (input, target)) in pairs.iter().enumerate() {
                 let filled = |template: &str| {
                     fill(template, &row, &options).map_err(|field| {
-                        let why = format!("row {number} has no field {field:?}, which template {} of {task:?} asks for", i + 1);
+                        let why = format!(
+                            "row {number} has no field {field:?}, which template {} of {task:?} asks for",
+                            i + 1
+                        );
                         Error::file(data, why)
                     })
                 };

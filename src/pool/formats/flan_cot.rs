@@ -14,7 +14,10 @@ pub fn read(path: &Path, visit: Visit) -> Result<()> {
     while let Some((line, text)) = lines.next()? {
         let fields: Vec<_> = text.split('\t').map(|field| field.replace("\\n", "\n")).collect();
         let [question, answer, reasoning] = fields.as_slice() else {
-            let why = format!("{} fields; a line is question, answer and reasoning, with tabs between them", fields.len());
+            let why = format!(
+                "{} fields; a line is question, answer and reasoning, with tabs between them",
+                fields.len()
+            );
             return Err(Error::line(path, line, why));
         };
         let instance = Instance {

@@ -120,6 +120,9 @@ mod tests {
 
     #[test]
     fn nan_is_null_but_not_within_a_text() {
-        assert_eq!(without_nan(r#"{"a": [NaN], "NaN \" NaN": "\\", "b": NaN}"#), r#"{"a": [null], "NaN \" NaN": "\\", "b": null}"#);
+        assert_eq!(
+            without_nan(r#"{"a": [NaN], "NaN \" NaN": "\\", "b": NaN}"#),
+            r#"{"a": [null], "NaN \" NaN": "\\", "b": null}"#
+        );
     }
 }

@@ -27,13 +27,19 @@ pub fn read(path: &Path, visit: Visit) -> Result<()> {
     let wanted = "a conversation is {\"messages\": [{\"role\", \"content\"}, ...]}";
     let name = stem(path);
     json::records(path, wanted, &mut |number, line: Line| {
-        let Some(last) = line.messages.iter().rposition(|said| said.role == "assistant").filter(|at| *at > 0) else {
-            let why = format!("conversation {number} has no answer: a message of \"assistant\" after another one");
+        let Some(last) = line.messages.iter().rposition(|said| said.role == "assistant").filter(|at| *at > 0)
+        else {
+            let why =
+                format!("conversation {number} has no answer: a message of \"assistant\" after another one");
             return Err(Error::file(path, why));
         };
         let input = match &line.messages[..last] {
             [only] => only.content.clone(),
-            several => several.iter().map(|said| format!("{}: {}", said.role, said.content)).collect::<Vec<_>>().join("\n\n"),
+            several => several
+                .iter()
+                .map(|said| format!("{}: {}", said.role, said.content))
+                .collect::<Vec<_>>()
+                .join("\n\n"),
         };
         let instance = Instance {
             input,

@@ -42,7 +42,9 @@ pub fn read(path: &Path, visit: Visit) -> Result<()> {
         })?;
         let completion = match found.completion {
             Completion::One(text) => text,
-            Completion::Several(texts) => texts.into_iter().next().ok_or_else(|| wrong("\"targets\" is empty"))?,
+            Completion::Several(texts) => {
+                texts.into_iter().next().ok_or_else(|| wrong("\"targets\" is empty"))?
+            }
         };
         // ReCross: `anli|train_r1|justified in saying|#4045`.
         let id = found.id.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default();

@@ -42,7 +42,10 @@ pub fn read(path: &Path, data: &Path, seed: u64, visit: Visit) -> Result<()> {
             let wrong = |e: minijinja::Error| {
                 let name = &templates.templates[i].name;
                 let detail = e.detail().unwrap_or_default().to_string();
-                Error::file(data, format!("row {number}, template {name:?} of {}: {} {detail}", path.display(), e.kind()))
+                Error::file(
+                    data,
+                    format!("row {number}, template {name:?} of {}: {} {detail}", path.display(), e.kind()),
+                )
             };
             if let Some(instance) = templates.apply(i, &row, draw).map_err(wrong)? {
                 visit(instance.into())?;
@@ -59,7 +62,8 @@ impl Templates {
         let wrong = |why: &str| Error::file(path, why);
         let documents = YamlLoader::load_from_str(&text)
             .map_err(|e| Error::line(path, e.marker().line() as u64, format!("not YAML: {e}")))?;
-        let document = documents.first().ok_or_else(|| wrong("empty; a promptsource file has \"templates\""))?;
+        let document =
+            documents.first().ok_or_else(|| wrong("empty; a promptsource file has \"templates\""))?;
         let listed = document["templates"].as_hash().ok_or_else(|| wrong("no \"templates\" here"))?;
         let mut environment = environment();
         let mut templates = Vec::new();
@@ -76,7 +80,9 @@ impl Templates {
             let choices = match scalar(&template["answer_choices"]) {
                 Some(choices) => {
                     let key = format!("{number} choices");
-                    environment.add_template_owned(key.clone(), choices).map_err(|e| wrong("answer_choices", e))?;
+                    environment
+                        .add_template_owned(key.clone(), choices)
+                        .map_err(|e| wrong("answer_choices", e))?;
                     Some(key)
                 }
                 None => None,

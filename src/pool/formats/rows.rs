@@ -61,3 +61,55 @@ fn value(field: &Field) -> Value {
         other => other.to_string().into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
+    use super::*;
+
+    #[test]
+    fn parquet_and_json_give_the_same_rows_and_damage_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.parquet");
+        let schema = "message m { OPTIONAL BYTE_ARRAY text (UTF8); REQUIRED INT64 label; }";
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let mut writer =
+            SerializedFileWriter::new(File::create(&path).unwrap(), schema, Default::default()).unwrap();
+        let mut rows = writer.next_row_group().unwrap();
+        let mut column = rows.next_column().unwrap().unwrap();
+        let texts = [ByteArray::from("é")];
+        column.typed::<ByteArrayType>().write_batch(&texts, Some(&[1, 0]), None).unwrap();
+        column.close().unwrap();
+        let mut column = rows.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&[0, 1], None, None).unwrap();
+        column.close().unwrap();
+        rows.close().unwrap();
+        writer.close().unwrap();
+        let json = dir.path().join("rows.jsonl");
+        std::fs::write(&json, "{\"text\": \"é\", \"label\": 0}\n{\"text\": null, \"label\": 1}\n").unwrap();
+        let all = |path: &Path| {
+            let mut rows = Vec::new();
+            read(path, &mut |number, row| {
+                rows.push((number, row));
+                Ok(())
+            })
+            .map(|()| rows)
+        };
+        assert_eq!(all(&path).unwrap(), all(&json).unwrap());
+        let whole = std::fs::read(&path).unwrap();
+        for at in (0..whole.len()).step_by(5) {
+            std::fs::write(&path, &whole[..at]).unwrap();
+            assert!(all(&path).unwrap_err().to_string().contains("rows.parquet"), "cut at {at}");
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x55;
+            std::fs::write(&path, &bytes).unwrap();
+            // Other rows or an error, but no panic.
+            let _ = all(&path);
+        }
+    }
+}

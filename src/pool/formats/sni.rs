@@ -53,7 +53,8 @@ impl OneOrMany {
 
 /// Prompts as Tk-Instruct was trained on: definition, up to `shots` positive examples, and the instance.
 pub fn read(path: &Path, shots: usize, visit: Visit) -> Result<()> {
-    let wanted = "a Super-NaturalInstructions task has \"Definition\" and \"Instances\" of \"input\" and \"output\"";
+    let wanted =
+        "a Super-NaturalInstructions task has \"Definition\" and \"Instances\" of \"input\" and \"output\"";
     let task: Task = json::document(path, wanted)?;
     let name = stem(path);
     let definition = task.definition.first().ok_or_else(|| Error::file(path, "\"Definition\" is empty"))?;
@@ -61,7 +62,8 @@ pub fn read(path: &Path, shots: usize, visit: Visit) -> Result<()> {
     let shown = task.positive.iter().take(shots).enumerate();
     for (i, example) in shown.clone() {
         let output = example.output.first().unwrap_or_default();
-        before += &format!("Positive Example {} -\nInput: {}\nOutput: {output}\n\n", i + 1, example.input.trim());
+        before +=
+            &format!("Positive Example {} -\nInput: {}\nOutput: {output}\n\n", i + 1, example.input.trim());
     }
     let template = format!("definition, {} examples", shown.len());
     for (number, asked) in task.instances.into_iter().enumerate() {

@@ -82,7 +82,11 @@ pub fn split(name: &str) -> (&str, Option<&str>) {
 pub fn cluster(task: &str) -> Option<&'static str> {
     let task = task.replace(['-', '/', '.'], "_");
     let begins = |set: &str| task == set || task.strip_prefix(set).is_some_and(|rest| rest.starts_with('_'));
-    DATA_SETS.iter().filter(|(set, _)| begins(set)).max_by_key(|(set, _)| set.len()).map(|(_, cluster)| *cluster)
+    DATA_SETS
+        .iter()
+        .filter(|(set, _)| begins(set))
+        .max_by_key(|(set, _)| set.len())
+        .map(|(_, cluster)| *cluster)
 }
 
 #[cfg(test)]

@@ -15,7 +15,13 @@ const ROUNDS: usize = 50;
 const SIZE: (u32, u32) = (960, 720);
 
 /// Draws the map to `path`.
-pub fn draw(path: &Path, vectors: &Vectors, dim: usize, is_chosen: &[bool], queries: &[Vec<f32>]) -> Result<()> {
+pub fn draw(
+    path: &Path,
+    vectors: &Vectors,
+    dim: usize,
+    is_chosen: &[bool],
+    queries: &[Vec<f32>],
+) -> Result<()> {
     let spread = |rows: Vec<usize>| -> Vec<Vec<f32>> {
         let step = rows.len().div_ceil(DRAWN).max(1);
         rows.iter().step_by(step).map(|row| vectors.row(*row)).collect()
@@ -29,7 +35,8 @@ pub fn draw(path: &Path, vectors: &Vectors, dim: usize, is_chosen: &[bool], quer
     let (pool, chosen) = (place(&pool), place(&chosen));
     let targets: Vec<_> = targets.iter().map(|rows| place(rows)).collect();
     let mut svg = String::new();
-    paint(&mut svg, &pool, &chosen, &targets).map_err(|e| Error::file(path, format!("cannot be drawn: {e}")))?;
+    paint(&mut svg, &pool, &chosen, &targets)
+        .map_err(|e| Error::file(path, format!("cannot be drawn: {e}")))?;
     Ok(write_atomically(path, svg.as_bytes())?)
 }
 
@@ -43,7 +50,8 @@ fn paint(
 ) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let all = || pool.iter().chain(chosen).chain(targets.iter().flatten());
     let range = |of: fn(&Point) -> f64| {
-        let (low, high) = all().map(of).fold((f64::MAX, f64::MIN), |(low, high), x| (low.min(x), high.max(x)));
+        let (low, high) =
+            all().map(of).fold((f64::MAX, f64::MIN), |(low, high), x| (low.min(x), high.max(x)));
         let margin = 0.05 * (high - low).max(1e-6);
         low - margin..high + margin
     };
@@ -58,7 +66,8 @@ fn paint(
     };
     dots(pool, 2, RGBColor(150, 150, 150), 0.35, &format!("pool ({} drawn)", pool.len()))?;
     dots(chosen, 3, RGBColor(31, 119, 180), 0.6, &format!("chosen ({} drawn)", chosen.len()))?;
-    let colours = [RGBColor(214, 39, 40), RGBColor(255, 127, 14), RGBColor(148, 103, 189), RGBColor(44, 160, 44)];
+    let colours =
+        [RGBColor(214, 39, 40), RGBColor(255, 127, 14), RGBColor(148, 103, 189), RGBColor(44, 160, 44)];
     for (i, points) in targets.iter().enumerate() {
         let name = if targets.len() == 1 { "target".to_string() } else { format!("target {}", i + 1) };
         dots(points, 4, colours[i % colours.len()], 0.9, &name)?;
@@ -88,8 +97,12 @@ impl Plane {
             for _ in 0..ROUNDS {
                 let mut next = vec![0.0; dim];
                 for row in rows {
-                    let along: f64 = row.iter().zip(&mean).zip(&axis).map(|((x, m), a)| (f64::from(*x) - m) * a).sum();
-                    next.iter_mut().zip(row).zip(&mean).for_each(|((n, x), m)| *n += along * (f64::from(*x) - m));
+                    let along: f64 =
+                        row.iter().zip(&mean).zip(&axis).map(|((x, m), a)| (f64::from(*x) - m) * a).sum();
+                    next.iter_mut()
+                        .zip(row)
+                        .zip(&mean)
+                        .for_each(|((n, x), m)| *n += along * (f64::from(*x) - m));
                 }
                 for earlier in &axes[..i] {
                     let along: f64 = next.iter().zip(earlier).map(|(x, y)| x * y).sum();
@@ -107,7 +120,9 @@ impl Plane {
     }
 
     fn place(&self, row: &[f32]) -> Point {
-        let along = |axis: &[f64]| row.iter().zip(&self.mean).zip(axis).map(|((x, m), a)| (f64::from(*x) - m) * a).sum();
+        let along = |axis: &[f64]| {
+            row.iter().zip(&self.mean).zip(axis).map(|((x, m), a)| (f64::from(*x) - m) * a).sum()
+        };
         (along(&self.axes[0]), along(&self.axes[1]))
     }
 }
@@ -121,13 +136,17 @@ mod tests {
         // Along (1, 1, 0) most, along (0, 0, 1) less, across hardly.
         let rows: Vec<Vec<f32>> = (0..60)
             .map(|i| {
-                let (far, near, least) = (((i % 6) as f32 - 2.5) * 3.0, ((i % 5) as f32) - 2.0, ((i % 4) as f32 - 1.5) * 0.01);
+                let (far, near, least) =
+                    (((i % 6) as f32 - 2.5) * 3.0, ((i % 5) as f32) - 2.0, ((i % 4) as f32 - 1.5) * 0.01);
                 vec![1.0 + far + least, 2.0 + far - least, near]
             })
             .collect();
         let plane = Plane::of(&rows, 3);
         let [first, second] = &plane.axes;
-        assert!((first[0].abs() - 0.5f64.sqrt()).abs() < 1e-3 && (first[0] - first[1]).abs() < 1e-3, "{first:?}");
+        assert!(
+            (first[0].abs() - 0.5f64.sqrt()).abs() < 1e-3 && (first[0] - first[1]).abs() < 1e-3,
+            "{first:?}"
+        );
         assert!(second[2].abs() > 0.999, "{second:?}");
         let (x, y) = plane.place(&[1.0 + 3.0, 2.0 + 3.0, 0.0]);
         assert!((x.abs() - 3.0 * 2f64.sqrt()).abs() < 0.01 && y.abs() < 0.01, "{x} {y}");

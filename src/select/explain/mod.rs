@@ -125,7 +125,8 @@ pub fn explain(question: &Question, progress: Progress) -> Result<Explanation> {
         let in_pool = vectors.search(queries, 10.min(pool.len()), progress)?;
         let of_chosen = vectors.search_within(queries, question.pairs.clamp(1, chosen.len()), &is_chosen)?;
         let examples = target.inputs().len() as f64;
-        let cosine = |distance: Option<&f32>| distance.map_or(0.0, |distance| 1.0 - f64::from(*distance) / 2.0);
+        let cosine =
+            |distance: Option<&f32>| distance.map_or(0.0, |distance| 1.0 - f64::from(*distance) / 2.0);
         let share = |holds: &dyn Fn(&super::Neighbours) -> bool| {
             in_pool.iter().filter(|found| holds(found)).count() as f64 / examples
         };
@@ -133,8 +134,10 @@ pub fn explain(question: &Question, progress: Progress) -> Result<Explanation> {
         coverage.push(Coverage {
             target: path.clone(),
             examples: target.inputs().len(),
-            nearest_chosen: of_chosen.iter().map(|found| cosine(found.distances.first())).sum::<f64>() / examples,
-            nearest_in_pool: in_pool.iter().map(|found| cosine(found.distances.first())).sum::<f64>() / examples,
+            nearest_chosen: of_chosen.iter().map(|found| cosine(found.distances.first())).sum::<f64>()
+                / examples,
+            nearest_in_pool: in_pool.iter().map(|found| cosine(found.distances.first())).sum::<f64>()
+                / examples,
             nearest_was_chosen: share(&|found| found.ids.first().is_some_and(chosen_at)),
             chosen_in_ten_nearest: share(&|found| found.ids.iter().any(chosen_at)),
         });
@@ -173,7 +176,11 @@ fn chosen_rows(question: &Question, pool: &Pool) -> Result<Vec<usize>> {
         })?;
         let task = found.task.as_deref().unwrap_or(UNKNOWN_TASK);
         if found.index_id >= pool.len() || pool.tasks()[pool.task_of(found.index_id)] != task {
-            let why = format!("row {} of {} is another one; name the pool it was chosen from", found.index_id, question.pool.display());
+            let why = format!(
+                "row {} of {} is another one; name the pool it was chosen from",
+                found.index_id,
+                question.pool.display()
+            );
             return Err(Error::line(path, line, why));
         }
         rows.push(found.index_id);
@@ -190,7 +197,11 @@ fn shares(pool: &Pool, chosen: &[usize]) -> Vec<TaskShare> {
     chosen.iter().for_each(|row| *counts.entry(pool.task_of(*row)).or_insert(0) += 1);
     let mut in_pool = vec![0; pool.tasks().len()];
     (0..pool.len()).for_each(|row| in_pool[pool.task_of(row)] += 1);
-    let share = |(task, chosen): (usize, usize)| TaskShare { task: pool.tasks()[task].clone(), chosen, pool: in_pool[task] };
+    let share = |(task, chosen): (usize, usize)| TaskShare {
+        task: pool.tasks()[task].clone(),
+        chosen,
+        pool: in_pool[task],
+    };
     let mut shares: Vec<_> = counts.into_iter().map(share).collect();
     shares.sort_by(|a, b| b.chosen.cmp(&a.chosen).then(a.task.cmp(&b.task)));
     shares
