@@ -291,7 +291,7 @@ fn is_of_target(name: &str) -> bool {
 #[test]
 fn no_task_of_a_target_remains_in_the_studys_pool() {
     let quality = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/quality");
-    let table = fs::read_to_string(quality.join("select.tasks.tsv")).unwrap();
+    let table = fs::read_to_string(quality.join("selection.tasks.tsv")).unwrap();
     let tasks: Vec<Vec<&str>> = table.lines().skip(1).map(|line| line.split('\t').collect()).collect();
     assert_eq!(tasks.len(), 925);
     let of_target = tasks.iter().filter(|task| is_of_target(task[0]) || is_of_target(task[1])).count();
@@ -305,7 +305,7 @@ fn no_task_of_a_target_remains_in_the_studys_pool() {
         })
         .collect();
     fs::write(dir.path().join("tasks.jsonl"), lines.join("\n")).unwrap();
-    let list = quality.join("select.left_out.txt");
+    let list = quality.join("selection.left_out.txt");
     let report = build(dir.path(), &format!("tasks.jsonl --out pool --exclude {}", list.display()));
     assert_eq!(report["unused_patterns"], json!([]), "every line names a task");
     let left = instances(dir.path(), "pool");

@@ -68,25 +68,16 @@ const DATA_SETS: [(&str, &str); 62] = [
 
 /// A P3 file's name as data set and template (`glue_qqp_answer`), or the whole name where the data set is not known.
 pub fn split(name: &str) -> (&str, Option<&str>) {
-    let longest = DATA_SETS
-        .iter()
-        .filter_map(|(set, _)| Some((*set, name.strip_prefix(set)?.strip_prefix('_')?)))
-        .max_by_key(|(set, _)| set.len());
-    match longest {
-        Some((set, template)) => (set, Some(template)),
-        None => (name, None),
-    }
+    let known =
+        DATA_SETS.iter().find_map(|(set, _)| Some((*set, name.strip_prefix(set)?.strip_prefix('_')?)));
+    known.map_or((name, None), |(set, template)| (set, Some(template)))
 }
 
 /// The cluster of the data set `task`, whose parts may be joined by `-`, `/` or `_`.
 pub fn cluster(task: &str) -> Option<&'static str> {
     let task = task.replace(['-', '/', '.'], "_");
     let begins = |set: &str| task == set || task.strip_prefix(set).is_some_and(|rest| rest.starts_with('_'));
-    DATA_SETS
-        .iter()
-        .filter(|(set, _)| begins(set))
-        .max_by_key(|(set, _)| set.len())
-        .map(|(_, cluster)| *cluster)
+    DATA_SETS.iter().find(|(set, _)| begins(set)).map(|(_, cluster)| *cluster)
 }
 
 #[cfg(test)]
@@ -94,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_split_at_the_longest_known_data_set() {
+    fn names_are_split_after_a_known_data_set() {
         assert_eq!(split("glue_qqp_answer"), ("glue_qqp", Some("answer")));
         assert_eq!(split("wiki_qa_Is_This_True_"), ("wiki_qa", Some("Is_This_True_")));
         assert_eq!(split("my_own_set"), ("my_own_set", None));

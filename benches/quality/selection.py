@@ -1,14 +1,14 @@
 """What methods of selection choose for a task (Stage A: no training), cell by cell.
 
-    python select.py WORK DATA --sidenote PROGRAM [--cells PATTERN]
+    python selection.py WORK DATA --sidenote PROGRAM [--cells PATTERN]
 
 DATA is a folder with `p3_t0_train` (T0's training mixture in small), `sni` (Super-NaturalInstructions), `eval_deft_fewshot`
 (whose inputs, all seeds together and without their answers, are the targets' examples), `eval_fewglue32` and `recross` (whose
 evaluation files the pool must not touch). The pool is made of the first two by `sidenote pool build`, without the tasks
-of select.left_out.txt and without any row that shares a run of 13 words, or a whole shorter text, with the evaluation files.
+of selection.left_out.txt and without any row that shares a run of 13 words, or a whole shorter text, with the evaluation files.
 
-A cell is one choice of 1 % of the pool for one target. Its result is a line of select.jsonl beside this file, appended as soon
-as it is there; what is there is not run again. At the end select.md is written from all lines:
+A cell is one choice of 1 % of the pool for one target. Its result is a line of selection.jsonl beside this file, appended as soon
+as it is there; what is there is not run again. At the end selection.md is written from all lines:
 
 - time and memory of `sidenote select`, reading the pool included. Vectors of the pool are made once and kept: the first of
   deft, rds+ and two-stage to run needs the time to make them.
@@ -61,7 +61,7 @@ def evaluation_files(data):
 def build_pool(args):
     """Makes the pool, and says so if a task of a target is in it."""
     command = ["pool", "build", f"p3:{args.data}/p3_t0_train", f"sni:{args.data}/sni/tasks_en", "--drop-contaminated"]
-    command += ["--exclude", os.path.join(HERE, "select.left_out.txt"), "--out", "pool"]
+    command += ["--exclude", os.path.join(HERE, "selection.left_out.txt"), "--out", "pool"]
     for file in evaluation_files(args.data):
         command += ["--evaluation", file]
     report = sidenote(args, *command)
@@ -155,7 +155,7 @@ def table(lines):
 
     cell = {(line["target"], line["method"]): line for line in lines}
     columns = [("seconds", 1), ("peak_megabytes", 0), ("tasks", 0), ("related", 3), ("cosine", 3), ("found", 3)]
-    text = ["Written by `select.py`, whose head says what the columns are. Means over targets:", ""]
+    text = ["Written by `selection.py`, whose head says what the columns are. Means over targets:", ""]
     text += ["| method | targets | " + " | ".join(name for name, _ in columns) + " |", "|---|---|" + "---|" * len(columns)]
     for method in METHODS:
         mine = [line for line in lines if line["method"] == method]
@@ -196,7 +196,7 @@ def main():
         for target in TARGETS
         for method in METHODS
     ]
-    run_cells("select", args.cells, cells, ["target", "method"], table)
+    run_cells("selection", args.cells, cells, ["target", "method"], table)
 
 
 if __name__ == "__main__":
