@@ -14,8 +14,7 @@ POOL is what `pool build` made, or lines of {\"input\", \"target\"} with \"task\
 are {\"input\"}. The chosen rows are written as they are, with \"index_id\" and \"attribution_frequency\" added.
 
 Example:
-  sidenote select pool.jsonl.gz --target examples.jsonl --method deft -n 1000 --out chosen.jsonl
-  sidenote select explain chosen.jsonl --pool pool.jsonl.gz --target examples.jsonl --map map.svg")]
+  sidenote select pool.jsonl.gz --target examples.jsonl --method deft -n 1000 --out chosen.jsonl")]
 pub struct Args {
     #[command(subcommand)]
     command: Option<Command>,
@@ -69,6 +68,9 @@ struct Select {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  sidenote select explain chosen.jsonl --pool pool --target examples.jsonl --map map.svg")]
 struct Explain {
     /// The chosen rows, as `select` wrote them.
     result: PathBuf,
