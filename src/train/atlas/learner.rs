@@ -430,3 +430,111 @@ fn expanded(examples: Vec<Example>, section: &AtlasSection) -> Vec<Example> {
     };
     examples.into_iter().flat_map(each).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::corpus::{OnError, Tokenizer};
+    use crate::encoder;
+    use crate::retriever::{BuildOptions, Existing, build};
+
+    const THINGS: [&str; 6] = ["the moon", "a king", "April", "the Earth", "a castle", "the line"];
+
+    fn data(name: &str) -> String {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name).display().to_string()
+    }
+
+    /// A run's configuration beside an index of six documents.
+    fn configured(dir: &Path, atlas: &str) -> TrainConfig {
+        let corpus = [dir.join("corpus.jsonl")];
+        let line = |(number, thing): (usize, &&str)| {
+            let text = format!("{thing} moves around {} in a month", THINGS[(number + 1) % 6]);
+            serde_json::json!({"id": format!("d{number}"), "title": thing, "text": text}).to_string()
+        };
+        fs::write(&corpus[0], THINGS.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")).unwrap();
+        let out = dir.join("index");
+        let options = BuildOptions {
+            corpus: &corpus,
+            out: &out,
+            encoder: encoder::load(&data("encoder/bert_mean")).unwrap().as_ref(),
+            tokenizer: &Tokenizer::default_lm().unwrap(),
+            chunk_tokens: 64,
+            index: None,
+            seed: 0,
+            memory: None,
+            on_error: OnError::Fail,
+            existing: Existing::Fail,
+        };
+        build(&options, Progress::Silent).unwrap();
+        let text = format!(
+            "kind = \"atlas\"\nout = {:?}\nindex = {:?}\nbase = {:?}\n[atlas]\n{atlas}\n[training]\nsteps = 3",
+            dir.join("run"),
+            out,
+            data("models/t5_v1_0")
+        );
+        let path = dir.join("run.toml");
+        fs::write(&path, text).unwrap();
+        TrainConfig::read(&path, &[]).unwrap()
+    }
+
+    /// Fails when a passage may be answered from itself.
+    #[test]
+    fn a_passage_is_not_found_for_the_task_that_it_makes() {
+        for atlas in ["task = \"prefix\"\nloss = \"pdist\"\nbatch = 6", "task = \"prefix\"\nbatch = 6"] {
+            let dir = tempfile::tempdir().unwrap();
+            let config = configured(dir.path(), &format!("{atlas}\npassages = 6"));
+            let learner = AtlasLearner::open(&config, None, &Device::Cpu).unwrap();
+            for number in 0..6 {
+                let example = learner.example(number, &mut ChaCha8Rng::seed_from_u64(0)).unwrap();
+                let hits = learner.retrieve(&example, &example.question).unwrap();
+                let found: Vec<_> = hits.iter().map(|hit| learner.retriever.passage(*hit).id).collect();
+                assert!(found.len() == 5 && !found.contains(&example.id), "{} {found:?}", example.id);
+            }
+        }
+    }
+
+    /// The index is stale, since the encoder has moved; what is read are the passages that are nearest by now.
+    #[test]
+    fn reranking_is_by_the_encoder_as_it_is_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = configured(dir.path(), "task = \"prefix\"\nloss = \"pdist\"\nrerank = 6\npassages = 3");
+        let learner = AtlasLearner::open(&config, None, &Device::Cpu).unwrap();
+        let encoder = learner.encoder.as_ref().unwrap();
+        let example = learner.example(0, &mut ChaCha8Rng::seed_from_u64(0)).unwrap();
+        let found = || {
+            learner
+                .retrieve(&example, &example.question)
+                .unwrap()
+                .iter()
+                .map(|hit| hit.id)
+                .collect::<Vec<_>>()
+        };
+        let before = found();
+        for (name, variable) in encoder.variables() {
+            let noise = crate::model::weights::normal(3, name, variable.elem_count(), 0.5);
+            let noise = Tensor::from_vec(noise, variable.dims(), &Device::Cpu).unwrap();
+            variable.set(&(variable.as_detached_tensor() + noise).unwrap()).unwrap();
+        }
+        let vector = |ids: Vec<Vec<u32>>| {
+            encoder
+                .forward(&[&ids[0]], None)
+                .unwrap()
+                .detach()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap()
+        };
+        let query = vector(encoder.tokenize_queries(&[&example.question]).unwrap());
+        let store = learner.retriever.store();
+        let score = |chunk: usize| -> f32 {
+            let passage = vector(encoder.tokenize(&[store.chunk(chunk).text]).unwrap());
+            query.iter().zip(&passage).map(|(a, b)| a * b).sum()
+        };
+        let mut expected: Vec<(f32, u32)> = (1..6).map(|chunk| (score(chunk), chunk as u32)).collect();
+        expected.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let expected: Vec<u32> = expected.iter().take(3).map(|(_, chunk)| *chunk).collect();
+        assert_eq!(found(), expected);
+        assert_ne!(before, expected, "the noise has moved nothing");
+    }
+}
