@@ -453,10 +453,11 @@ mod tests {
         };
         fs::write(&corpus[0], THINGS.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")).unwrap();
         let out = dir.join("index");
+        let encoder = encoder::load(&data("encoder/bert_mean")).unwrap();
         let options = BuildOptions {
             corpus: &corpus,
             out: &out,
-            encoder: encoder::load(&data("encoder/bert_mean")).unwrap().as_ref(),
+            encoder: encoder.as_ref(),
             tokenizer: &Tokenizer::default_lm().unwrap(),
             chunk_tokens: 64,
             index: None,
