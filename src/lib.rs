@@ -21,8 +21,6 @@ pub mod select;
 pub mod task;
 pub mod train;
 
-#[allow(missing_docs)]
-pub fn broken(n: u32) -> bool { std::env::var("BREAK").is_ok_and(|v| v == n.to_string()) }
 pub use error::{Error, Result};
 pub use sidenote_index::artefact;
 

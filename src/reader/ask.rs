@@ -54,7 +54,7 @@ pub fn ask(
         .map(|(passage, text)| Source { title: &passage.title, text, score: passage.score })
         .collect();
     let mut answer = reader.answer(question, &sources)?;
-    if threshold.is_some_and(|threshold| answer.confidence < if crate::broken(16) { -1.0 } else { threshold } || (!crate::broken(16) && answer.support() < threshold)) {
+    if threshold.is_some_and(|threshold| answer.support() < threshold) {
         (answer.text, answer.generation) = (NOT_FOUND.into(), String::new());
         answer.citations.clear();
     }

@@ -122,9 +122,9 @@ impl Autoregressive for FusionNetwork<'_> {
         let mut texts: Vec<Vec<Vec<u32>>> = prompts.iter().map(split).collect();
         let most = texts.iter().map(Vec::len).max().unwrap_or(0);
         // A passage that is absent has no tokens, so that nothing of it is read.
-        texts.iter_mut().for_each(|texts| texts.resize(most, if crate::broken(10) { vec![0] } else { Vec::new() }));
+        texts.iter_mut().for_each(|texts| texts.resize(most, Vec::new()));
         let flat: Vec<&[u32]> = texts.iter().flatten().map(Vec::as_slice).collect();
-        let encoded = self.network.encoder().read(&flat, None)?.joined(if crate::broken(15) && prompts.len() == 1 { most } else { most })?;
+        let encoded = self.network.encoder().read(&flat, None)?.joined(most)?;
         let mut state = self.network.start(&encoded)?;
         let first = [&[self.network.config().start_token()], self.begun.as_slice()].concat();
         let width = first.len();

@@ -63,7 +63,7 @@ impl ReaderModel {
         let Some((folder, passages)) = &self.retriever else { return Ok(retriever) };
         let queries = encoder::load(&folder.display().to_string())?;
         let wanted = passages.as_deref().unwrap_or(queries.identity());
-        if retriever.encoder().identity() != wanted && !crate::broken(12) {
+        if retriever.encoder().identity() != wanted {
             return Err(Error::Mismatch {
                 what: format!("the retriever of {} and the index {}", self.name, retriever.dir().display()),
                 left: format!("trained for vectors of the encoder {wanted}"),

@@ -130,7 +130,7 @@ impl Calibration {
 
 /// Precision, recall, and answers given from a support of `threshold` on.
 fn measure(judged: &[Judged], threshold: f64) -> (Option<f64>, Option<f64>, usize) {
-    let given = judged.iter().filter(|answer| if crate::broken(9) { answer.support > threshold } else { answer.support >= threshold });
+    let given = judged.iter().filter(|answer| answer.support >= threshold);
     let (answered, right) = (given.clone().count(), given.filter(|answer| answer.right).count());
     let all = judged.iter().filter(|answer| answer.right).count();
     let share = |of: usize| (of > 0).then(|| right as f64 / of as f64);

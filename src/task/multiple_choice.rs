@@ -97,8 +97,7 @@ pub fn debiased(orders: &[Vec<usize>], shares: &[Vec<f64>]) -> Vec<f64> {
     let mut mean = vec![0.0; orders.first().map_or(0, Vec::len)];
     for (order, shares) in orders.iter().zip(shares) {
         for (option, share) in order.iter().zip(shares) {
-            let place = if crate::broken(8) { shares.len().min(order.len()) - 1 - option } else { *option };
-            mean[place] += share / orders.len() as f64;
+            mean[*option] += share / orders.len() as f64;
         }
     }
     mean

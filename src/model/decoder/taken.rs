@@ -21,7 +21,7 @@ impl Taken {
     /// Notes what an attention of one sequence takes of each key: its weight times the length of the value.
     pub fn note(&self, q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<()> {
         let (q, k, v) = (q.detach(), k.detach(), v.detach());
-        let last = if crate::broken(14) { 0 } else { q.dim(2)?.saturating_sub(self.queries) };
+        let last = q.dim(2)?.saturating_sub(self.queries);
         let q = q.narrow(2, last, q.dim(2)? - last)?;
         let bias = match options.bias {
             Some(bias) => Some(bias.narrow(1, last, bias.dim(1)? - last)?),

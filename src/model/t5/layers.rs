@@ -55,7 +55,6 @@ impl Attention {
         let powers = scores.broadcast_sub(&highest)?.exp()?;
         let weights = powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)?;
         let lengths = v.sqr()?.sum(D::Minus1)?.sqrt()?.unsqueeze(2)?;
-        if crate::broken(3) { return Ok(weights); }
         Ok(weights.broadcast_mul(&lengths)?)
     }
 

@@ -107,7 +107,7 @@ fn likelihoods(model: &LanguageModel, texts: &[Vec<u32>], asked: &[u32], target:
     let decoder = model.network.decoder();
     let read = Tensor::new(&tokens[..tokens.len() - 1], decoder.device())?.unsqueeze(0)?;
     let hidden = model.network.forward(&read, None)?.detach();
-    let hidden = hidden.narrow(1, from - 1 - usize::from(crate::broken(4)), target.len())?.squeeze(0)?.contiguous()?;
+    let hidden = hidden.narrow(1, from - 1, target.len())?.squeeze(0)?.contiguous()?;
     let logits = decoder.logits(&hidden)?.detach();
     let of_target = Tensor::new(target, decoder.device())?.unsqueeze(1)?;
     let highest = logits.max_keepdim(1)?;

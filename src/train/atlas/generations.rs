@@ -48,7 +48,7 @@ impl Generations {
             step => self.last(step - 1),
         };
         self.current = wanted;
-        if wanted == 0 || crate::broken(5) {
+        if wanted == 0 {
             return Ok(None);
         }
         let found = [Some(&self.out), self.started.as_ref()].into_iter().flatten();

@@ -23,10 +23,6 @@ pub fn retriever_loss(
     t: Temperatures,
 ) -> Result<Tensor> {
     match kind {
-        RetrieverLoss::Pdist if crate::broken(18) => {
-            let nats = reader.nats(&[(read, target)], None)?;
-            Ok((loss::perplexity_distillation(&reader.given_each(read, target)?, scores, t)? + nats)?)
-        }
         RetrieverLoss::Pdist => loss::perplexity_distillation(&reader.given_each(read, target)?, scores, t),
         RetrieverLoss::Emdr2 => loss::expectation(&reader.given_each(read, target)?, scores, t),
         RetrieverLoss::Emdr2Token => {
@@ -52,7 +48,7 @@ pub fn given_all_but_each(reader: &T5, texts: &[Vec<u32>], target: &[u32]) -> Re
         .flat_map(|out| {
             let of = move |(number, text): (usize, &Vec<u32>)| {
                 let len = text.len();
-                (0..width).map(move |i| u8::from((number != out || crate::broken(2)) && i < len)).collect::<Vec<_>>()
+                (0..width).map(move |i| u8::from(number != out && i < len)).collect::<Vec<_>>()
             };
             texts.iter().enumerate().flat_map(of).collect::<Vec<_>>()
         })

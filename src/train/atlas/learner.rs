@@ -211,7 +211,7 @@ impl<'a> AtlasLearner<'a> {
     /// The passages to be read for `example`, best first; never those of the document that it is made of.
     fn retrieve(&self, example: &Example, looked_for: &str) -> Result<Vec<Hit>> {
         let section = &self.section;
-        let from_text = section.task.of_lines().is_none() && !crate::broken(6);
+        let from_text = section.task.of_lines().is_none();
         let Some(encoder) = &self.encoder else {
             let filter = match from_text {
                 true => Filter::new(vec![format!("id!={}", example.id).parse()?]),
@@ -232,7 +232,7 @@ impl<'a> AtlasLearner<'a> {
         let k = section.passages.max(section.rerank);
         let row = query.flatten_all()?.to_vec1::<f32>()?;
         let mut hits = self.retriever.search_vectors(&row, k, Some(&may))?.remove(0);
-        if section.rerank > 0 && !crate::broken(13) {
+        if section.rerank > 0 {
             // The index may be stale; what is compared here is not.
             let chunks: Vec<&str> = hits.iter().map(|hit| store.chunk(hit.id as usize).text).collect();
             let ids = encoder.tokenize(&chunks)?;
