@@ -129,8 +129,7 @@ mod tests {
         assert_ne!(each[0], each[1]);
     }
 
-    /// The attention of a small decoder, one query and key at a time. Fails when values' lengths, layers, heads, or the mask are
-    /// left out.
+    /// Fails when padding is read, or passages are told apart wrongly.
     #[test]
     fn what_is_taken_adds_up() {
         let (model, texts) = (model(), texts());
@@ -149,6 +148,29 @@ mod tests {
             (twice[0] - twice[1]).abs() < 1e-5 && (twice[0] + twice[1] - once[0]).abs() < 1e-4,
             "{twice:?} {once:?}"
         );
+    }
+
+    /// Values twice as long in the last block are twice what is taken there, and the same in the block before. Fails when lengths are
+    /// left out, or a block.
+    #[test]
+    fn the_length_of_values_counts() {
+        let (model, texts) = (model(), texts());
+        let name = "decoder.block.1.layer.1.EncDecAttention.v.weight";
+        let (_, values) = model.variables().iter().find(|(own, _)| own == name).unwrap();
+        let start = values.as_detached_tensor().copy().unwrap();
+        let taken = |factor: f64| {
+            values.set(&(&start * factor).unwrap()).unwrap();
+            taken_of_each(&model.network, &texts, &TARGET).unwrap()
+        };
+        let (none, once, twice) = (taken(0.0), taken(1.0), taken(2.0));
+        for k in 0..3 {
+            let (first, last) = (none[k], once[k] - none[k]);
+            assert!(first > 1e-3 && last > 1e-3, "{none:?} {once:?}");
+            assert!(
+                (twice[k] - first - 2.0 * last).abs() < 1e-4 * twice[k].max(1.0),
+                "{none:?} {once:?} {twice:?}"
+            );
+        }
     }
 
     #[test]
