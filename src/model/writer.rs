@@ -119,6 +119,14 @@ impl WritingModel {
         }
     }
 
+    /// Whether the model called `name` has an encoder that reads its prompts.
+    ///
+    /// # Errors
+    /// A model that is not there.
+    pub fn is_encoder_decoder(name: &Path) -> Result<bool> {
+        Ok(is_encoder_decoder(&store::open(name)?))
+    }
+
     /// Its tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         match self {
