@@ -59,14 +59,14 @@ fn adapted(base: &Path, adapter: Adapter, trainable: bool) -> Model {
     let t5 = source.config()["model_type"] == "t5";
     let wanted = Wanted { adapter, name: base, trainable, seed: 1 };
     match t5 {
-        true => Model::T5(EncoderDecoder::adapted(source, wanted, &Device::Cpu).unwrap()),
-        false => Model::Decoder(LanguageModel::adapted(source, wanted, &Device::Cpu).unwrap()),
+        true => Model::T5(Box::new(EncoderDecoder::adapted(source, wanted, &Device::Cpu).unwrap())),
+        false => Model::Decoder(Box::new(LanguageModel::adapted(source, wanted, &Device::Cpu).unwrap())),
     }
 }
 
 enum Model {
-    Decoder(LanguageModel),
-    T5(EncoderDecoder),
+    Decoder(Box<LanguageModel>),
+    T5(Box<EncoderDecoder>),
 }
 
 impl Model {
