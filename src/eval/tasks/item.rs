@@ -26,13 +26,15 @@ pub struct Item {
 }
 
 impl Item {
-    /// The task: as the file says, else the file's name.
+    /// The task: as the file says, else the file's name, or of T-Few's `TASK/32_shot/0_seed.jsonl` the folder's.
     pub fn task(&self) -> String {
-        let stem = || {
-            let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-            name.split('.').next().unwrap_or_default().to_string()
-        };
-        self.instance.task.clone().unwrap_or_else(stem)
+        if let Some(task) = &self.instance.task {
+            return task.clone();
+        }
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let stem = name(&self.path).split('.').next().unwrap_or_default().to_string();
+        let folder = self.path.ancestors().nth(2).map(name).filter(|folder| !folder.is_empty());
+        folder.filter(|_| stem.ends_with("_seed")).unwrap_or(stem)
     }
 
     /// The template; the same for all where the file does not say.
@@ -94,6 +96,13 @@ fn of_line(path: &Path, line: u64, text: &str) -> Result<Item> {
     if let (Some(first), Some(object)) = (references.first(), value.as_object_mut()) {
         object.entry("target").or_insert_with(|| first.clone().into());
     }
+    // DEFT's CaseHOLD has the number of the right choice.
+    if let Some(number) = value["target"].as_u64() {
+        let choices = value.get("choices").or(value.get("answer_choices"));
+        let right = choices.and_then(|choices| choices.get(number as usize)).cloned();
+        value["target"] =
+            right.ok_or_else(|| fault(format!("the target {number} is none of the choices")))?;
+    }
     let mut instance: Instance = serde_json::from_value(value).map_err(|e| fault(e.to_string()))?;
     let parts: Vec<&str> = id.as_deref().map(|id| id.split('|').collect()).unwrap_or_default();
     let mut example = id.clone().unwrap_or_default();
@@ -154,6 +163,11 @@ mod tests {
         assert_eq!(items[0].example, items[1].example);
         assert_eq!(items[2].example, items[3].example);
         assert_eq!((items[2].right(), items[3].right()), (Some(1), Some(0)));
+        let few = Item { path: "few/rte/32_shot/0_seed.jsonl".into(), ..items[2].clone() };
+        let unnamed = |item: Item| Item { instance: Instance { task: None, ..item.instance }, ..item };
+        assert_eq!((unnamed(few).task(), unnamed(items[2].clone()).task()), ("rte".into(), "a".into()));
+        let numbered = r#"{"input": "e", "target": 1, "answer_choices": ["first", "second"]}"#;
+        assert_eq!(self::items("c.jsonl", numbered).unwrap()[0].instance.target, "second");
     }
 
     #[test]
@@ -164,6 +178,7 @@ mod tests {
             error("{\"input\": \"a\", \"target\": \"b\", \"choices\": [\"c\"]}")
                 .contains("none of the choices")
         );
+        assert!(error("{\"input\": \"a\", \"target\": 2, \"choices\": [\"c\"]}").contains("the target 2"));
         assert!(error("").contains("no examples"));
     }
 }
