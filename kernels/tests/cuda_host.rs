@@ -14,7 +14,15 @@ fn check(name: &str) {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cuda_host_{name}"));
     let compiled = Command::new(&compiler)
-        .args(["-std=c++17", "-O2", "-Wall", "-Werror", "-fno-strict-aliasing", "-Wno-unknown-pragmas"])
+        .args([
+            "-std=c++17",
+            "-O2",
+            "-U_FORTIFY_SOURCE",
+            "-Wall",
+            "-Werror",
+            "-fno-strict-aliasing",
+            "-Wno-unknown-pragmas",
+        ])
         .args(["-DSIDENOTE_HOST", "-I"])
         .arg(&sources)
         .arg("-o")
@@ -44,6 +52,16 @@ fn norms() {
 #[test]
 fn attention() {
     check("attention");
+}
+
+#[test]
+fn attention_in_float() {
+    check("attention_f32");
+}
+
+#[test]
+fn decoding() {
+    check("decode");
 }
 
 #[test]

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #define __global__
@@ -43,7 +44,9 @@ namespace emulation {
 enum State { READY, AT_BLOCK, AT_WARP, DONE };
 
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context; // for its first steps; then `place`, which costs no call of the system
+    jmp_buf place;
+    bool started;
     std::vector<char> stack;
     State state;
     unsigned exchanges; // of the warp, so far
@@ -56,19 +59,28 @@ struct Exchange {
 static std::mt19937 random_order(1);
 static std::vector<Fiber> fibers;
 static std::vector<Exchange> exchanges; // two a warp, in turns: nobody overwrites what a slower lane still reads
-static ucontext_t scheduler;
+static ucontext_t first_steps;
+static jmp_buf scheduler;
 static size_t current;
 static std::function<void()> body;
 
 inline void wait(State state) {
     fibers[current].state = state;
-    swapcontext(&fibers[current].context, &scheduler);
+    if (!_setjmp(fibers[current].place)) _longjmp(scheduler, 1);
 }
 
 inline void enter() {
     body();
     fibers[current].state = DONE;
-    swapcontext(&fibers[current].context, &scheduler);
+    _longjmp(scheduler, 1);
+}
+
+// Runs the current fiber until it waits or ends.
+inline void resume() {
+    if (_setjmp(scheduler)) return;
+    if (fibers[current].started) _longjmp(fibers[current].place, 1);
+    fibers[current].started = true;
+    swapcontext(&first_steps, &fibers[current].context);
 }
 
 // Gives a value to the warp, and returns all lanes' values once each lane has given its own.
@@ -101,6 +113,7 @@ inline void run_block(unsigned threads) {
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, enter, 0);
         fiber.state = READY;
+        fiber.started = false;
         fiber.exchanges = 0;
     }
     std::vector<size_t> order;
@@ -112,7 +125,7 @@ inline void run_block(unsigned threads) {
         for (size_t i : order) {
             current = i;
             threadIdx = dim3(i % blockDim.x, i / blockDim.x);
-            swapcontext(&scheduler, &fibers[i].context);
+            resume();
         }
         // Release about half of the warps whose lanes are all there, so that some run ahead of others; if there are
         // none, the block at its barrier.

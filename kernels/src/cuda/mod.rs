@@ -4,12 +4,17 @@
 //! backward are two functions over tensors of the device. Nothing depends on the order in which blocks run: no atomics.
 
 mod attention;
+mod decode;
 mod device;
 mod embedding;
 mod norm;
 mod pointwise;
 
-pub use attention::{Attention, AttentionGradients, Masks, attention, attention_backward};
+pub use attention::{
+    Attention, AttentionGradients, Bias, Masks, attention, attention_backward, chunked_cross_attention,
+    chunked_cross_attention_backward,
+};
+pub use decode::KvCache;
 pub use device::{Device, Storage, Tensor};
 pub use embedding::{embedding, embedding_backward};
 pub use norm::{NormGradients, Normalised, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};

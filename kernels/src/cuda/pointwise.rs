@@ -1,9 +1,8 @@
 //! Activations, gates and the rotary embedding, `cuda/pointwise.cu`.
 
-use candle_core::{Error, Result, bail};
-use cudarc::driver::PushKernelArg;
+use candle_core::{Result, bail};
 
-use super::device::{Device, Source, Storage, Tensor, grid, push_optional, size};
+use super::device::{Device, Source, Storage, Tensor, grid, launch, size};
 use crate::Activation;
 
 const THREADS: u32 = 256;
@@ -44,14 +43,10 @@ pub fn gated<T: Storage>(
     let out = device.unwritten(x.dims())?;
     let count: usize = x.dims().iter().product();
     let (kind, numbers) = (number(activation), count as u64);
-    let function = device.kernel(Source::Pointwise, &format!("gated_forward_{}", T::NAME))?;
-    let mut launch = device.stream.launch_builder(&function);
-    launch.arg(&x.data);
-    push_optional!(launch, up);
-    launch.arg(&out.data).arg(&kind).arg(&numbers);
+    let name = format!("gated_forward_{}", T::NAME);
+    let blocks = grid(count.div_ceil(THREADS as usize * T::WIDE), 1, THREADS)?;
     // SAFETY: the arguments are the kernel's, of one size.
-    unsafe { launch.launch(grid(count.div_ceil(THREADS as usize * T::WIDE), 1, THREADS)?) }
-        .map_err(Error::wrap)?;
+    unsafe { launch!(device, Source::Pointwise, &name, blocks, x, up, out, kind, numbers) };
     Ok(out)
 }
 
@@ -71,16 +66,10 @@ pub fn gated_backward<T: Storage>(
     let dup = up.map(|_| device.unwritten(x.dims())).transpose()?;
     let count: usize = x.dims().iter().product();
     let (kind, numbers) = (number(activation), count as u64);
-    let function = device.kernel(Source::Pointwise, &format!("gated_backward_{}", T::NAME))?;
-    let mut launch = device.stream.launch_builder(&function);
-    launch.arg(&x.data);
-    push_optional!(launch, up);
-    launch.arg(&grad.data).arg(&dx.data);
-    push_optional!(launch, &dup);
-    launch.arg(&kind).arg(&numbers);
+    let name = format!("gated_backward_{}", T::NAME);
+    let blocks = grid(count.div_ceil(THREADS as usize * T::WIDE), 1, THREADS)?;
     // SAFETY: the arguments are the kernel's, of one size.
-    unsafe { launch.launch(grid(count.div_ceil(THREADS as usize * T::WIDE), 1, THREADS)?) }
-        .map_err(Error::wrap)?;
+    unsafe { launch!(device, Source::Pointwise, &name, blocks, x, up, grad, dx, dup, kind, numbers) };
     Ok((dx, dup))
 }
 
@@ -108,11 +97,27 @@ pub fn rotary<T: Storage>(
     let rows = batch * heads * tokens;
     let (own, sign, row_count) = (i32::from(own), if back { -1f32 } else { 1.0 }, rows as u64);
     let (heads, tokens, dim, half) = (size(heads)?, size(tokens)?, size(dim)?, size(half)?);
-    let function = device.kernel(Source::Pointwise, &format!("rotary_{}", T::NAME))?;
-    let mut launch = device.stream.launch_builder(&function);
-    launch.arg(&x.data).arg(&cos.data).arg(&sin.data).arg(&out.data);
-    launch.arg(&heads).arg(&tokens).arg(&dim).arg(&half).arg(&own).arg(&sign).arg(&row_count);
+    let name = format!("rotary_{}", T::NAME);
+    let blocks = grid(rows.div_ceil(WARPS), 1, THREADS)?;
     // SAFETY: the arguments are the kernel's, and their sizes are checked above.
-    unsafe { launch.launch(grid(rows.div_ceil(WARPS), 1, THREADS)?) }.map_err(Error::wrap)?;
+    unsafe {
+        launch!(
+            device,
+            Source::Pointwise,
+            &name,
+            blocks,
+            x,
+            cos,
+            sin,
+            out,
+            heads,
+            tokens,
+            dim,
+            half,
+            own,
+            sign,
+            row_count
+        )
+    };
     Ok(out)
 }
