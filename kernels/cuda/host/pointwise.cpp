@@ -53,7 +53,33 @@ template <typename T, typename Kernel> void check_rotary(const char *name, Kerne
     compare(name, std::to_string(rows) + " rows of " + std::to_string(dim), out, y);
 }
 
+// Against the generator's known answers (Random123, kat_vectors) and one step of it in other words.
+template <typename T, typename Kernel> void check_dropout(const char *name, Kernel kernel) {
+    u32 zeros[4] = {}, ones[4] = {~0u, ~0u, ~0u, ~0u};
+    philox(zeros, 0, 0);
+    philox(ones, ~0u, ~0u);
+    u32 known[8] = {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8, 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd};
+    if (memcmp(zeros, known, 16) || memcmp(ones, known + 4, 16)) {
+        printf("FAILED philox\n");
+        failures++;
+    }
+    int n = between(1, 9000);
+    u64 seed = 0x123456789abcdefull;
+    u32 threshold = 0x60000000;
+    auto x = Array<T>::normal(n), out = Array<T>::poison(n);
+    emulation::launch(kernel, between(1, 4), THREADS, x.data(), out.data(), threshold, 1.6f, seed, (u64)n);
+    std::vector<double> y(n);
+    for (int i = 0; i < n; i++) {
+        u32 words[4] = {(u32)i / 4, 0, 0, 0};
+        philox(words, 0x89abcdef, 0x1234567);
+        y[i] = words[i % 4] < threshold ? 0 : x[i] * 1.6f;
+    }
+    compare(name, std::to_string(n), out, y);
+}
+
 int main() {
+    check_dropout<float>("dropout_f32", dropout_f32);
+    check_dropout<bf16>("dropout_bf16", dropout_bf16);
     for (int kind = 0; kind < 4; kind++)
         for (int up = 0; up < 2; up++) {
             check_gated<float>("gated_f32", kind, up, gated_forward_f32, gated_backward_f32);
