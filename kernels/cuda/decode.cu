@@ -50,7 +50,7 @@ __device__ void part(const T *q, const T *k, const T *v, const unsigned char *ma
 #pragma unroll
             for (int apart = LANES / 2; apart > 0; apart /= 2) x += __shfl_xor_sync(0xffffffffu, x, apart);
             int row = min(first + r, rows - 1), head = key_head * group + row / s.queries, i = row % s.queries;
-            if (key >= last || !seen(s, mask, s.queries, i, key)) continue;
+            if (!seen(s, mask, s.queries, i, key)) continue;
             x = x * s.scale + added(s, bias, nullptr, head, i, key);
             float peak = fmaxf(most[r], x), shrink = expf(most[r] - peak), weight = expf(x - peak);
             most[r] = peak;

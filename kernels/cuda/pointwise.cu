@@ -129,6 +129,18 @@ __device__ void turn(const T *x, const float *cosine, const float *sine, T *out,
     for (int c = 2 * half + threadIdx.x % WARP; c < dim; c += WARP) out[c] = x[c];
 }
 
+// Heads [batch, heads, tokens, dim] out of the columns of [batch, tokens, stride] from `first` on, or back into them; N at
+// a time, of which all sizes are multiples.
+template <int N, typename T>
+__device__ void move_heads(const T *from, T *to, int heads, int tokens, int dim, int stride, int first, int back, u64 count) {
+    FOR_EACH(i) {
+        u64 row = i / dim, sequence = row / tokens / heads;
+        u64 at = (sequence * tokens + row % tokens) * stride + first + row / tokens % heads * dim + i % dim;
+        u64 source = back ? i : at, target = back ? at : i;
+        *reinterpret_cast<Several<T, N> *>(to + target) = *reinterpret_cast<const Several<T, N> *>(from + source);
+    }
+}
+
 #define POINTWISE(T, suffix, n)                                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
         gated_forward_##suffix(const T *x, const T *up, T *out, int kind, u64 count) {                                 \
@@ -137,6 +149,11 @@ __device__ void turn(const T *x, const float *cosine, const float *sine, T *out,
     extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
         gated_backward_##suffix(const T *x, const T *up, const T *grad, T *dx, T *dup, int kind, u64 count) {          \
         gated_backward<n>(x, up, grad, dx, dup, kind, count);                                                          \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
+        move_heads_##suffix(const T *from, T *to, int heads, int tokens, int dim, int stride, int first, int back,     \
+                            u64 count) {                                                                               \
+        move_heads<n>(from, to, heads, tokens, dim, stride, first, back, count);                                       \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
         dropout_##suffix(const T *x, T *out, u32 threshold, float keep, u64 seed, u64 count) {                         \

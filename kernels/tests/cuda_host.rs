@@ -73,3 +73,28 @@ fn pointwise() {
 fn embedding() {
     check("embedding");
 }
+
+#[test]
+fn matrix_products() {
+    check("matmul");
+}
+
+#[test]
+fn cross_entropy() {
+    check("cross_entropy");
+}
+
+#[test]
+fn optimisers() {
+    check("optimiser");
+}
+
+#[test]
+fn weights_in_blocks() {
+    check("quantised");
+}
+
+#[test]
+fn top_k() {
+    check("topk");
+}

@@ -77,7 +77,30 @@ template <typename T, typename Kernel> void check_dropout(const char *name, Kern
     compare(name, std::to_string(n), out, y);
 }
 
+template <typename T, typename Kernel> void check_heads(const char *name, Kernel kernel) {
+    int batch = between(1, 3), heads = between(1, 4), tokens = between(1, 20), dim = 8 * between(1, 5), before = 8 * between(0, 3);
+    int stride = before + heads * dim + 8 * between(0, 3);
+    size_t n = (size_t)batch * heads * tokens * dim;
+    auto x = Array<T>::normal((size_t)batch * tokens * stride), out = Array<T>::poison(n);
+    std::vector<double> y(n);
+    for (size_t i = 0; i < n; i++) {
+        size_t t = i / dim % tokens, h = i / dim / tokens % heads, b = i / dim / tokens / heads;
+        y[i] = x[(b * tokens + t) * stride + before + h * dim + i % dim];
+    }
+    emulation::launch(kernel, 2, THREADS, x.data(), out.data(), heads, tokens, dim, stride, before, 0, (u64)n);
+    compare(name, "split", out, y);
+    auto back = x;
+    for (size_t i = 0; i < back.size(); i++)
+        if ((int)(i % stride) >= before && (int)(i % stride) < before + heads * dim) back.stored[i] = from_float<T>(NAN);
+    emulation::launch(kernel, 2, THREADS, out.data(), back.data(), heads, tokens, dim, stride, before, 1, (u64)n);
+    std::vector<double> same;
+    for (size_t i = 0; i < x.size(); i++) same.push_back(x[i]);
+    compare(name, "merge", back, same);
+}
+
 int main() {
+    check_heads<float>("move_heads_f32", move_heads_f32);
+    check_heads<bf16>("move_heads_bf16", move_heads_bf16);
     check_dropout<float>("dropout_f32", dropout_f32);
     check_dropout<bf16>("dropout_bf16", dropout_bf16);
     for (int kind = 0; kind < 4; kind++)

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use candle_core::{Error, Result, bail};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, LaunchArgs, LaunchConfig,
-    PushKernelArg, ValidAsZeroBits,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, DeviceRepr, LaunchArgs,
+    LaunchConfig, PushKernelArg, ValidAsZeroBits,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -37,7 +37,7 @@ pub struct Device {
 /// Numbers on a GPU, by rows.
 pub struct Tensor<T> {
     pub(super) data: CudaSlice<T>,
-    shape: Vec<usize>,
+    pub(super) shape: Vec<usize>,
 }
 
 impl<T> Tensor<T> {
@@ -64,9 +64,14 @@ sources! {
     Norm "norm"
     Attention "attention"
     AttentionF32 "attention_f32"
+    CrossEntropy "cross_entropy"
     Decode "decode"
     Embedding "embedding"
+    Matmul "matmul"
+    Optimiser "optimiser"
     Pointwise "pointwise"
+    Quantised "quantised"
+    Topk "topk"
 }
 
 impl Device {
@@ -83,6 +88,14 @@ impl Device {
         let load = |image: &[u8]| context.load_module(Ptx::from_binary(image.to_vec())).map_err(Error::wrap);
         let modules = IMAGES.iter().map(|image| load(image)).collect::<Result<_>>()?;
         Ok(Self { stream: context.default_stream(), modules })
+    }
+
+    /// The GPU's name.
+    ///
+    /// # Errors
+    /// When the driver does not say.
+    pub fn name(&self) -> Result<String> {
+        self.stream.context().name().map_err(Error::wrap)
     }
 
     /// The numbers, by rows, as a tensor of this shape.
@@ -108,6 +121,18 @@ impl Device {
         self.stream.clone_dtoh(&tensor.data).map_err(Error::wrap)
     }
 
+    pub(super) fn download_slice<T: DeviceRepr>(&self, slice: &CudaSlice<T>) -> Result<Vec<T>> {
+        self.stream.clone_dtoh(slice).map_err(Error::wrap)
+    }
+
+    /// Waits until all operations so far are done.
+    ///
+    /// # Errors
+    /// When one of them failed.
+    pub fn wait(&self) -> Result<()> {
+        self.stream.synchronize().map_err(Error::wrap)
+    }
+
     /// A tensor for an operation to write.
     pub(super) fn unwritten<T: Storage>(&self, shape: &[usize]) -> Result<Tensor<T>> {
         let count = shape.iter().product::<usize>().max(1);
@@ -116,7 +141,11 @@ impl Device {
         Ok(Tensor { data, shape: shape.to_vec() })
     }
 
-    pub(super) fn zeros<T: Storage>(&self, shape: &[usize]) -> Result<Tensor<T>> {
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// When the GPU's memory does not suffice.
+    pub fn zeros<T: Storage>(&self, shape: &[usize]) -> Result<Tensor<T>> {
         let data = self.stream.alloc_zeros(shape.iter().product::<usize>().max(1)).map_err(Error::wrap)?;
         Ok(Tensor { data, shape: shape.to_vec() })
     }
@@ -141,6 +170,12 @@ impl<T> Argument for Tensor<T> {
 }
 
 impl<T> Argument for CudaSlice<T> {
+    fn push<'a>(&'a self, launch: &mut LaunchArgs<'a>) {
+        launch.arg(self);
+    }
+}
+
+impl<T> Argument for CudaView<'_, T> {
     fn push<'a>(&'a self, launch: &mut LaunchArgs<'a>) {
         launch.arg(self);
     }

@@ -73,6 +73,93 @@ pub fn gated_backward<T: Storage>(
     Ok((dx, dup))
 }
 
+/// [`crate::dropout`], with the same numbers set to zero; backward is the same of the gradient.
+///
+/// # Errors
+/// When `rate` is not in `[0, 1)`.
+pub fn dropout<T: Storage>(device: &Device, x: &Tensor<T>, rate: f32, seed: u64) -> Result<Tensor<T>> {
+    if !(0.0..1.0).contains(&rate) {
+        bail!("dropout: the rate is {rate}; expected at least 0 and less than 1");
+    }
+    same("dropout", &[x])?;
+    let out = device.unwritten(x.dims())?;
+    let count: usize = x.dims().iter().product();
+    let blocks = grid(count.div_ceil(4 * THREADS as usize), 1, THREADS)?;
+    // As on the CPU.
+    let threshold = (f64::from(rate) * 4_294_967_296.0) as u32;
+    let (keep, numbers, name) = (1.0 / (1.0 - rate), count as u64, format!("dropout_{}", T::NAME));
+    // SAFETY: the arguments are the kernel's, of one size.
+    unsafe { launch!(device, Source::Pointwise, &name, blocks, x, out, threshold, keep, seed, numbers) };
+    Ok(out)
+}
+
+/// [`crate::split_heads`] of some columns: those of `x`, `[batch * tokens, stride]`, from `first` on, as
+/// `[batch, heads, tokens, dim]`, so that one product can give queries, keys and values.
+///
+/// # Errors
+/// When the shapes do not fit together, or `dim`, `stride` or `first` is no multiple of 8.
+pub fn split_heads<T: Storage>(
+    device: &Device,
+    x: &Tensor<T>,
+    first: usize,
+    shape: [usize; 4],
+) -> Result<Tensor<T>> {
+    let out = device.unwritten(&shape)?;
+    move_heads(device, x, &out, shape, x.dims(), first, false)?;
+    Ok(out)
+}
+
+/// Back from [`split_heads`], into the columns of `to`, whose others stay as they are.
+///
+/// # Errors
+/// As [`split_heads`].
+pub fn merge_heads<T: Storage>(device: &Device, x: &Tensor<T>, to: &Tensor<T>, first: usize) -> Result<()> {
+    let &[batch, heads, tokens, dim] = x.dims() else {
+        bail!("merge_heads: x is [batch, heads, tokens, dim], not {:?}", x.dims());
+    };
+    move_heads(device, x, to, [batch, heads, tokens, dim], to.dims(), first, true)
+}
+
+fn move_heads<T: Storage>(
+    device: &Device,
+    from: &Tensor<T>,
+    to: &Tensor<T>,
+    [batch, heads, tokens, dim]: [usize; 4],
+    rows: &[usize],
+    first: usize,
+    back: bool,
+) -> Result<()> {
+    let count = batch * heads * tokens * dim;
+    let fits = matches!(rows, &[all, stride] if all == batch * tokens
+        && first + heads * dim <= stride && stride.is_multiple_of(8));
+    if !fits || count == 0 || !dim.is_multiple_of(8) || !first.is_multiple_of(8) {
+        bail!("heads: [{batch}, {heads}, {tokens}, {dim}] and columns from {first} of {rows:?} do not fit");
+    }
+    let blocks = grid(count.div_ceil(THREADS as usize * T::WIDE), 1, THREADS)?;
+    let (heads, tokens, dim, stride) = (size(heads)?, size(tokens)?, size(dim)?, size(rows[1])?);
+    let (first, back, count, name) =
+        (size(first)?, i32::from(back), count as u64, format!("move_heads_{}", T::NAME));
+    // SAFETY: the arguments are the kernel's, and the columns are within the rows.
+    unsafe {
+        launch!(
+            device,
+            Source::Pointwise,
+            &name,
+            blocks,
+            from,
+            to,
+            heads,
+            tokens,
+            dim,
+            stride,
+            first,
+            back,
+            count
+        );
+    }
+    Ok(())
+}
+
 /// [`crate::rotary`]; with `back` the turn is undone, which is its gradient: `x` is `[batch, heads, tokens, dim]`, `cos`
 /// and `sin` are `[tokens, half]` or `[batch, tokens, half]`.
 ///
