@@ -107,16 +107,28 @@ fn a_model_trained_with_memories_makes_use_of_them() {
         let mut options = "--trime 40".to_string();
         if kind == "external" {
             succeed(dir, &format!("memory build {model} --text-of index --out of-external"));
-            options = "--trime 40 --memory of-external -k 32".into();
-            let least = measure(&model, "--trime 0 --memory of-external -k 32");
-            assert!(least < measure(&model, ""), "{least}");
+            let window = measure(&model, &options);
+            options += " --memory of-external";
+            let untuned = measure(&model, &options);
+            let tuned = succeed(
+                dir,
+                &format!("memory tune of-external {model} --corpus held.jsonl --trime 40 -k 32"),
+            );
+            let loss = |name: &str| tuned[name].as_f64().unwrap();
+            // What it was tuned beside, and what it came to, is what the text is then scored with.
+            assert!(
+                (loss("loss_without") - window).abs() < 1e-6 && (loss("loss_before") - untuned).abs() < 1e-6
+            );
+            assert!((loss("loss_after") - measure(&model, &options)).abs() < 1e-6);
+            assert!(loss("loss_after") < window, "{tuned}");
         }
         let (with, without) = (measure(&model, &options), measure(&model, ""));
         assert!(with < without, "{kind}: {with} with, {without} without");
         let untrained = measure("plain/model", "--trime 40");
         assert!(with < untrained, "{kind}: {with}, {untrained} untrained");
     }
-    assert!(fail(dir, "eval perplexity local/model --corpus held.jsonl --trime 0").contains("trime"));
+    let nothing = sidenote(dir, "eval perplexity local/model --corpus held.jsonl --trime 0");
+    assert!(failure_of(nothing, 2).contains("--trime"));
     for (setting, name) in [("trime.memory=distant", "distant"), ("trime.local_rate=2", "local_rate")] {
         assert!(fail(dir, &format!("train local.toml --set out=x --set {setting}")).contains(name));
     }

@@ -11,7 +11,8 @@ and test.jsonl. For each corpus a tokenizer of 4,096 tokens is trained that all 
     knn-lm          plain with a datastore of the training text (tuned on held-out text)
     trime-local     trained with the memory of its own sequence, N steps, and asked with it
     trime-long      trained with consecutive sequences as memories, and asked with 1,024 contexts of the document
-    trime-external  trained on batches of sequences alike, and asked with a datastore of the training text
+    trime-external  trained on batches of sequences alike, and asked with its own sequence and a datastore of the training
+                    text (tuned on held-out text)
     retro           plain with RETRO's layers fitted (RETRO-fit, 256 steps), reading two neighbours a chunk
     retro-shuffled  the same model, reading some other chunk's neighbours
     retro+knn       the same model, with a datastore of the training text as well, made while it reads
@@ -118,16 +119,16 @@ def size_of(folder):
     return sum(os.path.getsize(os.path.join(at, file)) for at, _, files in os.walk(folder) for file in files)
 
 
-def datastore(args, folder, model, tuned, retro=False):
-    """A datastore of the training text in the contexts of a model; a RETRO model reads its neighbours there too."""
+def datastore(args, folder, model, retro=False, trime=None):
+    """A tuned datastore of the training text in the contexts of a model; a RETRO model reads its neighbours there too,
+    one trained with memories has `trime` contexts in its softmax."""
     memory = os.path.join(os.path.dirname(model), "memory")
     if not os.path.exists(os.path.join(memory, "manifest.json")):
         reading = ["--neighbours", f"{folder}/neighbours"] if retro else []
         sidenote(args, "memory", "build", model, "--text-of", f"{folder}/index", "--out", memory, *reading)
-    if tuned:
-        reading = ["--index", f"{folder}/index"] if retro else []
-        tune = ("memory", "tune", memory, model, "--corpus", f"{folder}/valid.jsonl", "--adaptive", "-k", 256, *reading)
-        once(os.path.join(os.path.dirname(model), "tuned.json"), partial(sidenote, args, *tune))
+    reading = (["--index", f"{folder}/index"] if retro else []) + (["--trime", trime] if trime else [])
+    tune = ("memory", "tune", memory, model, "--corpus", f"{folder}/valid.jsonl", "--adaptive", "-k", 256, *reading)
+    once(os.path.join(os.path.dirname(model), "tuned.json"), partial(sidenote, args, *tune))
     return memory
 
 
@@ -140,8 +141,8 @@ def cell(args, corpus, seed, system):
         out, report = trime(kind)
         options = ["--trime", {"local": CHUNK * CHUNKS, "long": 1024, "external": CHUNK * CHUNKS}[kind]]
         if kind == "external":
-            memory = datastore(args, folder, f"{out}/model", tuned=False)
-            options += ["--memory", memory, "-k", 256]
+            memory = datastore(args, folder, f"{out}/model", trime=CHUNK * CHUNKS)
+            options += ["--memory", memory]
     else:
         out, report = train(args, folder, seed, "plain", "")
         if system == "plain-longer":
@@ -152,7 +153,7 @@ def cell(args, corpus, seed, system):
         elif system == "cache":
             options = ["--cache", 500]
         elif system == "knn-lm":
-            memory = datastore(args, folder, f"{out}/model", tuned=True)
+            memory = datastore(args, folder, f"{out}/model")
             options = ["--memory", memory]
         elif system.startswith("retro"):
             sections = (
@@ -167,7 +168,7 @@ def cell(args, corpus, seed, system):
             if system == "retro-shuffled":
                 options += ["--retrieval", "shuffled"]
             if system == "retro+knn":
-                memory = datastore(args, folder, f"{out}/model", tuned=True, retro=True)
+                memory = datastore(args, folder, f"{out}/model", retro=True)
                 options += ["--memory", memory]
     began = time.time()
     measured = sidenote(args, "eval", "perplexity", f"{out}/model", "--corpus", f"{folder}/test.jsonl", *options)

@@ -82,6 +82,9 @@ pub struct TuneArgs {
     /// Index that a RETRO model retrieves from; without it its retrieval is off.
     #[arg(long)]
     index: Option<PathBuf>,
+    /// For a model trained with memories (TRIME): as many last contexts of each document are in its softmax.
+    #[arg(long, value_name = "CONTEXTS", value_parser = clap::value_parser!(u32).range(1..))]
+    trime: Option<u32>,
     /// Let the memory's share go by the distance of the nearest context.
     #[arg(long)]
     adaptive: bool,
@@ -178,7 +181,9 @@ fn tune(args: TuneArgs, console: Console) -> anyhow::Result<()> {
         k: *k,
     });
     let most = args.k as usize;
-    let tuned = memory::tune(&memory, &model, &text, around.as_ref(), args.adaptive, most, console.progress)?;
+    let trime = args.trime.map(|window| window as usize);
+    let tuned =
+        memory::tune(&memory, &model, &text, around.as_ref(), trime, args.adaptive, most, console.progress)?;
     TokenMemory::keep(&args.dir, &tuned.interpolation)?;
     console.report(&json!(tuned), || {
         format!(

@@ -95,37 +95,14 @@ pub fn score_with(
     let mut remembering = memories.reader();
     let mut scores = Scores::default();
     read(model, text, documents, neighbours, progress, |reading| {
-        let (nats, logits) = reading.predictions()?;
-        let (contexts, tokens) = match memories.is_empty() {
-            true => Default::default(),
-            false => (reading.contexts()?, reading.tokens()?),
-        };
-        let dim = contexts.len() / tokens.len().max(1);
-        // A batch may go across documents; of each there is one run.
-        let mut at = 0;
-        for run in reading.chunks.chunk_by(|a, b| text.document_of(a.chunk) == text.document_of(b.chunk)) {
-            if run[0].chunk == text.chunks_of(text.document_of(run[0].chunk)).start {
-                remembering.new_document();
-            }
-            let predicted: usize = run.iter().map(|chunk| chunk.tokens()).sum();
-            let here = at..at + predicted;
-            let mixed: Vec<f64> = match memories.is_empty() {
-                true => nats[here].iter().map(|nats| f64::from(*nats)).collect(),
-                false => {
-                    let contexts = &contexts[here.start * dim..here.end * dim];
-                    remembering.mix(contexts, &tokens[here.clone()], &nats[here.clone()], &logits[here])?
-                }
-            };
-            at += predicted;
-            let mut mixed = mixed.into_iter();
-            for chunk in run {
-                scores.chunks.push(ChunkScore {
-                    chunk: chunk.chunk,
-                    nats: mixed.by_ref().take(chunk.tokens()).sum(),
-                    tokens: chunk.tokens(),
-                    bytes: text.chunk(chunk.chunk).text.len(),
-                });
-            }
+        let mut nats = remembering.read(reading, text)?.into_iter();
+        for chunk in &reading.chunks {
+            scores.chunks.push(ChunkScore {
+                chunk: chunk.chunk,
+                nats: nats.by_ref().take(chunk.tokens()).sum(),
+                tokens: chunk.tokens(),
+                bytes: text.chunk(chunk.chunk).text.len(),
+            });
         }
         Ok(())
     })?;

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sidenote_index::{Hit, Index};
 
-use super::trime::product;
 use crate::artefact;
 use crate::corpus::read_numbers;
 use crate::error::{Error, Result};
@@ -158,20 +157,6 @@ impl TokenMemory {
         };
         let found = self.index.search_batch(contexts, k, None)?;
         Ok(found.iter().map(|hits| hits.iter().map(neighbour).collect()).collect())
-    }
-
-    /// The `k` nearest contexts to each of `[n, dim]`: the token that came after each, and its inner product with the
-    /// context asked with.
-    pub fn products(&self, contexts: &[f32], k: usize) -> Result<Vec<Vec<(u32, f64)>>> {
-        let found = self.index.search_batch(contexts, k, None)?;
-        let of = |(context, hits): (&[f32], &Vec<Hit>)| {
-            let row = |hit: &Hit| {
-                let row = self.index.vector(hit.id)?;
-                Some((self.tokens[hit.id as usize], f64::from(product(context, &row))))
-            };
-            hits.iter().filter_map(row).collect()
-        };
-        Ok(contexts.chunks_exact(self.meta.dim).zip(&found).map(of).collect())
     }
 
     /// Refuses contexts of another model, and those that it has only while it reads neighbours, or only while it does

@@ -2,8 +2,10 @@
 
 use super::cache::Cache;
 use super::datastore::{Interpolation, TokenMemory, probability};
-use super::trime::{Trime, TrimeSettings};
+use super::trime::Trime;
+use crate::corpus::Store;
 use crate::error::{Error, Result};
+use crate::model::reading::Reading;
 
 /// The continuous cache's settings.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -42,8 +44,11 @@ pub struct Memories<'a> {
     pub datastore: Option<(&'a TokenMemory, Interpolation)>,
     /// The last contexts of the text itself.
     pub cache: Option<CacheSettings>,
-    /// For a model trained with memories: which it has. The datastore is then one of them, and not interpolated.
-    pub trime: Option<TrimeSettings>,
+    /// For a model trained with memories (TRIME): how many of the document's last contexts are in its softmax; as many
+    /// as a sequence was long in training (the local memory), or more (the long one). The datastore, its external
+    /// memory, is interpolated as it is for others: in one softmax with the vocabulary, as in training, some hundred
+    /// contexts chosen for being near would outweigh everything.
+    pub trime: Option<usize>,
 }
 
 impl Memories<'_> {
@@ -55,9 +60,7 @@ impl Memories<'_> {
     /// Begins a text.
     pub fn reader(&self) -> MemoryReader<'_> {
         let cache = self.cache.map(|settings| (Cache::new(settings.window, settings.theta), settings.lambda));
-        let datastore = self.datastore.as_ref().map(|(datastore, _)| *datastore);
-        let trime = self.trime.map(|settings| Trime::new(settings, datastore));
-        MemoryReader { memories: self, cache, trime }
+        MemoryReader { memories: self, cache, trime: self.trime.map(Trime::new) }
     }
 }
 
@@ -65,10 +68,30 @@ impl Memories<'_> {
 pub struct MemoryReader<'a> {
     memories: &'a Memories<'a>,
     cache: Option<(Cache, f64)>,
-    trime: Option<Trime<'a>>,
+    trime: Option<Trime>,
 }
 
 impl MemoryReader<'_> {
+    /// The negative log likelihoods of the predicted tokens of `reading`, which is of `text` and comes after what was
+    /// read before, under network and memories together.
+    pub fn read(&mut self, reading: &Reading<'_>, text: &Store) -> Result<Vec<f64>> {
+        let (nats, logits) = reading.predictions()?;
+        if self.memories.is_empty() {
+            return Ok(nats.into_iter().map(f64::from).collect());
+        }
+        let (contexts, tokens) = (reading.contexts()?, reading.tokens()?);
+        let dim = contexts.len() / tokens.len().max(1);
+        let mut mixed = Vec::with_capacity(tokens.len());
+        for (here, begins) in reading.documents(text) {
+            if begins {
+                self.new_document();
+            }
+            let contexts = &contexts[here.start * dim..here.end * dim];
+            mixed.extend(self.mix(contexts, &tokens[here.clone()], &nats[here.clone()], &logits[here])?);
+        }
+        Ok(mixed)
+    }
+
     /// Forgets the text so far: a new document begins.
     pub fn new_document(&mut self) {
         if let Some((cache, _)) = &mut self.cache {
@@ -81,7 +104,7 @@ impl MemoryReader<'_> {
 
     /// The negative log likelihood of each of `tokens` under network and memories together, given that and the logit
     /// under the network alone, and the contexts `[tokens, dim]` that they came after, in the order of the text:
-    /// `p = (1 - c) ((1 - λ) p_network + λ p_datastore) + c p_cache`.
+    /// `p = (1 - c) ((1 - λ) p_network + λ p_datastore) + c p_cache`, with TRIME's memories in `p_network`.
     pub fn mix(
         &mut self,
         contexts: &[f32],
@@ -90,10 +113,10 @@ impl MemoryReader<'_> {
         logits: &[f32],
     ) -> Result<Vec<f64>> {
         let mut mixed: Vec<f64> = match &mut self.trime {
-            Some(trime) => trime.probabilities(contexts, tokens, nats, logits)?,
+            Some(trime) => trime.probabilities(contexts, tokens, nats, logits),
             None => nats.iter().map(|nats| f64::from(-nats).exp()).collect(),
         };
-        if let (Some((memory, interpolation)), None) = (&self.memories.datastore, &self.trime) {
+        if let Some((memory, interpolation)) = &self.memories.datastore {
             let found = memory.neighbours(contexts, interpolation.k)?;
             for ((p, neighbours), token) in mixed.iter_mut().zip(&found).zip(tokens) {
                 let nearest = neighbours.first().map_or(f64::INFINITY, |n| n.distance);

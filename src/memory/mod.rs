@@ -5,7 +5,7 @@
 //!   <https://arxiv.org/abs/1911.00172>);
 //! * [`Cache`] remembers the last contexts of the text that is read (continuous cache, Grave et al. 2017,
 //!   <https://arxiv.org/abs/1612.04426>);
-//! * a model trained with memories has them in its softmax ([`TrimeSettings`]).
+//! * a model trained with memories has them in its softmax ([`Memories::trime`]).
 
 mod build;
 mod cache;
@@ -18,5 +18,4 @@ pub use build::{BuildOptions, build};
 pub use cache::Cache;
 pub use datastore::{CONTEXTS, Interpolation, MemoryMeta, Neighbour, TokenMemory};
 pub use mix::{CacheSettings, Memories, MemoryReader};
-pub use trime::TrimeSettings;
 pub use tune::{Tuned, tune};

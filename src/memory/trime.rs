@@ -3,41 +3,15 @@
 
 use std::collections::VecDeque;
 
-use super::datastore::TokenMemory;
-use crate::error::{Error, Result};
-
-/// Which memories such a model is asked with.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TrimeSettings {
-    /// Last contexts of the document itself: as many as a sequence was long in training (the local memory), or more (the
-    /// long one).
-    pub window: usize,
-    /// Contexts looked up in the datastore, where there is one (the external memory).
-    pub k: usize,
-}
-
-impl TrimeSettings {
-    /// Refuses settings without any memory.
-    pub fn check(&self) -> Result<()> {
-        match self.window + self.k {
-            0 => {
-                Err(Error::setting("trime", "needs contexts to remember, or a datastore to look them up in"))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// The memories along a text.
-pub(super) struct Trime<'a> {
-    settings: TrimeSettings,
-    datastore: Option<&'a TokenMemory>,
+/// The memories along a text: its last contexts.
+pub(super) struct Trime {
+    window: usize,
     recent: VecDeque<(Vec<f32>, u32)>,
 }
 
-impl<'a> Trime<'a> {
-    pub fn new(settings: TrimeSettings, datastore: Option<&'a TokenMemory>) -> Self {
-        Self { settings, datastore, recent: VecDeque::new() }
+impl Trime {
+    pub fn new(window: usize) -> Self {
+        Self { window, recent: VecDeque::new() }
     }
 
     /// Forgets the text so far.
@@ -53,30 +27,21 @@ impl<'a> Trime<'a> {
         tokens: &[u32],
         nats: &[f32],
         logits: &[f32],
-    ) -> Result<Vec<f64>> {
+    ) -> Vec<f64> {
         let dim = (contexts.len() / tokens.len().max(1)).max(1);
-        let found = match self.datastore {
-            Some(datastore) if self.settings.k > 0 => datastore.products(contexts, self.settings.k)?,
-            _ => vec![Vec::new(); tokens.len()],
-        };
         let scale = (dim as f64).powf(-0.5);
         let mut all = Vec::with_capacity(tokens.len());
         for (i, context) in contexts.chunks_exact(dim).enumerate() {
-            let recent =
-                self.recent.iter().map(|(other, token)| (*token, f64::from(product(context, other))));
-            let memories: Vec<(u32, f64)> = recent
-                .chain(found[i].iter().copied())
-                .map(|(token, product)| (token, product * scale))
-                .collect();
+            let score = |other: &[f32]| f64::from(product(context, other)) * scale;
+            let memories: Vec<(u32, f64)> =
+                self.recent.iter().map(|(other, token)| (*token, score(other))).collect();
             all.push(probability(tokens[i], nats[i].into(), logits[i].into(), &memories));
-            if self.settings.window > 0 {
-                if self.recent.len() == self.settings.window {
-                    self.recent.pop_front();
-                }
-                self.recent.push_back((context.to_vec(), tokens[i]));
+            if self.recent.len() == self.window {
+                self.recent.pop_front();
             }
+            self.recent.push_back((context.to_vec(), tokens[i]));
         }
-        Ok(all)
+        all
     }
 }
 
@@ -92,7 +57,7 @@ fn probability(token: u32, nats: f64, logit: f64, memories: &[(u32, f64)]) -> f6
     (weight(logit) + sum(&|other| other == token)) / (weight(all) + sum(&|_| true))
 }
 
-pub(super) fn product(a: &[f32], b: &[f32]) -> f32 {
+fn product(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
@@ -127,15 +92,15 @@ mod tests {
 
     #[test]
     fn the_window_holds_the_last_contexts_of_this_document() {
-        let mut trime = Trime::new(TrimeSettings { window: 2, k: 0 }, None);
+        let mut trime = Trime::new(2);
         let ln2 = 2f32.ln();
         // Each context is 1, so every memory has a score of 1; token 7 has a logit of 0 of two alike.
         let expected = |right: f64, memories: f64| (1.0 + right * 1f64.exp()) / (2.0 + memories * 1f64.exp());
-        let found = trime.probabilities(&[1.0; 4], &[7, 7, 8, 7], &[ln2; 4], &[0.0; 4]).unwrap();
+        let found = trime.probabilities(&[1.0; 4], &[7, 7, 8, 7], &[ln2; 4], &[0.0; 4]);
         let right = [expected(0.0, 0.0), expected(1.0, 1.0), expected(0.0, 2.0), expected(1.0, 2.0)];
         assert!(found.iter().zip(right).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?} {right:?}");
         trime.clear();
-        let again = trime.probabilities(&[1.0], &[9], &[ln2], &[0.0]).unwrap();
+        let again = trime.probabilities(&[1.0], &[9], &[ln2], &[0.0]);
         assert!((again[0] - 0.5).abs() < 1e-6);
     }
 }

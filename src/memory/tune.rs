@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::datastore::{Interpolation, Neighbour, TokenMemory, probability};
+use super::mix::Memories;
 use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::model::LanguageModel;
@@ -25,7 +26,7 @@ pub struct Tuned {
     pub interpolation: Interpolation,
     /// Tokens of the text.
     pub tokens: usize,
-    /// Mean negative log likelihood of the model alone, nats a token.
+    /// Mean negative log likelihood without the memory, nats a token.
     pub loss_without: f64,
     /// The same with the memory as it was read before.
     pub loss_before: f64,
@@ -33,7 +34,7 @@ pub struct Tuned {
     pub loss_after: f64,
 }
 
-/// A token of the text: what the network gave it, and the memory's neighbours of its context.
+/// A token of the text: what it had without the memory, and the memory's neighbours of its context.
 struct Looked {
     p: f64,
     token: u32,
@@ -42,7 +43,7 @@ struct Looked {
 
 /// Finds k, the temperature and the memory's share λ, one for all or, with `adaptive`, by the distance of the nearest
 /// neighbour, that make `text` likeliest. At most `most` of the memory's are looked up; `neighbours` are what a RETRO model
-/// reads beside the text, which is without retrieval where there are none.
+/// reads beside the text, which is without retrieval where there are none; `trime` is as in [`Memories`].
 ///
 /// # Errors
 /// A model that the memory was not made with; text without a token to predict.
@@ -51,6 +52,7 @@ pub fn tune(
     model: &LanguageModel,
     text: &Store,
     neighbours: Option<&Neighbourhood<'_>>,
+    trime: Option<usize>,
     adaptive: bool,
     most: usize,
     progress: Progress,
@@ -59,12 +61,14 @@ pub fn tune(
     let before = &memory.meta().interpolation;
     let wanted = most.max(before.k);
     let mut looked = Vec::new();
+    let memories = Memories { trime, ..Memories::default() };
+    let mut without = memories.reader();
     read(model, text, 0..text.documents(), neighbours, progress, |reading| {
-        let (contexts, tokens, nats) = (reading.contexts()?, reading.tokens()?, reading.predictions()?.0);
-        let found = memory.neighbours(&contexts, wanted)?;
-        let tokens = tokens.into_iter().zip(nats).zip(found);
+        let nats = without.read(reading, text)?;
+        let found = memory.neighbours(&reading.contexts()?, wanted)?;
+        let tokens = reading.tokens()?.into_iter().zip(nats).zip(found);
         looked.extend(tokens.map(|((token, nats), neighbours)| Looked {
-            p: f64::from(-nats).exp(),
+            p: (-nats).exp(),
             token,
             neighbours,
         }));

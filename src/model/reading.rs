@@ -78,6 +78,19 @@ impl Reading<'_> {
         let all = self.contexts.flatten_all()?.to_vec1::<f32>()?;
         Ok(self.places().flat_map(|place| all[place * width..][..width].iter().copied()).collect())
     }
+
+    /// The predicted tokens (numbered as in [`Self::tokens`]) of each document that was read of, and whether it begins
+    /// here. `text` is what was read.
+    pub fn documents(&self, text: &Store) -> Vec<(Range<usize>, bool)> {
+        let of = |chunk: &Predicted| text.document_of(chunk.chunk);
+        let mut end = 0;
+        let one = |run: &[Predicted]| {
+            let first = end;
+            end += run.iter().map(Predicted::tokens).sum::<usize>();
+            (first..end, run[0].chunk == text.chunks_of(of(&run[0])).start)
+        };
+        self.chunks.chunk_by(|a, b| of(a) == of(b)).map(one).collect()
+    }
 }
 
 /// Reads `documents` of `text` with `model` and gives what was read to `each`, some windows at a time; without

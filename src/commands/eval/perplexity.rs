@@ -8,7 +8,7 @@ use super::super::{Console, cut};
 use crate::corpus::OnError;
 use crate::eval::overlap::{FilteredBits, filtered_bits, overlap};
 use crate::eval::perplexity::{Neighbourhood, score_with, shuffled};
-use crate::memory::{CacheSettings, Memories, TokenMemory, TrimeSettings};
+use crate::memory::{CacheSettings, Memories, TokenMemory};
 use crate::model::{LanguageModel, Network, Trainable};
 use crate::retriever::Retriever;
 use crate::retriever::neighbours::{self, tokens_of};
@@ -55,10 +55,10 @@ pub struct Args {
     /// The cache's share of the prediction.
     #[arg(long, default_value_t = CacheSettings::default().lambda, requires = "cache")]
     cache_lambda: f64,
-    /// For a model trained with memories (TRIME): as many last contexts of each document are in its softmax, and with
-    /// --memory the k nearest there.
-    #[arg(long, value_name = "CONTEXTS", conflicts_with = "cache")]
-    trime: Option<usize>,
+    /// For a model trained with memories (TRIME): as many last contexts of each document are in its softmax. Its external
+    /// memory is given with --memory.
+    #[arg(long, value_name = "CONTEXTS", conflicts_with = "cache", value_parser = clap::value_parser!(u32).range(1..))]
+    trime: Option<u32>,
     /// How sharply the cache tells contexts apart.
     #[arg(long, default_value_t = CacheSettings::default().theta, requires = "cache")]
     cache_theta: f32,
@@ -99,12 +99,7 @@ fn memories<'a>(args: &Args, memory: Option<&'a TokenMemory>) -> anyhow::Result<
         cache.check()?;
         memories.cache = Some(cache);
     }
-    if let Some(window) = args.trime {
-        let k = memories.datastore.as_ref().map_or(0, |(_, interpolation)| interpolation.k);
-        let trime = TrimeSettings { window, k };
-        trime.check()?;
-        memories.trime = Some(trime);
-    }
+    memories.trime = args.trime.map(|window| window as usize);
     Ok(memories)
 }
 
