@@ -25,6 +25,16 @@ __device__ __forceinline__ void load_rows(bf16 (*to)[D + PAD], const bf16 *from,
     }
 }
 
+// The same past the registers; see `copy_async`.
+template <int ROWS, int D>
+__device__ __forceinline__ void fetch_rows(bf16 (*to)[D + PAD], const bf16 *from, int first, int rows) {
+    for (int i = threadIdx.x; i < ROWS * D / 8; i += THREADS) {
+        int row = i / (D / 8), column = i % (D / 8) * 8;
+        bool there = first + row < rows;
+        copy_async(&to[row][column], from + (there ? (u64)(first + row) * D + column : 0), there);
+    }
+}
+
 // Operands of `mma` out of shared memory. `rows_of`: 16 rows and 16 columns as its left operand; `columns_of`: rows
 // [n, n+8) and columns [k, k+16) as its right one, transposed; `across`: rows [k, k+16) and columns [n, n+8) as they are.
 template <int S> __device__ __forceinline__ void rows_of(u32 (&a)[4], bf16 (*x)[S], int row, int k) {
@@ -62,6 +72,27 @@ __device__ __forceinline__ void product(float (&sum)[N / 8][4], bf16 (*left)[D +
             mma(sum[n], a, b);
         }
     }
+}
+
+// The warp's 16 rows of `tile`, to stay in registers; and `product` with them.
+template <int D> __device__ __forceinline__ void hold(u32 (&held)[D / 16][4], bf16 (*tile)[D + PAD], int row) {
+#pragma unroll
+    for (int k = 0; k < D / 16; k++) rows_of(held[k], tile, row, k * 16);
+}
+template <int N, int D>
+__device__ __forceinline__ void product(float (&sum)[N / 8][4], const u32 (&held)[D / 16][4], bf16 (*right)[D + PAD]) {
+#pragma unroll
+    for (int n = 0; n < N / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum[n][i] = 0;
+#pragma unroll
+    for (int k = 0; k < D / 16; k++)
+#pragma unroll
+        for (int n = 0; n < N / 8; n++) {
+            u32 b[2];
+            columns_of(b, right, n * 8, k * 16);
+            mma(sum[n], held[k], b);
+        }
 }
 
 // sum[D / 8][4] += the 16 x N of `weights`, as `product` left them, times the N rows of `right`.
@@ -102,9 +133,11 @@ __device__ __forceinline__ void write(bf16 *to, float (&sum)[D / 8][4], const fl
 template <int D>
 __device__ void forward(const bf16 *q, const bf16 *k, const bf16 *v, const unsigned char *mask, const float *bias,
                         const u32 *buckets, const float *sink, bf16 *out, float *log_sum, Sizes s) {
-    alignas(16) __shared__ bf16 query[TILE][D + PAD];
-    alignas(16) __shared__ bf16 keys[STEP][D + PAD];
-    alignas(16) __shared__ bf16 values[STEP][D + PAD];
+    // Two stages: the next keys and values are on their way while these are used. The queries pass through the keys' place
+    // on their way to registers.
+    static_assert(TILE == 2 * STEP, "the queries fill both stages");
+    alignas(16) __shared__ bf16 keys[2 * STEP][D + PAD];
+    alignas(16) __shared__ bf16 values[2 * STEP][D + PAD];
     Place p = place_of(s, blockIdx.y);
     int first = blockIdx.x * TILE, row = threadIdx.x / WARP * 16;
     if (first >= p.rows) return;
@@ -113,18 +146,31 @@ __device__ void forward(const bf16 *q, const bf16 *k, const bf16 *v, const unsig
     v += key_rows_of(s, p) * D;
     if (mask) mask += (u64)p.sequence * s.keys;
     int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    load_rows<TILE, D>(query, q, first, p.rows);
+    load_rows<TILE, D>(keys, q, first, p.rows);
+    __syncthreads();
+    u32 queries[D / 16][4];
+    hold<D>(queries, keys, row);
+    __syncthreads();
 
     float sum[D / 8][4] = {}, most[2] = {NEVER, NEVER}, total[2] = {0, 0};
     int from, to;
     key_range(s, first, min(first + TILE, p.rows), STEP, from, to);
-    for (int at = from; at < to; at += STEP) {
-        __syncthreads();
-        load_rows<STEP, D>(keys, k, at, s.keys);
-        load_rows<STEP, D>(values, v, at, s.keys);
+    auto fetch = [&](int stage, int at) {
+        fetch_rows<STEP, D>(keys + stage * STEP, k, at, s.keys);
+        fetch_rows<STEP, D>(values + stage * STEP, v, at, s.keys);
+        copies_end();
+    };
+    if (from < to) fetch(0, from);
+    for (int at = from, stage = 0; at < to; at += STEP, stage ^= 1) {
+        if (at + STEP < to) {
+            fetch(stage ^ 1, at + STEP);
+            copies_done<1>();
+        } else {
+            copies_done<0>();
+        }
         __syncthreads();
         float score[STEP / 8][4];
-        product<STEP, D>(score, query, row, keys);
+        product<STEP, D>(score, queries, keys + stage * STEP);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             int i = first + row + g + half * 8;
@@ -156,7 +202,8 @@ __device__ void forward(const bf16 *q, const bf16 *k, const bf16 *v, const unsig
 #pragma unroll
                 for (int j = 0; j < 2; j++) sum[n][half * 2 + j] *= shrink;
         }
-        accumulate<STEP, D>(sum, score, values);
+        accumulate<STEP, D>(sum, score, values + stage * STEP);
+        __syncthreads(); // before the next copies land here
     }
 
     float factor[2];
@@ -191,8 +238,7 @@ __device__ void backward_q(const bf16 *q, const bf16 *k, const bf16 *v, const un
     load_rows<TILE, D>(tile, grad + p.row * D, first, p.rows);
     __syncthreads();
     u32 grads[D / 16][4];
-#pragma unroll
-    for (int i = 0; i < D / 16; i++) rows_of(grads[i], tile, row, i * 16);
+    hold<D>(grads, tile, row);
     __syncthreads();
     load_rows<TILE, D>(tile, q + p.row * D, first, p.rows);
 
@@ -204,16 +250,9 @@ __device__ void backward_q(const bf16 *q, const bf16 *k, const bf16 *v, const un
         load_rows<STEP, D>(keys, k, at, s.keys);
         load_rows<STEP, D>(values, v, at, s.keys);
         __syncthreads();
-        float score[STEP / 8][4], inner[STEP / 8][4] = {};
+        float score[STEP / 8][4], inner[STEP / 8][4];
         product<STEP, D>(score, tile, row, keys);
-#pragma unroll
-        for (int i = 0; i < D / 16; i++)
-#pragma unroll
-            for (int n = 0; n < STEP / 8; n++) {
-                u32 b[2];
-                columns_of(b, values, n * 8, i * 16);
-                mma(inner[n], grads[i], b);
-            }
+        product<STEP, D>(inner, grads, values);
 #pragma unroll
         for (int n = 0; n < STEP / 8; n++)
 #pragma unroll
@@ -249,8 +288,7 @@ __device__ void backward_kv(const bf16 *q, const bf16 *k, const bf16 *v, const u
     load_rows<TILE, D>(tile, v + all, first, s.keys);
     __syncthreads();
     u32 values[D / 16][4];
-#pragma unroll
-    for (int i = 0; i < D / 16; i++) rows_of(values[i], tile, row, i * 16);
+    hold<D>(values, tile, row);
     __syncthreads();
     load_rows<TILE, D>(tile, k + all, first, s.keys);
 
@@ -264,16 +302,9 @@ __device__ void backward_kv(const bf16 *q, const bf16 *k, const bf16 *v, const u
             load_rows<STEP, D>(queries, q + p.row * D, at, p.rows);
             load_rows<STEP, D>(grads, grad + p.row * D, at, p.rows);
             __syncthreads();
-            float weight[STEP / 8][4], inner[STEP / 8][4] = {};
+            float weight[STEP / 8][4], inner[STEP / 8][4];
             product<STEP, D>(weight, tile, row, queries); // keys by rows, queries by columns
-#pragma unroll
-            for (int i = 0; i < D / 16; i++)
-#pragma unroll
-                for (int n = 0; n < STEP / 8; n++) {
-                    u32 b[2];
-                    columns_of(b, grads, n * 8, i * 16);
-                    mma(inner[n], values[i], b);
-                }
+            product<STEP, D>(inner, values, grads);
 #pragma unroll
             for (int n = 0; n < STEP / 8; n++)
 #pragma unroll

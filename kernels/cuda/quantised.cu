@@ -17,29 +17,47 @@ __device__ __forceinline__ float widen(unsigned short bits) {
     return __uint_as_float(sign | (exponent == 31 ? 255u : exponent + 112) << 23 | fraction << 13);
 }
 
-__device__ __forceinline__ unsigned short short_at(const unsigned char *bytes) { return bytes[0] | bytes[1] << 8; }
+// Blocks lie at multiples of two bytes.
+__device__ __forceinline__ unsigned short short_at(const unsigned char *bytes) {
+    return *reinterpret_cast<const unsigned short *>(bytes);
+}
+
+__device__ __forceinline__ void eight_bytes(const unsigned char *from, unsigned char (&to)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 2) {
+        unsigned short two = short_at(from + i);
+        to[i] = two & 255;
+        to[i + 1] = two >> 8;
+    }
+}
 
 struct Q8_0 {
     static constexpr int BYTES = 34;
     // weights[0..8) of places [8 * part, 8 * part + 8).
     __device__ static __forceinline__ void read(const unsigned char *block, int part, float (&weights)[8]) {
         float scale = widen(short_at(block));
+        unsigned char codes[8];
+        eight_bytes(block + 2 + 8 * part, codes);
 #pragma unroll
-        for (int i = 0; i < 8; i++) weights[i] = scale * (signed char)block[2 + 8 * part + i];
+        for (int i = 0; i < 8; i++) weights[i] = scale * (signed char)codes[i];
     }
 };
 
 // Places below 16 are the lower halves of the bytes, those above the upper ones.
-template <int FROM> __device__ __forceinline__ int nibble(const unsigned char *block, int part, int i) {
-    return block[FROM + part % 2 * 8 + i] >> part / 2 * 4 & 15;
+__device__ __forceinline__ void eight_nibbles(const unsigned char *from, int part, unsigned char (&to)[8]) {
+    eight_bytes(from + part % 2 * 8, to);
+#pragma unroll
+    for (int i = 0; i < 8; i++) to[i] = to[i] >> part / 2 * 4 & 15;
 }
 
 struct Q4_0 {
     static constexpr int BYTES = 18;
     __device__ static __forceinline__ void read(const unsigned char *block, int part, float (&weights)[8]) {
         float scale = widen(short_at(block));
+        unsigned char codes[8];
+        eight_nibbles(block + 2, part, codes);
 #pragma unroll
-        for (int i = 0; i < 8; i++) weights[i] = scale * (nibble<2>(block, part, i) - 8);
+        for (int i = 0; i < 8; i++) weights[i] = scale * (codes[i] - 8);
     }
 };
 
@@ -47,8 +65,10 @@ struct Q4_1 {
     static constexpr int BYTES = 20;
     __device__ static __forceinline__ void read(const unsigned char *block, int part, float (&weights)[8]) {
         float scale = widen(short_at(block)), minimum = widen(short_at(block + 2));
+        unsigned char codes[8];
+        eight_nibbles(block + 4, part, codes);
 #pragma unroll
-        for (int i = 0; i < 8; i++) weights[i] = scale * nibble<4>(block, part, i) + minimum;
+        for (int i = 0; i < 8; i++) weights[i] = scale * codes[i] + minimum;
     }
 };
 

@@ -22,7 +22,7 @@ int main() {
     // The last query that sees the last key is the first of its step: the bound must include it.
     Sizes edge = {1, 1, 40, 10, 0, 1, STEP + 1 - 9, 0.1f, 40, 1, 0, 1};
     check<32, bf16>(KERNELS(bf16, 32), sink_gradient, table_gradient, &edge);
-    for (int i = 0; i < 30; i++) {
+    for (int i = 0; i < 20; i++) {
         check<32, bf16>(KERNELS(bf16, 32), sink_gradient, table_gradient);
         if (i % 5 == 0) check<64, bf16>(KERNELS(bf16, 64), sink_gradient, table_gradient);
         if (i % 20 == 0) check<128, bf16>(KERNELS(bf16, 128), sink_gradient, table_gradient);

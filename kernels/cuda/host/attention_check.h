@@ -33,10 +33,10 @@ void check(const Kernels<T> &kernels, Sink sink_kernel, Table table_gradient, co
     int batch = between(1, 2), group = between(1, 2);
     s.key_heads = between(1, 2);
     s.heads = s.key_heads * group;
-    s.keys = between(1, 140);
+    s.keys = between(1, 100);
     s.scale = 1 / std::sqrt((float)D);
     bool retro = between(0, 2) == 0;
-    s.queries = retro ? between(1, 70) : between(1, 140);
+    s.queries = retro ? between(1, 70) : between(1, 110);
     s.chunks = retro ? between(1, 3) : 1;
     s.shift = retro ? s.queries - 1 : 0;
     s.tokens = retro ? s.chunks * s.queries + between(0, 2 * s.queries) : s.queries;

@@ -43,6 +43,11 @@ namespace emulation {
 
 enum State { READY, AT_BLOCK, AT_WARP, DONE };
 
+struct Copy {
+    void *to;
+    const void *from; // null: zeros
+};
+
 struct Fiber {
     ucontext_t context; // for its first steps; then `place`, which costs no call of the system
     jmp_buf place;
@@ -50,6 +55,7 @@ struct Fiber {
     std::vector<char> stack;
     State state;
     unsigned exchanges; // of the warp, so far
+    std::vector<std::vector<Copy>> copies; // under way, in groups; the last is open
 };
 
 struct Exchange {
@@ -115,6 +121,7 @@ inline void run_block(unsigned threads) {
         fiber.state = READY;
         fiber.started = false;
         fiber.exchanges = 0;
+        fiber.copies.assign(1, {});
     }
     std::vector<size_t> order;
     for (;;) {
@@ -164,6 +171,25 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... a
     for (unsigned b : blocks) {
         blockIdx = dim3(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y);
         run_block(threads);
+    }
+}
+
+// Copies happen at once or when they are waited for, as soon or as late as they may.
+inline void make(const Copy &copy) {
+    if (copy.from) memcpy(copy.to, copy.from, 16);
+    else memset(copy.to, 0, 16);
+}
+inline void copy(void *to, const void *from, bool there) {
+    Copy copy = {to, there ? from : nullptr};
+    if (random_order() % 2) make(copy);
+    else fibers[current].copies.back().push_back(copy);
+}
+inline void end_copies() { fibers[current].copies.emplace_back(); }
+inline void finish_copies(size_t but) {
+    auto &groups = fibers[current].copies;
+    while (groups.size() > but + 1) {
+        for (const Copy &copy : groups.front()) make(copy);
+        groups.erase(groups.begin());
     }
 }
 

@@ -136,9 +136,12 @@ impl Device {
     /// A tensor for an operation to write.
     pub(super) fn unwritten<T: Storage>(&self, shape: &[usize]) -> Result<Tensor<T>> {
         let count = shape.iter().product::<usize>().max(1);
+        Ok(Tensor { data: self.unwritten_slice(count)?, shape: shape.to_vec() })
+    }
+
+    pub(super) fn unwritten_slice<T: DeviceRepr + ValidAsZeroBits>(&self, count: usize) -> Result<CudaSlice<T>> {
         // SAFETY: any bits are numbers of `T`, and the operation that asked writes all of them.
-        let data = unsafe { self.stream.alloc(count) }.map_err(Error::wrap)?;
-        Ok(Tensor { data, shape: shape.to_vec() })
+        unsafe { self.stream.alloc(count) }.map_err(Error::wrap)
     }
 
     /// A tensor of zeros.

@@ -9,8 +9,9 @@ use super::matmul::{THREADS, TILE};
 
 /// Rows of a slice, of which a block makes one list.
 const SLICE: usize = 64 * TILE;
-/// Slices at most: of more rows they are larger.
+/// Slices at most, and entries of all lists: of more rows slices are larger.
 const SLICES: usize = 512;
+const ENTRIES: usize = 128 << 20;
 /// How many a query can ask for.
 const MOST: usize = 1024;
 /// Vectors of a block of codes.
@@ -42,7 +43,8 @@ fn search(
     [count, rows, k]: [usize; 3],
     scan: impl Fn(&Lists, usize, i32, i32) -> Result<()>,
 ) -> Result<Lists> {
-    let slice = SLICE.max(rows.div_ceil(SLICES).next_multiple_of(TILE));
+    let most = (ENTRIES / (k * count)).clamp(1, SLICES);
+    let slice = SLICE.max(rows.div_ceil(most).next_multiple_of(TILE));
     let slices = rows.div_ceil(slice);
     let lists = lists(device, slices * k * count)?;
     let slice_rows = size(slice)?;
@@ -54,7 +56,7 @@ fn search(
 }
 
 fn lists(device: &Device, entries: usize) -> Result<Lists> {
-    Ok(Lists { scores: device.unwritten(&[entries])?, ids: device.upload_slice(&vec![u32::MAX; entries])? })
+    Ok(Lists { scores: device.unwritten(&[entries])?, ids: device.unwritten_slice(entries)? })
 }
 
 /// The `k` best of `slices` lists of `length` for each of `count` queries.
