@@ -16,14 +16,14 @@ folder=$(realpath -m "$1")
 cd "$(dirname "$0")/.."
 mkdir -p "$folder"
 
-# The path of what cargo makes of a target.
+built=$("${CARGO:-cargo}" build --release -p sidenote-kernels --features sidenote-kernels/cuda --test cuda --bench gpu \
+    --message-format json-render-diagnostics)
+# What was built of this kind of target.
 program() {
-    "${CARGO:-cargo}" "$1" --no-run --release -p sidenote-kernels --features sidenote-kernels/cuda "${@:2}" \
-        --message-format json-render-diagnostics |
-        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1
+    sed -n '/"kind":\["'"$1"'"\]/s/.*"executable":"\([^"]*\)".*/\1/p' <<< "$built"
 }
-strip -o "$folder/test" "$(program test --test cuda)"
-strip -o "$folder/bench" "$(program bench --bench gpu)"
+strip -o "$folder/test" "$(program test)"
+strip -o "$folder/bench" "$(program bench)"
 cp benches/peers/gpu.py "$folder/"
 
 cat > "$folder/run" <<'END'
