@@ -18,6 +18,7 @@ pub mod quickstart;
 pub mod reader;
 pub mod retriever;
 pub mod select;
+pub mod task;
 pub mod train;
 
 pub use error::{Error, Result};

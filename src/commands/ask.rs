@@ -6,17 +6,19 @@ use serde_json::json;
 
 use super::Console;
 use crate::encoder;
-use crate::model::{LanguageModel, Trainable};
-use crate::reader::{Extractive, Generative, Reader, Response, ask, one_line};
-use crate::retriever::{Condition, Filter, Retriever, SearchOptions};
+use crate::reader::{Extractive, Reader, ReaderModel, Response, ask, one_line};
+use crate::retriever::{Condition, Filter, Ranking, Retriever, SearchOptions};
+use crate::task::Calibration;
 
 /// Arguments of `sidenote ask`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Without --model the built-in extractive reader quotes the sentence of the passages that fits best.
 
-Example:
-  sidenote ask \"What is the smallest planet?\" --index runs/wiki")]
+Examples:
+  sidenote ask \"What is the smallest planet?\" --index runs/wiki
+  sidenote eval qa default --index runs/wiki --data heldout.jsonl --calibrate runs/sure.json
+  sidenote ask \"Who won the 2094 Olympics?\" --index runs/wiki --sure runs/sure.json")]
 pub struct Args {
     /// The question.
     question: String,
@@ -35,6 +37,10 @@ pub struct Args {
     /// The model that reads the passages: a folder, a file (GGUF, safetensors), or a name on the Hugging Face hub.
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
+    /// Say "Not found in the corpus." where the support for an answer is less than this file says, which `sidenote eval qa
+    /// --calibrate` has made with the same reader.
+    #[arg(long, value_name = "FILE")]
+    sure: Option<PathBuf>,
     /// The encoder that the index was made with: "default" or a folder [default: the one that the
     /// index names].
     #[arg(long, value_name = "NAME|DIR")]
@@ -44,21 +50,31 @@ pub struct Args {
 /// Runs `sidenote ask`.
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let encoder = args.encoder.as_deref().map(encoder::load).transpose()?;
-    let retriever = Retriever::open(&args.index, encoder)?;
-    let model = match &args.model {
-        Some(dir) => Some(LanguageModel::load(dir, Trainable::Nothing, &candle_core::Device::Cpu)?),
-        None => None,
+    let mut retriever = Retriever::open(&args.index, encoder)?;
+    let model =
+        args.model.as_deref().map(|name| ReaderModel::load(name, &candle_core::Device::Cpu)).transpose()?;
+    if let Some(model) = &model {
+        retriever = model.asks(retriever)?;
+    }
+    let reader: Box<dyn Reader> = match &model {
+        Some(model) => model.reader(),
+        None => Box::new(Extractive::new(retriever.encoder())),
     };
-    let reader: Box<dyn Reader> = match (&model, &args.model) {
-        (Some(model), Some(dir)) => Box::new(Generative::new(model, dir.display().to_string())),
-        _ => Box::new(Extractive::new(retriever.encoder())),
-    };
-    let options = SearchOptions { filter: Filter::new(args.filter), hybrid: args.hybrid };
-    let response = ask(&retriever, &args.question, usize::try_from(args.k)?, &options, reader.as_ref())?;
+    let calibration = args.sure.as_deref().map(Calibration::read).transpose()?;
+    let options = SearchOptions { filter: Filter::new(args.filter), ranking: Ranking::hybrid(args.hybrid) };
+    let k = usize::try_from(args.k)?;
+    let threshold = calibration.as_ref().map(|calibration| calibration.threshold);
+    let response = ask(&retriever, &args.question, k, &options, reader.as_ref(), threshold)?;
+    if let Some(calibration) = &calibration {
+        calibration.check(&response.answer.reader)?;
+    }
     let value = json!({
         "question": response.question,
         "answer": response.answer.text,
         "reader": response.answer.reader,
+        "confidence": response.answer.confidence,
+        "found": !response.answer.citations.is_empty(),
+        "calibration": calibration,
         "sources": response.sources,
     });
     console.report(&value, || human(&response))
@@ -67,7 +83,10 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
 fn human(response: &Response) -> String {
     let answer = &response.answer;
     let none = if response.sources.is_empty() { " none found" } else { "" };
-    let mut text = format!("{}\n\nReader: {}\nSources:{none}\n", answer.text, answer.reader);
+    let mut text = format!(
+        "{}\n\nReader: {}, confidence {:.2}\nSources:{none}\n",
+        answer.text, answer.reader, answer.confidence
+    );
     for (place, source) in response.sources.iter().enumerate() {
         let title = if source.title.is_empty() { "(no title)" } else { &source.title };
         text.push_str(&format!("[{}] {title} — {}\n", place + 1, one_line(&source.text)));

@@ -14,8 +14,8 @@ use crate::encoder::{self, Encoder};
 use crate::model::Source;
 use crate::reader::one_line;
 use crate::retriever::{
-    AddOptions, BuildOptions, Compacted, Condition, Existing, Filter, IndexMeta, Passage, Retriever,
-    SearchOptions, TuneOptions, add, build, bytes_in, compact, delete, tune, verify,
+    AddOptions, BuildOptions, Compacted, Condition, Existing, Filter, IndexMeta, Passage, Ranking, Retriever,
+    SearchOptions, TuneOptions, add, build, bytes_in, compact, delete, encode_again, tune, verify,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -28,6 +28,8 @@ pub enum Command {
     Delete(DeleteArgs),
     /// Rewrite what is left after adding and deleting into one piece.
     Compact(CompactArgs),
+    /// Encode the text of an index again, with another encoder or one that has learnt.
+    Encode(EncodeArgs),
     /// Find out how widely to search for a wanted recall, and keep it.
     Tune(TuneArgs),
     /// Show the passages nearest to a query.
@@ -134,6 +136,21 @@ pub struct CompactArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
+    sidenote index encode my-index --encoder runs/atlas/model/retriever --out my-new-index\n  \
+    sidenote index encode my-index --encoder my-encoder             # in its own place")]
+pub struct EncodeArgs {
+    /// Folder of the index.
+    dir: PathBuf,
+    /// What makes the new vectors: "default" or a folder.
+    #[arg(long, value_name = "NAME|DIR")]
+    encoder: String,
+    /// Folder of the new index; the old one is replaced, at one stroke, where it is left out.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
     sidenote index tune my-index --recall 0.95\n  \
     sidenote index tune my-index --recall 0.99 --queries questions.txt\n\n\
     Questions that are unlike the text are harder to search for than chunks of it: give some of yours.")]
@@ -204,6 +221,7 @@ pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
         Command::Add(args) => run_add(args, console),
         Command::Delete(args) => run_delete(args, console),
         Command::Compact(args) => run_compact(args, console),
+        Command::Encode(args) => run_encode(args, console),
         Command::Tune(args) => run_tune(args, console),
         Command::Search(args) => run_search(args, console),
         Command::Info(args) => run_info(&args.dir, console),
@@ -308,6 +326,25 @@ fn run_delete(args: DeleteArgs, console: Console) -> anyhow::Result<()> {
     console.report(&report, || table(&report))
 }
 
+fn run_encode(args: EncodeArgs, console: Console) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let encoder = encoder::load(&args.encoder)?;
+    let out = args.out.as_deref().unwrap_or(&args.dir);
+    let meta = encode_again(&args.dir, out, encoder.as_ref(), console.progress)?;
+    let seconds = started.elapsed().as_secs_f64();
+    let report = json!({
+        "index_dir": out.display().to_string(),
+        "identity": meta.identity(),
+        "documents": meta.live().documents,
+        "chunks": meta.live().chunks,
+        "encoder": meta.settings.encoder.name,
+        "index": meta.kinds(),
+        "seconds": seconds,
+        "chunks_per_second": meta.live().chunks as f64 / seconds.max(1e-9),
+    });
+    console.report(&report, || table(&report))
+}
+
 fn run_compact(args: CompactArgs, console: Console) -> anyhow::Result<()> {
     let started = Instant::now();
     let Compacted { meta, parts, bytes: (before, after) } = compact(&args.dir, args.index, console.progress)?;
@@ -384,7 +421,7 @@ fn seconds_since(started: Instant) -> f64 {
 fn run_search(args: SearchArgs, console: Console) -> anyhow::Result<()> {
     let encoder = args.encoder.as_deref().map(load_encoder).transpose()?;
     let retriever = Retriever::open(&args.dir, encoder)?;
-    let options = SearchOptions { filter: Filter::new(args.filter), hybrid: args.hybrid };
+    let options = SearchOptions { filter: Filter::new(args.filter), ranking: Ranking::hybrid(args.hybrid) };
     let passages = retriever.search_with(&args.query, args.k as usize, &options)?;
     let report = json!({"query": args.query, "hybrid": args.hybrid, "passages": passages});
     console.report(&report, || {

@@ -40,6 +40,8 @@ An encoder-decoder (t5.toml): kind = \"t5\", a section [t5] with hidden_size, la
   objectives = [{kind = \"spans\"}]
 An encoder (retriever.toml): kind = \"retriever\", base = \"ENCODER\", pairs = \"pairs.jsonl\" with a query and a positive a line,
   or an index, of whose text crops are taken
+A reader and its retriever (atlas.toml): kind = \"atlas\", base = \"T5\", an index by a network that encodes, examples = \"qa.jsonl\", and
+  a section [atlas] with loss = \"pdist\" | \"emdr2\" | \"adist\" | \"loop\", passages, refresh = \"0-1000:500\" or query_side = true
 
 Beside what is shown, [training] takes accumulate, optimiser, schedule, final_rate, keep_checkpoints and others, and
 the file a list `objectives` of {kind = \"causal\" | \"infilling\" | \"prefix\" | \"spans\" | \"denoising\" |

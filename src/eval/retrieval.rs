@@ -16,7 +16,7 @@ use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::retriever::bm25::Bm25;
-use crate::retriever::fuse;
+use crate::retriever::{Ranking, fuse};
 
 /// How deep the ranking goes.
 const DEPTH: usize = 100;
@@ -181,19 +181,6 @@ pub struct Report {
     pub ranking: Ranking,
     /// Queries encoded and answered by exact search a second, in batches.
     pub queries_per_second: f64,
-}
-
-/// What ranks the passages.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Ranking {
-    /// The encoder's vectors, by inner product.
-    #[default]
-    Vectors,
-    /// Their words, by BM25.
-    Words,
-    /// Both, by reciprocal rank fusion of the first hundred.
-    Hybrid,
 }
 
 /// Encodes the passages, ranks them for each query (ties in the corpus's order), and scores the

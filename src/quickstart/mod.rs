@@ -78,7 +78,7 @@ pub fn run(options: &Options, progress: Progress) -> Result<Value> {
     progress.note("4. ask");
     let question = files.question.clone();
     let reader = reader::Extractive::new(retriever.encoder());
-    let response = reader::ask(&retriever, &question, 5, &SearchOptions::default(), &reader)?;
+    let response = reader::ask(&retriever, &question, 5, &SearchOptions::default(), &reader, None)?;
 
     progress.note("5. select");
     let chosen = out.join("select").join("chosen.jsonl");

@@ -72,6 +72,8 @@ impl Settings {
             retro: None,
             t5: None,
             retriever: None,
+            examples: None,
+            atlas: None,
             objectives: Vec::new(),
             trime: None,
             training: self.training(self.plain_steps, self.decay_steps, 3e-3, seed),

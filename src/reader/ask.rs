@@ -33,22 +33,31 @@ pub struct ReadSource {
     pub cited: bool,
 }
 
-/// Answers `question` from the `k` best passages.
+/// Said where what was read does not support an answer.
+pub const NOT_FOUND: &str = "Not found in the corpus.";
+
+/// Answers `question` from the `k` best passages; with a `threshold`, only where the [support](Answer::support) reaches it, and
+/// else says that the answer was [not found](NOT_FOUND), with no citation.
 pub fn ask(
     retriever: &Retriever,
     question: &str,
     k: usize,
     options: &SearchOptions,
     reader: &dyn Reader,
+    threshold: Option<f64>,
 ) -> Result<Response> {
     let passages = retriever.search_with(question, k, options)?;
-    let texts: Vec<&str> = passages.iter().map(|passage| widen(retriever, passage)).collect();
+    let texts: Vec<&str> = passages.iter().map(|passage| widened(retriever, passage)).collect();
     let sources: Vec<Source<'_>> = passages
         .iter()
         .zip(&texts)
         .map(|(passage, text)| Source { title: &passage.title, text, score: passage.score })
         .collect();
-    let answer = reader.answer(question, &sources)?;
+    let mut answer = reader.answer(question, &sources)?;
+    if threshold.is_some_and(|threshold| answer.support() < threshold) {
+        (answer.text, answer.generation) = (NOT_FOUND.into(), String::new());
+        answer.citations.clear();
+    }
     let read = |(place, passage): (usize, &Passage)| ReadSource {
         title: passage.title.clone(),
         text: texts[place].to_string(),
@@ -61,7 +70,7 @@ pub fn ask(
 }
 
 /// A chunk's borders fall anywhere; what is read and shown are the whole sentences it touches.
-fn widen<'r>(retriever: &'r Retriever, passage: &Passage) -> &'r str {
+pub fn widened<'r>(retriever: &'r Retriever, passage: &Passage) -> &'r str {
     let chunk = retriever.store().chunk(passage.chunk);
     let document = retriever.store().document(passage.document);
     whole_sentences(document.text, chunk.start..chunk.start + chunk.text.len())

@@ -53,10 +53,14 @@ struct Candidate<'s> {
 }
 
 impl Reader for Extractive<'_> {
+    fn name(&self) -> String {
+        format!("extractive (encoder {})", self.encoder.name())
+    }
+
     fn answer(&self, question: &str, sources: &[Source<'_>]) -> Result<Answer> {
         let candidates: Vec<_> =
             sources.iter().enumerate().flat_map(|(number, source)| candidates(number, source)).collect();
-        let quoted = self.choose(question, sources, &candidates)?;
+        let (quoted, confidence) = self.choose(question, sources, &candidates)?;
         let mut citations: Vec<_> = quoted.iter().map(|quote| quote.source).collect();
         citations.dedup();
         let quotes: Vec<_> =
@@ -65,21 +69,22 @@ impl Reader for Extractive<'_> {
             true => "The passages found do not answer this question.".to_string(),
             false => quotes.join(" "),
         };
-        Ok(Answer { text, reader: format!("extractive (encoder {})", self.encoder.name()), citations })
+        let said: Vec<_> = quoted.iter().map(|quote| one_line(quote.text)).collect();
+        Ok(Answer { text, generation: said.join(" "), reader: self.name(), citations, confidence })
     }
 }
 
 impl Extractive<'_> {
-    /// The one or two candidates to quote, or none if none fits.
+    /// The one or two candidates to quote, or none if none fits, and the score of the better one, from 0 to 1.
     fn choose<'c, 's>(
         &self,
         question: &str,
         sources: &[Source<'_>],
         candidates: &'c [Candidate<'s>],
-    ) -> Result<Vec<&'c Candidate<'s>>> {
+    ) -> Result<(Vec<&'c Candidate<'s>>, f64)> {
         let wanted = content_terms(question);
         if candidates.is_empty() || wanted.is_empty() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), 0.0));
         }
         let titles: Vec<_> = sources.iter().map(|source| content_terms(source.title)).collect();
         let mut said = titles.clone();
@@ -113,7 +118,7 @@ impl Extractive<'_> {
             .collect();
         // A stable sort: of equals the one from the nearer source comes first.
         fitting.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let Some(&(best, first)) = fitting.first() else { return Ok(Vec::new()) };
+        let Some(&(best, first)) = fitting.first() else { return Ok((Vec::new(), 0.0)) };
         let second = fitting[1..].iter().find(|(score, at)| {
             let said = |term| {
                 candidates[first].terms.contains(term) || titles[candidates[first].source].contains(term)
@@ -127,7 +132,7 @@ impl Extractive<'_> {
             let earlier = candidates[second].source == candidates[first].source && second < first;
             chosen.insert(usize::from(!earlier), &candidates[second]);
         }
-        Ok(chosen)
+        Ok((chosen, f64::from(best).clamp(0.0, 1.0)))
     }
 
     /// The cosine between the question and each candidate, read under its document's title.

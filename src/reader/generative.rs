@@ -1,25 +1,26 @@
 //! A decoder as a reader: the passages and the question stand before the answer in its context, as a conversation
 //! where the model was trained on some.
 
-use super::{Answer, Reader, Source, one_line};
+use super::written::{Writing, answer, distribution};
+use super::{Answer, Reader, Source, Templates, one_line};
 use crate::error::{Error, Result};
 use crate::model::LanguageModel;
-use crate::model::generate::Options;
 use crate::model::source::{ChatTemplate, Message};
-
-/// Most tokens of an answer.
-const ANSWER_TOKENS: usize = 48;
 
 /// Continues "passages, question, answer:" with a language model, or lets it answer in a conversation.
 pub struct Generative<'a> {
     model: &'a LanguageModel,
     name: String,
+    templates: Templates,
 }
 
 impl<'a> Generative<'a> {
     /// A reader over `model`, which the user calls `name`.
-    pub fn new(model: &'a LanguageModel, name: impl Into<String>) -> Self {
-        Self { model, name: name.into() }
+    ///
+    /// Of the templates it takes how much is read and written, and what an answer begins with; how a text without a chat
+    /// template looks is fixed.
+    pub fn new(model: &'a LanguageModel, name: impl Into<String>, templates: Templates) -> Self {
+        Self { model, name: name.into(), templates }
     }
 }
 
@@ -27,7 +28,8 @@ impl Generative<'_> {
     /// The question after as many of the sources, nearest first, as the model can read.
     fn prompt(&self, question: &str, sources: &[Source<'_>]) -> Result<Vec<u32>> {
         let longest = self.model.network.decoder().config().max_position_embeddings;
-        let fits = |prompt: &[u32]| prompt.len() + ANSWER_TOKENS < longest;
+        let longest = longest.min(self.templates.context_tokens.saturating_add(self.templates.answer_tokens));
+        let fits = |prompt: &[u32]| prompt.len() + self.templates.answer_tokens < longest;
         let mut best = None;
         for count in 0..=sources.len() {
             let prompt = match self.model.chat_template() {
@@ -39,9 +41,11 @@ impl Generative<'_> {
             }
             best = Some(prompt);
         }
-        best.ok_or_else(|| {
+        let mut prompt: Vec<u32> = best.ok_or_else(|| {
             Error::setting("question", format!("too long for a model that reads {longest} tokens"))
-        })
+        })?;
+        prompt.extend(self.model.tokenizer.encode(&self.templates.answer)?.ids);
+        Ok(prompt)
     }
 
     /// A text whose continuation is the answer.
@@ -70,21 +74,23 @@ impl Generative<'_> {
 }
 
 impl Reader for Generative<'_> {
+    fn name(&self) -> String {
+        format!("model {}", self.name)
+    }
+
     fn answer(&self, question: &str, sources: &[Source<'_>]) -> Result<Answer> {
         let prompt = self.prompt(question, sources)?;
-        let options = Options { max_tokens: ANSWER_TOKENS, ..Options::default() };
         // An answer is one line.
-        let mut text = String::new();
-        self.model.generator(None).generate(&[prompt], &options, &mut |piece| {
-            text.push_str(piece.text);
-            !text.trim_start().contains('\n')
-        })?;
-        let answer = text.trim_start().lines().next().unwrap_or_default().trim().to_string();
-        let said = answer.to_lowercase();
-        let holds = |source: &Source<'_>| !said.is_empty() && source.text.to_lowercase().contains(&said);
-        let citations: Vec<usize> =
-            sources.iter().enumerate().filter(|(_, source)| holds(source)).map(|(place, _)| place).collect();
-        let marks: String = citations.iter().map(|place| format!(" [{}]", place + 1)).collect();
-        Ok(Answer { text: format!("{answer}{marks}"), reader: format!("model {}", self.name), citations })
+        let options = Writing { tokens: self.templates.answer_tokens, one_line: true };
+        answer(&self.model.generator(None), prompt, options, sources, self.name())
+    }
+
+    fn choose(&self, question: &str, sources: &[Source<'_>], choices: &[String]) -> Result<Vec<f64>> {
+        let choices: Vec<String> = match self.model.chat_template() {
+            Some(_) => choices.to_vec(),
+            // A word after "answer:".
+            None => choices.iter().map(|choice| format!(" {choice}")).collect(),
+        };
+        distribution(&self.model.generator(None), &self.prompt(question, sources)?, &choices)
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
 use sidenote_index::Hit;
 
 use super::bm25::Bm25;
@@ -16,18 +17,38 @@ const RANK_CONSTANT: f32 = 60.0;
 /// How deep the two lists go that are fused, at least.
 const DEPTH: usize = 100;
 
+/// What ranks the passages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Ranking {
+    /// The encoder's vectors, by its metric.
+    #[default]
+    Vectors,
+    /// Their words, by BM25.
+    Words,
+    /// Both, by reciprocal rank fusion of the first hundred.
+    Hybrid,
+}
+
+impl Ranking {
+    /// Both, or vectors alone.
+    pub fn hybrid(hybrid: bool) -> Self {
+        if hybrid { Self::Hybrid } else { Self::Vectors }
+    }
+}
+
 /// How to search.
 #[derive(Debug, Clone, Default)]
 pub struct SearchOptions {
     /// What may be found.
     pub filter: Filter,
-    /// Fuse the ranking by vectors with one by words.
-    pub hybrid: bool,
+    /// What ranks it.
+    pub ranking: Ranking,
 }
 
 impl Retriever {
-    /// The `k` best passages for `query` among those that the filter allows, best first. With
-    /// `hybrid` the score is that of [`fuse`], else that of the encoder's metric, mostly the cosine.
+    /// The `k` best passages for `query` among those that the filter allows, best first. The score is that of the
+    /// encoder's metric (mostly the cosine), of BM25, or of [`fuse`].
     ///
     /// # Errors
     /// What the encoder or the index refuses.
@@ -37,19 +58,22 @@ impl Retriever {
             Some(allowed) => allowed.get(self.store().document_of(id as usize)),
             None => true,
         };
-        let depth = if options.hybrid { k.max(DEPTH) } else { k };
-        let vector = self.encoder.encode_queries(&[query])?;
-        let near = self.search_vectors(&vector, depth, Some(&|_, id| document_is_allowed(id)))?;
-        let near = near.into_iter().next().unwrap_or_default();
-        let hits = match options.hybrid {
-            false => near,
-            true => {
-                let store = self.store();
-                let may = |id: u32| {
-                    store.is_live(id as usize) && store.has_text(id as usize) && document_is_allowed(id)
-                };
-                fuse(&[near, self.words()?.search(query, depth, &may)?], k)
-            }
+        let by_vectors = |depth: usize| -> Result<Vec<Hit>> {
+            let vector = self.query_encoder().encode_queries(&[query])?;
+            let near = self.search_vectors(&vector, depth, Some(&|_, id| document_is_allowed(id)))?;
+            Ok(near.into_iter().next().unwrap_or_default())
+        };
+        let by_words = |depth: usize| {
+            let store = self.store();
+            let may = |id: u32| {
+                store.is_live(id as usize) && store.has_text(id as usize) && document_is_allowed(id)
+            };
+            self.words()?.search(query, depth, &may)
+        };
+        let hits = match options.ranking {
+            Ranking::Vectors => by_vectors(k)?,
+            Ranking::Words => by_words(k)?,
+            Ranking::Hybrid => fuse(&[by_vectors(k.max(DEPTH))?, by_words(k.max(DEPTH))?], k),
         };
         Ok(hits.into_iter().map(|hit| self.passage(hit)).collect())
     }
@@ -147,7 +171,7 @@ mod tests {
     fn words_that_no_vector_knows_are_found_where_they_may_be() {
         let dir = tempfile::tempdir().unwrap();
         let retriever = index_of(dir.path(), 60);
-        let hybrid = SearchOptions { hybrid: true, ..Default::default() };
+        let hybrid = SearchOptions { ranking: Ranking::Hybrid, ..Default::default() };
         let only = |filter: &str| SearchOptions {
             filter: Filter::new(vec![filter.parse().unwrap()]),
             ..hybrid.clone()

@@ -270,7 +270,7 @@ fn lock(dir: &Path) -> Result<Lock> {
 }
 
 /// Runs of documents in `all` that are live, each of at most [`RUN`].
-fn live_runs(store: &Store, all: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn live_runs(store: &Store, all: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let mut next = all.start;
     std::iter::from_fn(move || {
         let start = (next..all.end).find(|&d| store.document_is_live(d))?;

@@ -7,6 +7,7 @@
 
 pub mod bm25;
 mod build;
+mod encode_again;
 mod filter;
 mod generation;
 mod hybrid;
@@ -33,15 +34,17 @@ use crate::encoder::{self, Encoder};
 use crate::{Error, Result};
 
 pub use build::{BuildOptions, Existing, build};
+pub use encode_again::encode_again;
 pub use filter::{Condition, Filter};
 pub use generation::bytes_in;
-pub use hybrid::{SearchOptions, fuse};
+pub use hybrid::{Ranking, SearchOptions, fuse};
 pub use living::{AddOptions, Added, Compacted, Deleted, add, compact, delete};
 pub use meta::{Counts, Dead, EncoderMeta, IndexMeta, IndexPart, Piece, Settings};
 pub use tune::{TuneOptions, Tuned, tune};
 pub use verify::verify;
 
 use bm25::Bm25;
+use living::live_runs;
 use same::SameDocument;
 
 /// Which chunks may be found: called with the query's place in the batch and the chunk.
@@ -85,6 +88,7 @@ pub struct Retriever {
     store: Store,
     index: Segments,
     encoder: Box<dyn Encoder>,
+    queries: Option<Box<dyn Encoder>>,
     same: OnceLock<SameDocument>,
     words: OnceLock<Bm25>,
 }
@@ -118,9 +122,32 @@ impl Retriever {
             store,
             index,
             encoder,
+            queries: None,
             same: OnceLock::new(),
             words: OnceLock::new(),
         })
+    }
+
+    /// The same with queries encoded by `queries`, which was trained for the vectors of this index: query-side tuning
+    /// leaves those as they are.
+    ///
+    /// # Errors
+    /// An encoder whose vectors have another width.
+    pub fn with_query_encoder(mut self, queries: Box<dyn Encoder>) -> Result<Self> {
+        if queries.dim() != self.index.dim() {
+            return Err(Error::Mismatch {
+                what: format!(
+                    "the query encoder {:?} and the vectors in {}",
+                    queries.name(),
+                    self.dir.display()
+                ),
+                left: format!("vectors of width {}", queries.dim()),
+                right: format!("vectors of width {}", self.index.dim()),
+                hint: "give the encoder that was trained with this index".into(),
+            });
+        }
+        self.queries = Some(queries);
+        Ok(self)
     }
 
     /// The folder it was opened from.
@@ -151,6 +178,11 @@ impl Retriever {
     /// What turns text into vectors.
     pub fn encoder(&self) -> &dyn Encoder {
         self.encoder.as_ref()
+    }
+
+    /// What turns questions into vectors.
+    pub fn query_encoder(&self) -> &dyn Encoder {
+        self.queries.as_ref().unwrap_or(&self.encoder).as_ref()
     }
 
     /// Vectors `[texts, dim]` of `texts`, on all cores.

@@ -5,9 +5,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sidenote_index::Metric;
 
+use super::atlas::RefreshSchedule;
 use crate::error::{Error, Result};
 use crate::model::t5::T5Config;
 use crate::model::{DecoderConfig, Initialisation, Precision, RetroConfig};
+use crate::reader::Templates;
+use crate::retriever::Ranking;
+use crate::task::{Permutations, Task};
 
 /// The kind of model that a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +27,8 @@ pub enum Kind {
     T5,
     /// An encoder that finds passages, from a `base`: on `pairs`, or on crops of the index's text.
     Retriever,
+    /// A reader and its retriever together, on `examples` or on the index's text.
+    Atlas,
 }
 
 /// A training run.
@@ -70,8 +76,124 @@ pub struct TrainConfig {
     /// Contexts of the batch that count as predictions beside the vocabulary; kind "lm".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trime: Option<TrimeSection>,
+    /// Lines to learn from, as `sidenote eval qa` reads them; kind "atlas".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub examples: Option<PathBuf>,
+    /// What a reader and its retriever do together; kind "atlas".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub atlas: Option<AtlasSection>,
     /// How to train.
     pub training: TrainingSection,
+}
+
+/// A reader and its retriever (Atlas).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AtlasSection {
+    /// What is learnt: "qa", "multiple-choice", "fact-checking" or "kilt" from lines of `examples`; "section", "masked" or "prefix"
+    /// from the index's own text.
+    pub task: AtlasTask,
+    /// Orders of the options of multiple choice, each of which is an example.
+    pub permutations: Permutations,
+    /// What the retriever learns from the reader; nothing where it is left out, and then any index serves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<RetrieverLoss>,
+    /// Only the encoder of the queries learns, so that the index never is stale.
+    pub query_side: bool,
+    /// When the index is encoded again, such as "0-1000:500,1000-:2000"; never where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refresh: Option<RefreshSchedule>,
+    /// Passages a question, K.
+    pub passages: usize,
+    /// So many are retrieved and encoded anew, and the best K of them read; 0 for no such thing.
+    pub rerank: usize,
+    /// Questions a batch.
+    pub batch: usize,
+    /// What ranks passages for a retriever that does not learn.
+    pub ranking: Ranking,
+    /// What the retriever's scores are divided by; where it is left out 0.05 for cosines, 0.01 for inner products (over the root of
+    /// the width).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_temperature: Option<f64>,
+    /// What the reader's preference is divided by.
+    pub target_temperature: f64,
+    /// The retriever's share of the learning rate.
+    pub retriever_rate: f64,
+    /// Most tokens of an answer that are learnt.
+    pub target_tokens: usize,
+    /// What the reader reads.
+    pub templates: Templates,
+}
+
+impl Default for AtlasSection {
+    fn default() -> Self {
+        Self {
+            task: AtlasTask::default(),
+            permutations: Permutations::default(),
+            loss: None,
+            query_side: false,
+            refresh: None,
+            passages: 5,
+            rerank: 0,
+            batch: 4,
+            ranking: Ranking::default(),
+            score_temperature: None,
+            target_temperature: 0.1,
+            retriever_rate: 0.1,
+            target_tokens: 64,
+            templates: Templates::default(),
+        }
+    }
+}
+
+/// What a reader and its retriever learn together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AtlasTask {
+    /// Questions with short answers.
+    #[default]
+    Qa,
+    /// Questions with options.
+    MultipleChoice,
+    /// Claims.
+    FactChecking,
+    /// Lines in KILT's format.
+    Kilt,
+    /// A section's text from its title and heading.
+    Section,
+    /// The words in the gaps of a passage.
+    Masked,
+    /// The second half of a passage from its first.
+    Prefix,
+}
+
+impl AtlasTask {
+    /// The task whose lines are read; none where examples come from the index's text.
+    pub fn of_lines(self) -> Option<Task> {
+        match self {
+            Self::Qa => Some(Task::Qa),
+            Self::MultipleChoice => Some(Task::MultipleChoice),
+            Self::FactChecking => Some(Task::FactChecking),
+            Self::Kilt => Some(Task::Kilt),
+            Self::Section | Self::Masked | Self::Prefix => None,
+        }
+    }
+}
+
+/// How a retriever learns from a reader: see [`loss`](super::atlas::loss).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RetrieverLoss {
+    /// Perplexity distillation.
+    Pdist,
+    /// The likelihood with the passage as what is not known, of whole answers.
+    Emdr2,
+    /// The same of each token by itself.
+    Emdr2Token,
+    /// Attention distillation.
+    Adist,
+    /// Leave-one-out perplexity distillation.
+    Loop,
 }
 
 /// Training with memories (TRIME).
@@ -646,6 +768,11 @@ impl TrainConfig {
         if retrieves {
             return self.check_retriever();
         }
+        if self.kind == Kind::Atlas {
+            return self.check_atlas();
+        }
+        let given = self.examples.is_none() && self.atlas.is_none();
+        needs(given, "atlas", "belongs with `examples` to kind = \"atlas\"")?;
         needs(self.t5.is_none() || self.kind == Kind::T5, "t5", "belongs to kind = \"t5\"")?;
         if self.kind == Kind::T5 {
             return self.check_t5();
@@ -695,6 +822,58 @@ impl TrainConfig {
             }
             _ => Ok(()),
         }
+    }
+
+    fn check_atlas(&self) -> Result<()> {
+        let fault = |name: &'static str, why: &str| Err(Error::setting(name, why));
+        let others =
+            [self.model.is_some(), self.retro.is_some(), self.t5.is_some(), self.neighbours.is_some()];
+        if others.contains(&true) || !self.objectives.is_empty() {
+            return fault("kind", "\"atlas\" takes a base, an index, examples and [atlas]");
+        }
+        if self.base.is_none() && self.continue_from.is_none() {
+            return fault("base", "give the encoder-decoder that reads");
+        }
+        let section = self.atlas.clone().unwrap_or_default();
+        let positive = [
+            ("atlas.passages", section.passages),
+            ("atlas.batch", section.batch),
+            ("atlas.target_tokens", section.target_tokens),
+        ];
+        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return fault(name, "must be at least 1");
+        }
+        if section.task.of_lines().is_some() != self.examples.is_some() {
+            let why = "of \"qa\", \"multiple-choice\", \"fact-checking\" and \"kilt\" give the file; the other tasks take the \
+                       index's text";
+            return fault("examples", why);
+        }
+        if self.held_out.is_some() && self.examples.is_none() {
+            return fault("held_out", "is a file like `examples`");
+        }
+        let reals = [
+            ("atlas.score_temperature", section.score_temperature.unwrap_or(1.0)),
+            ("atlas.target_temperature", section.target_temperature),
+            ("atlas.retriever_rate", section.retriever_rate),
+        ];
+        if let Some((name, _)) = reals.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
+            return fault(name, "must be a positive number");
+        }
+        if section.rerank > 0 && section.rerank < section.passages {
+            return fault("atlas.rerank", "must be at least atlas.passages, or 0");
+        }
+        let learns = section.loss.is_some();
+        if !learns && (section.query_side || section.refresh.is_some() || section.rerank > 0) {
+            let why = "query_side, refresh and rerank belong to a retriever that learns; give the loss";
+            return fault("atlas.loss", why);
+        }
+        if learns && section.ranking != Ranking::Vectors {
+            return fault("atlas.ranking", "a retriever that learns ranks by vectors");
+        }
+        if section.query_side && (section.refresh.is_some() || section.rerank > 0) {
+            return fault("atlas.query_side", "leaves the index fresh; leave refresh and rerank out");
+        }
+        section.templates.check()
     }
 
     fn check_t5(&self) -> Result<()> {

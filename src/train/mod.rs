@@ -1,5 +1,6 @@
 //! Training: one loop for every kind of model.
 
+pub mod atlas;
 mod checkpoint;
 pub mod config;
 mod contrastive;

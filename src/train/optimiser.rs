@@ -19,7 +19,8 @@ const MASTER: &str = "master";
 /// can be, and would be lost. So each has a master of f32, which is what steps are added to, and is itself the master
 /// rounded (Micikevicius et al. 2018, "Mixed precision training", section 3.1, <https://arxiv.org/abs/1710.03740>).
 pub struct Optimiser {
-    rule: Rule,
+    /// Weights that are stepped together, with their share of the learning rate. Each is clipped by itself.
+    groups: Vec<(f64, Rule)>,
     precision: Precision,
     /// Name, the weight that is read, and its master; none where weights are not rounded.
     rounded: Vec<(String, Var, Var)>,
@@ -31,11 +32,16 @@ enum Rule {
 }
 
 impl Optimiser {
-    /// The one that `training` asks for, over named variables of f32, which are rounded from here on if it says so.
+    /// The one that `training` asks for, over named variables of f32, which are rounded from here on if it says so. Each is
+    /// stepped by its `share` of the learning rate.
     ///
     /// # Errors
     /// When the device refuses.
-    pub fn new(variables: Vec<(String, Var)>, training: &TrainingSection) -> Result<Self> {
+    pub fn new(
+        variables: Vec<(String, Var)>,
+        training: &TrainingSection,
+        share: impl Fn(&str) -> f64,
+    ) -> Result<Self> {
         let (weight_decay, precision) = (training.weight_decay, training.precision);
         let (stepped, rounded) = match precision {
             Precision::F32 => (variables, Vec::new()),
@@ -50,17 +56,25 @@ impl Optimiser {
                 (masters.collect(), rounded)
             }
         };
-        let rule = match training.optimiser {
+        let rule = |stepped| match training.optimiser {
             OptimiserKind::AdamW => {
-                let options = AdamWOptions { weight_decay, ..Default::default() };
-                Rule::AdamW(AdamW::new(stepped, options))
+                Rule::AdamW(AdamW::new(stepped, AdamWOptions { weight_decay, ..Default::default() }))
             }
-            OptimiserKind::Adafactor => {
-                let options = AdafactorOptions { weight_decay, ..Default::default() };
-                Rule::Adafactor(Adafactor::new(stepped, options))
-            }
+            OptimiserKind::Adafactor => Rule::Adafactor(Adafactor::new(
+                stepped,
+                AdafactorOptions { weight_decay, ..Default::default() },
+            )),
         };
-        Ok(Self { rule, precision, rounded })
+        let mut groups: Vec<(f64, Vec<(String, Var)>)> = Vec::new();
+        for (name, weight) in stepped {
+            let own = share(&name);
+            match groups.iter_mut().find(|(share, _)| *share == own) {
+                Some((_, group)) => group.push((name, weight)),
+                None => groups.push((own, vec![(name, weight)])),
+            }
+        }
+        let groups = groups.into_iter().map(|(share, group)| (share, rule(group))).collect();
+        Ok(Self { groups, precision, rounded })
     }
 
     /// Updates the variables; gradients whose global norm is larger than `clip` are scaled down to it. Those of rounded
@@ -74,12 +88,22 @@ impl Optimiser {
                 grads.insert(master, gradient);
             }
         }
-        let stats = match &mut self.rule {
-            Rule::AdamW(optimiser) => optimiser.step(grads, lr, Some(clip)),
-            Rule::Adafactor(optimiser) => optimiser.step(grads, lr, Some(clip)),
-        }?;
+        let mut all: Option<StepStats> = None;
+        for (share, rule) in &mut self.groups {
+            let stats = match rule {
+                Rule::AdamW(optimiser) => optimiser.step(grads, *share * lr, Some(clip)),
+                Rule::Adafactor(optimiser) => optimiser.step(grads, *share * lr, Some(clip)),
+            }?;
+            all = Some(match all {
+                None => stats,
+                Some(before) => StepStats {
+                    grad_norm: before.grad_norm.hypot(stats.grad_norm),
+                    skipped: before.skipped || stats.skipped,
+                },
+            });
+        }
         self.round()?;
-        Ok(stats)
+        Ok(all.unwrap_or(StepStats { grad_norm: 0.0, skipped: false }))
     }
 
     fn round(&self) -> Result<()> {
@@ -94,10 +118,13 @@ impl Optimiser {
     /// # Errors
     /// When the device refuses.
     pub fn state(&self) -> Result<HashMap<String, Tensor>> {
-        let mut state = match &self.rule {
-            Rule::AdamW(optimiser) => optimiser.state(),
-            Rule::Adafactor(optimiser) => optimiser.state(),
-        }?;
+        let mut state = HashMap::new();
+        for (_, rule) in &self.groups {
+            state.extend(match rule {
+                Rule::AdamW(optimiser) => optimiser.state(),
+                Rule::Adafactor(optimiser) => optimiser.state(),
+            }?);
+        }
         for (name, _, master) in &self.rounded {
             state.insert(format!("{name}.{MASTER}"), master.as_detached_tensor());
         }
@@ -110,10 +137,12 @@ impl Optimiser {
     /// # Errors
     /// A state of other weights.
     pub fn load_state(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
-        match &mut self.rule {
-            Rule::AdamW(optimiser) => optimiser.load_state(state),
-            Rule::Adafactor(optimiser) => optimiser.load_state(state),
-        }?;
+        for (_, rule) in &mut self.groups {
+            match rule {
+                Rule::AdamW(optimiser) => optimiser.load_state(state),
+                Rule::Adafactor(optimiser) => optimiser.load_state(state),
+            }?;
+        }
         for (name, _, master) in &self.rounded {
             if let Some(value) = state.get(&format!("{name}.{MASTER}")) {
                 master.set(value)?;
@@ -154,8 +183,9 @@ mod tests {
         for (kind, steps) in kinds.into_iter().flat_map(|kind| [(kind, 3), (kind, 400)]) {
             let (whole, rounded) = (variable(), variable());
             let named = |weight: &Var| vec![("w".to_string(), weight.clone())];
-            let mut exact = Optimiser::new(named(&whole), &training(kind, Precision::F32)).unwrap();
-            let mut master = Optimiser::new(named(&rounded), &training(kind, Precision::Bf16)).unwrap();
+            let mut exact = Optimiser::new(named(&whole), &training(kind, Precision::F32), |_| 1.0).unwrap();
+            let mut master =
+                Optimiser::new(named(&rounded), &training(kind, Precision::Bf16), |_| 1.0).unwrap();
             for _ in 0..steps {
                 step(&mut exact, &whole, 1.0);
                 assert!(!step(&mut master, &rounded, 1.0).skipped);
@@ -177,8 +207,9 @@ mod tests {
         for kind in [OptimiserKind::AdamW, OptimiserKind::Adafactor] {
             let settings = training(kind, Precision::Bf16);
             let (once, first) = (variable(), variable());
-            let new =
-                |weight: &Var| Optimiser::new(vec![("w".to_string(), weight.clone())], &settings).unwrap();
+            let new = |weight: &Var| {
+                Optimiser::new(vec![("w".to_string(), weight.clone())], &settings, |_| 1.0).unwrap()
+            };
             let (mut all, mut half) = (new(&once), new(&first));
             for _ in 0..50 {
                 step(&mut all, &once, 1.0);
@@ -205,7 +236,7 @@ mod tests {
             let weight = variable();
             let variables = vec![("w".to_string(), weight.clone())];
             let mut optimiser =
-                Optimiser::new(variables, &training(OptimiserKind::AdamW, precision)).unwrap();
+                Optimiser::new(variables, &training(OptimiserKind::AdamW, precision), |_| 1.0).unwrap();
             step(&mut optimiser, &weight, 1.0);
             let before = (bits(&weight), optimiser.state().unwrap().keys().count());
             for scale in [f64::NAN, f64::INFINITY] {

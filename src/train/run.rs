@@ -4,6 +4,7 @@ use std::fs;
 
 use candle_core::Device;
 
+use super::atlas::AtlasLearner;
 use super::checkpoint;
 use super::config::{Kind, Schedule, TrainConfig};
 use super::group::{Alone, Group};
@@ -53,12 +54,16 @@ pub fn run_in(
         Some(step) => Some(checkpoint::folder(out, *step)),
         None => config.continue_from.clone(),
     };
+    if config.kind == Kind::Atlas && group.size() > 1 {
+        return Err(Error::setting("--of", "a reader and its retriever are trained by one process"));
+    }
     let what = match config.kind {
         Kind::Lm => "train lm",
         Kind::Retro => "train retro",
         Kind::Retrofit => "train retrofit",
         Kind::T5 => "train t5",
         Kind::Retriever => "train retriever",
+        Kind::Atlas => "train atlas",
     };
     let run = Run { out, training: &config.training, start: start.as_deref(), what, group };
     match config.kind {
@@ -66,6 +71,7 @@ pub fn run_in(
         Kind::Retriever => {
             run.through(RetrieverLearner::open(config, start.as_deref(), &Device::Cpu)?, progress)
         }
+        Kind::Atlas => run.through(AtlasLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
         _ => run.through(LanguageLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
     }
 }
@@ -89,6 +95,7 @@ fn check_same_run(config: &TrainConfig) -> Result<()> {
         retro: started.retro,
         t5: started.t5,
         retriever: started.retriever,
+        atlas: started.atlas,
         objectives: started.objectives,
         trime: started.trime,
         training: started.training,

@@ -33,6 +33,11 @@ pub trait Learner {
     /// Number of values in all weights.
     fn parameters(&self) -> usize;
 
+    /// The share of the learning rate that the weight `name` is trained with.
+    fn rate_share(&self, _name: &str) -> f64 {
+        1.0
+    }
+
     /// Done once before the first step of a run.
     ///
     /// # Errors
@@ -152,7 +157,8 @@ impl Run<'_> {
             learner.begin(progress)?;
             seconds += clock.elapsed().as_secs_f64();
         }
-        let mut optimiser = Optimiser::new(learner.variables().to_vec(), training)?;
+        let mut optimiser =
+            Optimiser::new(learner.variables().to_vec(), training, |name| learner.rate_share(name))?;
         if let Some(dir) = start {
             checkpoint::load_optimiser(dir, &mut optimiser)?;
         }

@@ -3,6 +3,7 @@
 use super::Console;
 
 mod perplexity;
+mod qa;
 mod retrieval;
 
 #[derive(Debug, clap::Subcommand)]
@@ -10,6 +11,8 @@ pub enum Command {
     /// How well a model predicts a text: perplexity, bits per byte, and bits per byte by how much
     /// of the text can be copied from its neighbours.
     Perplexity(perplexity::Args),
+    /// How well questions are answered from a corpus: exact match, F1, ROUGE-L, accuracy, recall and attribution.
+    Qa(qa::Args),
     /// How well an encoder finds relevant passages: nDCG, recall, MRR and speed.
     Retrieval(retrieval::Args),
 }
@@ -17,6 +20,7 @@ pub enum Command {
 pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
     match command {
         Command::Perplexity(args) => perplexity::run(args, console),
+        Command::Qa(args) => qa::run(args, console),
         Command::Retrieval(args) => retrieval::run(args, console),
     }
 }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use super::super::Console;
 use crate::encoder;
-use crate::eval::retrieval::{self, Ranking};
+use crate::eval::retrieval;
+use crate::retriever::Ranking;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  sidenote eval retrieval default datasets/scifact\n  \

@@ -28,7 +28,8 @@ pub use choices::Choices;
 pub use options::Options;
 pub use score::Score;
 
-use distribution::{Distribution, largest, log_sum_exp, penalise, top};
+pub(in crate::model) use distribution::log_sum_exp;
+use distribution::{Distribution, largest, penalise, top};
 use text::Text;
 
 /// Finds neighbours for a complete chunk of tokens: at most k token lists `[N; F]`.

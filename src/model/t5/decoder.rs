@@ -58,6 +58,26 @@ impl State {
         Ok(())
     }
 
+    /// A state for each row of `masks` `[rows, keys]`, all of which read the one text of this state, each what its mask leaves of
+    /// it. The text is not copied.
+    ///
+    /// # Errors
+    /// A state of several texts, or one that has read tokens.
+    pub fn with_masks(&self, masks: &Tensor) -> Result<Self> {
+        let rows = masks.dim(0)?;
+        if self.tokens > 0 || self.cross.iter().any(|(k, _)| k.dims()[0] != 1) {
+            return Err(Error::setting("state", "masks are for one text, before anything is written"));
+        }
+        let spread = |x: &Tensor| {
+            let mut shape = x.dims().to_vec();
+            shape[0] = rows;
+            Ok::<_, Error>(x.broadcast_as(shape)?)
+        };
+        let cross = self.cross.iter().map(|(k, v)| Ok((spread(k)?, spread(v)?))).collect::<Result<_>>()?;
+        let written = self.written.iter().map(|_| KvCache::default()).collect();
+        Ok(Self { cross, mask: Some(masks.clone()), rows_a_text: 1, written, tokens: 0 })
+    }
+
     /// A state of its own that holds these rows, in this order; one may be named more than once, as beams and
     /// continuations of one prompt need it. Texts are copied only where rows no longer read them evenly.
     ///
@@ -129,6 +149,18 @@ impl Decoder {
     /// Reads `tokens` `[batch, tokens]` after those of `state`, and gives the states after the last norm,
     /// `[batch, tokens, d]`.
     pub fn forward(&self, tokens: &Tensor, state: &mut State, dropout: Option<Dropout>) -> Result<Tensor> {
+        self.watched(tokens, state, dropout, None)
+    }
+
+    /// [`forward`](Self::forward), in which every block adds to `taken` what each token takes of each key of the encoded text:
+    /// `[texts, heads, tokens, keys]`, as [`Attention::taken`] has it. Each row has a text of its own then.
+    pub fn watched(
+        &self,
+        tokens: &Tensor,
+        state: &mut State,
+        dropout: Option<Dropout>,
+        mut taken: Option<&mut Vec<Tensor>>,
+    ) -> Result<Tensor> {
         let (batch, new) = tokens.dims2()?;
         let texts = state.cross.first().map_or(0, |(k, _)| k.dims()[0]);
         if batch != texts * state.rows_a_text {
@@ -147,7 +179,11 @@ impl Decoder {
             let (own_k, own_v) = block.attention.keys_values(&x)?;
             let (own_k, own_v) = cache.extend(&own_k, &own_v)?;
             h = block.attention.forward_add(&x, (&own_k, &own_v), &causal, &h, part(0))?;
-            h = block.cross.forward_add(&block.cross_norm.forward(&h)?, (k, v), &crossing, &h, part(1))?;
+            let x = block.cross_norm.forward(&h)?;
+            if let Some(taken) = &mut taken {
+                taken.push(block.cross.taken(&x, (k, v), state.mask.as_ref())?);
+            }
+            h = block.cross.forward_add(&x, (k, v), &crossing, &h, part(1))?;
             let x = block.feed_forward_norm.forward(&h)?;
             h = block.feed_forward.forward_add_dropped(&x, &h, part(2))?;
         }

@@ -1,6 +1,6 @@
 //! What T5's blocks are put together from. Nothing has a bias, and norms come first.
 
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 use sidenote_kernels::{self as kernels, AttentionOptions};
 
 use super::config::T5Config;
@@ -39,6 +39,23 @@ impl Attention {
         let split =
             |linear: &Linear| Ok::<_, crate::Error>(kernels::split_heads(&linear.forward(x)?, self.heads)?);
         Ok((split(&self.k)?, split(&self.v)?))
+    }
+
+    /// How much each query of `x` `[texts, tokens, d]` takes of each key: its weight times the length of the key's value,
+    /// `[texts, heads, tokens, keys]`, without gradients. `mask` is `[texts, keys]`, scores are not scaled.
+    pub fn taken(&self, x: &Tensor, (k, v): (&Tensor, &Tensor), mask: Option<&Tensor>) -> Result<Tensor> {
+        let q = kernels::split_heads(&self.q.forward(&x.detach())?.detach(), self.heads)?.contiguous()?;
+        let (k, v) = (k.detach(), v.detach());
+        let mut scores = q.matmul(&k.transpose(2, 3)?.contiguous()?)?;
+        if let Some(mask) = mask {
+            let hidden = ((mask.to_dtype(scores.dtype())? - 1.0)? * 1e30)?;
+            scores = scores.broadcast_add(&hidden.unsqueeze(1)?.unsqueeze(1)?)?;
+        }
+        let highest = scores.max_keepdim(D::Minus1)?;
+        let powers = scores.broadcast_sub(&highest)?.exp()?;
+        let weights = powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)?;
+        let lengths = v.sqr()?.sum(D::Minus1)?.sqrt()?.unsqueeze(2)?;
+        Ok(weights.broadcast_mul(&lengths)?)
     }
 
     /// `residual +` what the queries made of `x` read, both `[batch, tokens, d]`. The keys may be those of fewer

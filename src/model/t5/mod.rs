@@ -4,6 +4,7 @@
 
 use candle_core::{Device, Tensor};
 
+use super::generate::log_sum_exp;
 use super::layers::{Dropout, Embedding, Linear};
 use super::weights::{Start, Weights};
 use crate::error::Result;
@@ -106,6 +107,47 @@ impl T5 {
     /// With [`head`](Self::head), this is what `kernels::linear_cross_entropy` takes.
     pub fn predict(&self, encoded: &Encoded, targets: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
         self.scaled(self.decoder.forward(&self.shifted(targets)?, &mut self.start(encoded)?, dropout)?)
+    }
+
+    /// Natural logarithms of the probabilities of each of `targets` `[rows, tokens]` after those before it, where `state` has read
+    /// the text of each row and no token: a row each, 0 where a target is [`IGNORE`]. Without gradients.
+    pub fn log_likelihoods(&self, mut state: State, targets: &Tensor) -> Result<Vec<Vec<f64>>> {
+        let hidden = self.scaled(self.decoder.forward(&self.shifted(targets)?, &mut state, None)?)?.detach();
+        let wanted = targets.to_vec2::<u32>()?;
+        // A row at a time: a vocabulary's logits are large.
+        let row = |(number, wanted): (usize, &Vec<u32>)| {
+            let logits = self.logits(&hidden.get(number)?)?.to_vec2::<f32>()?;
+            let of = |(logits, target): (&Vec<f32>, &u32)| match *target {
+                IGNORE => 0.0,
+                target => f64::from(logits[target as usize] - log_sum_exp(logits)),
+            };
+            Ok(logits.iter().zip(wanted).map(of).collect())
+        };
+        wanted.iter().enumerate().map(row).collect()
+    }
+
+    /// What the targets `[rows, tokens]` take of each token that was encoded for their row, `[rows, keys]`: attention's weight
+    /// times the length of the value (Izacard and Grave 2021, <https://arxiv.org/abs/2012.04584>, section 3; Atlas, section 2.2),
+    /// as the mean over layers, heads and the targets that are not [`IGNORE`]. Without gradients.
+    pub fn taken(&self, encoded: &Encoded, targets: &Tensor) -> Result<Vec<Vec<f64>>> {
+        let mut taken = Vec::new();
+        self.decoder.watched(&self.shifted(targets)?, &mut self.start(encoded)?, None, Some(&mut taken))?;
+        let rows = targets.to_vec2::<u32>()?;
+        let share = |row: &Vec<u32>| {
+            let own = 1.0 / row.iter().filter(|id| **id != IGNORE).count().max(1) as f32;
+            row.iter().map(|id| if *id == IGNORE { 0.0 } else { own }).collect::<Vec<f32>>()
+        };
+        let shares: Vec<f32> = rows.iter().flat_map(share).collect();
+        let shares = Tensor::from_vec(shares, (rows.len(), 1, targets.dim(1)?), targets.device())?;
+        let mut sums = vec![Vec::new(); rows.len()];
+        for layer in &taken {
+            let mean = shares.matmul(&layer.mean(1)?)?.squeeze(1)?.to_vec2::<f32>()?;
+            for (sum, row) in sums.iter_mut().zip(mean) {
+                sum.resize(row.len(), 0.0);
+                sum.iter_mut().zip(row).for_each(|(sum, own)| *sum += f64::from(own) / taken.len() as f64);
+            }
+        }
+        Ok(sums)
     }
 
     /// What the decoder reads where `targets` are to be written: the start token, then all but the last.

@@ -1,0 +1,456 @@
+//! A reader that learns to answer from what is retrieved, and a retriever that learns what helps the reader.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor, Var};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use sidenote_index::{Hit, Metric};
+use sidenote_kernels::{self as kernels, CrossEntropyOptions};
+
+use super::generations::Generations;
+use super::judge::retriever_loss;
+use super::loss::Temperatures;
+use crate::corpus::Store;
+use crate::encoder::TrainableEncoder;
+use crate::error::{Error, Result};
+use crate::model::batch::IGNORE;
+use crate::model::{Dropout, EncoderDecoder};
+use crate::progress::Progress;
+use crate::reader::{Source, Trained, folders, texts, widened};
+use crate::retriever::{Filter, Retriever, SearchOptions, open_store};
+use crate::task::multiple_choice::ordered;
+use crate::task::{Example, masked, prefix, section};
+use crate::train::checkpoint;
+use crate::train::config::{AtlasSection, AtlasTask, TrainConfig};
+use crate::train::steps::Learner;
+
+/// Held-out questions that are measured, at most.
+const HELD_OUT: usize = 256;
+/// Names of weights begin with the half that they belong to.
+const READER: &str = "reader";
+const RETRIEVER: &str = "retriever";
+
+/// See [the module](self).
+pub struct AtlasLearner<'a> {
+    config: &'a TrainConfig,
+    section: AtlasSection,
+    reader: EncoderDecoder,
+    /// The encoder that learns, if any.
+    encoder: Option<TrainableEncoder>,
+    variables: Vec<(String, Var)>,
+    generations: Generations,
+    /// The index as it is now.
+    retriever: Retriever,
+    examples: Examples,
+    held_out: Vec<Example>,
+    epoch: (usize, Vec<usize>),
+}
+
+/// What is learnt from.
+enum Examples {
+    Lines(Vec<Example>),
+    /// The given index's text, and the numbers of its chunks of which a task can be made.
+    Text(Store, Vec<usize>),
+}
+
+/// A question with what was retrieved for it.
+pub struct Question {
+    /// Tokens of the query, for the retriever.
+    query: Vec<u32>,
+    /// Tokens of the passages, for the retriever; none where only the query's encoder learns.
+    passages: Vec<Vec<u32>>,
+    /// Vectors of the passages, where only the query's encoder learns.
+    vectors: Vec<f32>,
+    /// What the reader reads, a text a passage; the query alone where nothing was found.
+    texts: Vec<Vec<u32>>,
+    /// How many passages there are.
+    found: usize,
+    /// What it is to write.
+    target: Vec<u32>,
+}
+
+impl<'a> AtlasLearner<'a> {
+    /// Opens what `config` names; reader and retriever are those of the checkpoint `start`, where there is one.
+    ///
+    /// # Errors
+    /// Names the setting, file or line that is missing or cannot be.
+    pub fn open(config: &'a TrainConfig, start: Option<&Path>, device: &Device) -> Result<Self> {
+        let section = config.atlas.clone().unwrap_or_default();
+        let base = start.or(config.base.as_deref());
+        let base = base.ok_or_else(|| Error::setting("base", "give the encoder-decoder that reads"))?;
+        let saved = start.map(folders);
+        let reader = EncoderDecoder::load(saved.as_ref().map_or(base, |(reader, _)| reader), true, device)?;
+        let retriever = Retriever::open(&config.index, None)?;
+        let encoder = match section.loss {
+            None => None,
+            Some(_) => {
+                let name = match &saved {
+                    Some((_, encoder)) => encoder.display().to_string(),
+                    None => retriever.meta().settings.encoder.name.clone(),
+                };
+                Some(TrainableEncoder::load(&name, device)?)
+            }
+        };
+        let named =
+            |half: &'static str| move |(name, var): &(String, Var)| (format!("{half}.{name}"), var.clone());
+        let mut variables: Vec<_> = reader.variables().iter().map(named(READER)).collect();
+        variables.extend(encoder.iter().flat_map(|encoder| encoder.variables().iter().map(named(RETRIEVER))));
+        let examples = match (&config.examples, section.task.of_lines()) {
+            (Some(file), Some(task)) => Examples::Lines(expanded(task.read(file)?, &section)),
+            _ => Examples::of_text(open_store(&config.index)?, section.task),
+        };
+        let read = |file: &PathBuf| section.task.of_lines().unwrap_or_default().read(file);
+        let mut held_out = config.held_out.as_ref().map(read).transpose()?.unwrap_or_default();
+        held_out.truncate(HELD_OUT);
+        let held_out =
+            expanded(held_out, &AtlasSection { permutations: Default::default(), ..section.clone() });
+        let step = start.and_then(checkpoint::step_of).unwrap_or(0);
+        let generations = Generations::open(&config.out, start, step, section.refresh.clone())?;
+        let mut learner = Self {
+            config,
+            section,
+            reader,
+            encoder,
+            variables,
+            generations,
+            retriever,
+            examples,
+            held_out,
+            epoch: (usize::MAX, Vec::new()),
+        };
+        if learner.examples.len() < learner.section.batch {
+            let why =
+                format!("{}, but there are only {} examples", learner.section.batch, learner.examples.len());
+            return Err(Error::setting("atlas.batch", why));
+        }
+        if learner.untargeted() {
+            return Err(Error::setting("examples", "a line has no answer to learn"));
+        }
+        if let Some(index) = learner.generations.before(step)? {
+            learner.retriever = Retriever::open(&index, None)?;
+        }
+        Ok(learner)
+    }
+
+    /// Whether some line has nothing to learn.
+    fn untargeted(&self) -> bool {
+        match &self.examples {
+            Examples::Lines(examples) => examples.iter().any(|example| example.target().is_none()),
+            Examples::Text(..) => false,
+        }
+    }
+
+    /// The index as the schedule wants it before `step`: encoded again with the encoder as it is now, where that is due.
+    fn refresh(&mut self, step: usize) -> Result<()> {
+        let Some(encoder) = self.encoder.as_ref().filter(|_| !self.section.query_side) else { return Ok(()) };
+        if let Some(index) = self.generations.due(step, &self.config.index, encoder)? {
+            self.retriever = Retriever::open(&index, None)?;
+        }
+        Ok(())
+    }
+
+    /// Example `number`, made with random numbers of its own.
+    fn example(&self, number: usize, rng: &mut ChaCha8Rng) -> Option<Example> {
+        match &self.examples {
+            Examples::Lines(examples) => Some(examples[number].clone()),
+            Examples::Text(text, chunks) => made_of(text, chunks[number], self.section.task, rng),
+        }
+    }
+
+    /// Retrieves for `examples` with the retriever as it is now.
+    fn ask(&self, examples: &[Example]) -> Result<Vec<Question>> {
+        examples.iter().map(|example| self.ask_one(example)).collect()
+    }
+
+    fn ask_one(&self, example: &Example) -> Result<Question> {
+        let looked_for = match self.section.task {
+            AtlasTask::Masked => masked::without_sentinels(&example.question),
+            _ => example.question.clone(),
+        };
+        let hits = self.retrieve(example, &looked_for)?;
+        let passages: Vec<_> = hits.iter().map(|hit| self.retriever.passage(*hit)).collect();
+        let sources: Vec<Source<'_>> = passages
+            .iter()
+            .map(|p| Source { title: &p.title, text: widened(&self.retriever, p), score: p.score })
+            .collect();
+        let tokenizer = &self.reader.tokenizer;
+        let own = matches!(self.section.task, AtlasTask::Masked);
+        let safe = |text: &str| if own { text.to_string() } else { tokenizer.unmarked(text).into_owned() };
+        let texts = texts(&self.reader, &self.section.templates, &safe(&example.question), &sources)?;
+        let written = safe(example.target().unwrap_or_default());
+        let mut target = tokenizer.encode_marked(&(self.section.templates.answer.clone() + &written))?;
+        target.truncate(self.section.target_tokens);
+        target.extend(self.reader.end_tokens().first());
+        let mut question = Question {
+            query: Vec::new(),
+            passages: Vec::new(),
+            vectors: Vec::new(),
+            texts,
+            found: hits.len(),
+            target,
+        };
+        if let Some(encoder) = &self.encoder {
+            question.query = encoder.tokenize_queries(&[&looked_for])?.remove(0);
+            match self.section.query_side {
+                true => {
+                    let row =
+                        |hit: &Hit| self.retriever.index().vector(hit.id).unwrap_or_default().into_owned();
+                    question.vectors = hits.iter().flat_map(row).collect();
+                }
+                false => {
+                    let chunks: Vec<&str> =
+                        hits.iter().map(|hit| self.retriever.store().chunk(hit.id as usize).text).collect();
+                    question.passages = encoder.tokenize(&chunks)?;
+                }
+            }
+        }
+        Ok(question)
+    }
+
+    /// The passages to be read for `example`, best first; never those of the document that it is made of.
+    fn retrieve(&self, example: &Example, looked_for: &str) -> Result<Vec<Hit>> {
+        let section = &self.section;
+        let from_text = section.task.of_lines().is_none();
+        let Some(encoder) = &self.encoder else {
+            let filter = match from_text {
+                true => Filter::new(vec![format!("id!={}", example.id).parse()?]),
+                false => Filter::default(),
+            };
+            let options = SearchOptions { filter, ranking: section.ranking };
+            let found = self.retriever.search_with(looked_for, section.passages, &options)?;
+            return Ok(found.iter().map(|p| Hit { id: p.chunk as u32, score: p.score }).collect());
+        };
+        let query = encoder.tokenize_queries(&[looked_for])?.remove(0);
+        if query.is_empty() {
+            return Ok(Vec::new());
+        }
+        let query = encoder.forward(&[&query], None)?.detach();
+        let store = self.retriever.store();
+        let may =
+            |_: usize, id: u32| !from_text || store.document(store.document_of(id as usize)).id != example.id;
+        let k = section.passages.max(section.rerank);
+        let row = query.flatten_all()?.to_vec1::<f32>()?;
+        let mut hits = self.retriever.search_vectors(&row, k, Some(&may))?.remove(0);
+        if section.rerank > 0 {
+            // The index may be stale; what is compared here is not.
+            let chunks: Vec<&str> = hits.iter().map(|hit| store.chunk(hit.id as usize).text).collect();
+            let ids = encoder.tokenize(&chunks)?;
+            let known: Vec<&[u32]> = ids.iter().filter(|ids| !ids.is_empty()).map(Vec::as_slice).collect();
+            if !known.is_empty() {
+                let fresh = encoder.forward(&known, None)?.detach();
+                let mut fresh = fresh.matmul(&query.t()?)?.flatten_all()?.to_vec1::<f32>()?.into_iter();
+                for (hit, _) in hits.iter_mut().zip(&ids).filter(|(_, ids)| !ids.is_empty()) {
+                    hit.score = fresh.next().unwrap_or(hit.score);
+                }
+                hits.sort_by(|a, b| b.cmp(a));
+            }
+        }
+        hits.truncate(section.passages);
+        Ok(hits)
+    }
+
+    /// The mean negative log-likelihood of a token of the answers.
+    fn reader_nats(&self, batch: &[Question], dropout: Option<Dropout>) -> Result<Tensor> {
+        let network = &self.reader.network;
+        let most = batch.iter().map(|question| question.texts.len()).max().unwrap_or(0);
+        // A passage that is absent has no tokens.
+        let texts = |question: &'_ Question| {
+            let absent = std::iter::repeat_n(Vec::new(), most - question.texts.len());
+            question.texts.iter().cloned().chain(absent).collect::<Vec<_>>()
+        };
+        let texts: Vec<Vec<u32>> = batch.iter().flat_map(texts).collect();
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let encoded = network.encoder().read(&texts, dropout.map(|dropout| dropout.part(0)))?.joined(most)?;
+        let width = batch.iter().map(|question| question.target.len()).max().unwrap_or(0);
+        let padded = |question: &Question| {
+            let padding = std::iter::repeat_n(IGNORE, width - question.target.len());
+            question.target.iter().copied().chain(padding).collect::<Vec<_>>()
+        };
+        let targets: Vec<u32> = batch.iter().flat_map(padded).collect();
+        let targets = Tensor::from_vec(targets, (batch.len(), width), network.device())?;
+        let hidden = network.predict(&encoded, &targets, dropout.map(|dropout| dropout.part(1)))?;
+        let (hidden, targets) = (hidden.flatten(0, 1)?, targets.flatten_all()?);
+        let options = CrossEntropyOptions::ignoring(IGNORE);
+        let nats = kernels::linear_cross_entropy(&hidden, &network.head()?, &targets, &options)?;
+        let tokens: usize = batch.iter().map(|question| question.target.len()).sum();
+        Ok((nats / tokens.max(1) as f64)?)
+    }
+
+    /// The sum of the retriever's losses; none where it learns nothing from these questions.
+    fn retriever_nats(&self, batch: &[Question], dropout: Option<Dropout>) -> Result<Option<Tensor>> {
+        let (Some(encoder), Some(kind)) = (&self.encoder, self.section.loss) else { return Ok(None) };
+        let metric = encoder.metric();
+        let t = Temperatures {
+            target: self.section.target_temperature,
+            scores: self.section.score_temperature.unwrap_or(if metric == Metric::Cosine {
+                0.05
+            } else {
+                0.01
+            }),
+        };
+        let mut sum: Option<Tensor> = None;
+        for (number, question) in batch.iter().enumerate() {
+            let known = question.passages.iter().all(|ids| !ids.is_empty());
+            if question.found < 2 || question.query.is_empty() || !known {
+                continue; // nothing to prefer
+            }
+            let dropout = dropout.map(|dropout| dropout.part(number as u64));
+            let query = encoder.forward(&[&question.query], dropout.map(|dropout| dropout.part(0)))?;
+            let passages = match self.section.query_side {
+                true => {
+                    Tensor::from_slice(&question.vectors, (question.found, encoder.dim()), encoder.device())?
+                }
+                false => {
+                    let ids: Vec<&[u32]> = question.passages.iter().map(Vec::as_slice).collect();
+                    encoder.forward(&ids, dropout.map(|dropout| dropout.part(1)))?
+                }
+            };
+            let mut scores = kernels::linear(&query, &passages)?.squeeze(0)?;
+            if metric != Metric::Cosine {
+                // As Atlas does with Contriever, whose vectors are as long as they like.
+                scores = (scores / (encoder.dim() as f64).sqrt())?;
+            }
+            let network = &self.reader.network;
+            let loss = retriever_loss(kind, network, &question.texts, &question.target, &scores, t)?;
+            sum = Some(match sum {
+                None => loss,
+                Some(sum) => (sum + loss)?,
+            });
+        }
+        Ok(sum)
+    }
+}
+
+impl Learner for AtlasLearner<'_> {
+    type Batch = Vec<Question>;
+
+    fn variables(&self) -> &[(String, Var)] {
+        &self.variables
+    }
+
+    fn parameters(&self) -> usize {
+        self.variables.iter().map(|(_, variable)| variable.elem_count()).sum()
+    }
+
+    fn rate_share(&self, name: &str) -> f64 {
+        if name.starts_with(RETRIEVER) { self.section.retriever_rate } else { 1.0 }
+    }
+
+    fn begin(&mut self, _: Progress) -> Result<()> {
+        Ok(())
+    }
+
+    fn read(&mut self, number: usize) -> Result<Vec<Question>> {
+        self.refresh(number / self.config.training.accumulate)?;
+        let (count, size) = (self.examples.len(), self.section.batch);
+        let (epoch, place) = (number / (count / size), number % (count / size));
+        // A generator of its own for each purpose: one that goes on would know what was drawn before.
+        let random = |stream: usize| {
+            let mut rng = ChaCha8Rng::seed_from_u64(self.config.training.seed);
+            rng.set_stream(stream as u64);
+            rng
+        };
+        if self.epoch.0 != epoch {
+            let mut order: Vec<usize> = (0..count).collect();
+            order.shuffle(&mut random(2 * epoch));
+            self.epoch = (epoch, order);
+        }
+        let mut rng = random(2 * number + 1);
+        let numbers = &self.epoch.1[place * size..][..size];
+        let examples: Vec<Example> =
+            numbers.iter().filter_map(|number| self.example(*number, &mut rng)).collect();
+        self.ask(&examples)
+    }
+
+    fn targets(&self, batch: &Vec<Question>) -> usize {
+        batch.len()
+    }
+
+    /// The reader's mean loss a token and the retriever's mean loss a question, each once for every question.
+    fn loss(&self, batch: Vec<Question>, number: usize) -> Result<Tensor> {
+        let dropout = |rate: f32, part: u64| {
+            (rate > 0.0).then(|| Dropout::new(rate, self.config.training.seed).part(number as u64).part(part))
+        };
+        let rate = self.reader.network.config().dropout_rate();
+        let nats = (self.reader_nats(&batch, dropout(rate, 0))? * batch.len() as f64)?;
+        let rate = self.encoder.as_ref().map_or(0.0, TrainableEncoder::dropout_rate);
+        match self.retriever_nats(&batch, dropout(rate, 1))? {
+            None => Ok(nats),
+            Some(own) => Ok((nats + own)?),
+        }
+    }
+
+    fn held_out(&self) -> Result<Option<f64>> {
+        let (mut nats, mut count) = (0.0, 0);
+        for examples in self.held_out.chunks(self.section.batch) {
+            let batch = self.ask(examples)?;
+            nats += f64::from(self.reader_nats(&batch, None)?.to_scalar::<f32>()?) * batch.len() as f64;
+            count += batch.len();
+        }
+        Ok((count > 0).then(|| nats / count as f64))
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        let mut temporary = dir.as_os_str().to_owned();
+        temporary.push(".tmp");
+        let temporary = PathBuf::from(temporary);
+        if temporary.exists() {
+            fs::remove_dir_all(&temporary).map_err(Error::io(&temporary))?;
+        }
+        fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
+        let (reader, retriever) = folders(&temporary);
+        let precision = self.config.training.precision;
+        self.reader.save_as(&reader, precision)?;
+        if let Some(encoder) = &self.encoder {
+            encoder.save_as(&retriever, precision)?;
+        }
+        let of_passages = || self.retriever.encoder().identity().to_string();
+        let passages = self.section.query_side.then(of_passages);
+        Trained { templates: self.section.templates.clone(), passages }.write(&temporary)?;
+        fs::rename(&temporary, dir).map_err(Error::io(dir))?;
+        Ok(crate::artefact::sync_dir(dir.parent().unwrap_or(Path::new(".")))?)
+    }
+}
+
+impl Examples {
+    /// The chunks that a task can be made of.
+    fn of_text(text: Store, task: AtlasTask) -> Self {
+        let makes = |chunk: &usize| {
+            let mut rng = ChaCha8Rng::seed_from_u64(0);
+            text.is_live(*chunk) && made_of(&text, *chunk, task, &mut rng).is_some()
+        };
+        let chunks = (0..text.chunks()).filter(makes).collect();
+        Self::Text(text, chunks)
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Lines(examples) => examples.len(),
+            Self::Text(_, chunks) => chunks.len(),
+        }
+    }
+}
+
+/// The task that a chunk makes, if it makes one.
+fn made_of(store: &Store, chunk: usize, task: AtlasTask, rng: &mut ChaCha8Rng) -> Option<Example> {
+    let text = store.chunk(chunk).text;
+    let document = store.document(store.document_of(chunk));
+    match task {
+        AtlasTask::Section => section::example(document.id, document.title, document.section, text),
+        AtlasTask::Masked => masked::example(document.id, text, rng),
+        AtlasTask::Prefix => prefix::example(document.id, text),
+        _ => None,
+    }
+}
+
+/// Examples of multiple choice in all the orders that are wanted; others as they are.
+fn expanded(examples: Vec<Example>, section: &AtlasSection) -> Vec<Example> {
+    let each = |example: Example| match example.options.len() {
+        0 => vec![example],
+        n => section.permutations.of(n).iter().map(|order| ordered(&example, order)).collect(),
+    };
+    examples.into_iter().flat_map(each).collect()
+}
