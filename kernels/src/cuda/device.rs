@@ -139,7 +139,10 @@ impl Device {
         Ok(Tensor { data: self.unwritten_slice(count)?, shape: shape.to_vec() })
     }
 
-    pub(super) fn unwritten_slice<T: DeviceRepr + ValidAsZeroBits>(&self, count: usize) -> Result<CudaSlice<T>> {
+    pub(super) fn unwritten_slice<T: DeviceRepr + ValidAsZeroBits>(
+        &self,
+        count: usize,
+    ) -> Result<CudaSlice<T>> {
         // SAFETY: any bits are numbers of `T`, and the operation that asked writes all of them.
         unsafe { self.stream.alloc(count) }.map_err(Error::wrap)
     }
