@@ -235,10 +235,10 @@ fn what_cannot_be_done_is_said() {
     assert!(fail(dir, "pool.jsonl --method random -n 64 --out out.jsonl", 1).contains("only 63 rows"));
     assert!(
         fail(dir, &format!("pool.jsonl {deft} -n 40 -k 3"), 1)
-            .contains("-k: the 3 nearest rows of 2 examples")
+            .contains("only 6 rows were found, and 40 are wanted; raise -k")
     );
     assert!(fail(dir, &format!("none.jsonl {deft} -n 1"), 1).contains("none.jsonl"));
-    assert!(fail(dir, &format!("encoder {deft} -n 1"), 1).contains("regular file"));
+    assert!(fail(dir, &format!("encoder {deft} -n 1"), 1).contains("manifest.json"));
     assert!(
         fail(dir, "pool.jsonl --method deft --target none.jsonl --encoder encoder --out out.jsonl -n 1", 1)
             .contains("none.jsonl")
@@ -271,4 +271,113 @@ fn what_cannot_be_done_is_said() {
         fail(dir, "pool.jsonl --method deft --target bad.jsonl --encoder encoder -n 1 --out out.jsonl", 1);
     assert!(why.contains("bad.jsonl:2: the encoder knows no word"), "{why}");
     assert!(!dir.join("out.jsonl").exists());
+}
+
+#[test]
+fn examples_take_turns_and_so_do_targets() {
+    let dir = workplace();
+    let dir = dir.path();
+    fs::write(dir.join("colours.jsonl"), "{\"input\": \"red\"}\n").unwrap();
+    for method in [
+        "rds+ --encoder encoder",
+        "two-stage --encoder encoder --first dsir",
+        "two-stage --encoder encoder --first encoder",
+    ] {
+        let one = format!("pool.jsonl --method {method} --target target.jsonl -n 10 --out one.jsonl --json");
+        let report: Value = serde_json::from_str(&succeed(dir, &one)).unwrap();
+        assert_eq!(report["chosen"], 10);
+        assert!(report["tasks"]["animals"].as_u64().unwrap() >= 9, "{method}: {report}");
+        assert!(report.get("targets").is_none());
+        let before = fs::read(dir.join("one.jsonl")).unwrap();
+        succeed(dir, &one);
+        assert_eq!(fs::read(dir.join("one.jsonl")).unwrap(), before, "{method}");
+        let both = format!(
+            "pool.jsonl --method {method} --target target.jsonl --target colours.jsonl -n 9 --out both.jsonl --json"
+        );
+        let report: Value = serde_json::from_str(&succeed(dir, &both)).unwrap();
+        assert_eq!(report["chosen"], 9);
+        assert_eq!(report["targets"][0], json!({"target": "target.jsonl", "rows": 5}));
+        assert_eq!(report["targets"][1], json!({"target": "colours.jsonl", "rows": 4}));
+        assert!(report["tasks"]["colours"].as_u64().unwrap() >= 4, "{method}: {report}");
+    }
+    // Copies of a row say nothing new to the second stage: it takes other rows than the nearest ones.
+    let kinds = |name: &str| {
+        let rows = rows(&dir.join(name));
+        rows.iter().map(|row| row["input"].to_string()).collect::<std::collections::HashSet<_>>().len()
+    };
+    succeed(
+        dir,
+        "pool.jsonl --method two-stage --encoder encoder --first encoder --target target.jsonl -n 8 --out apart.jsonl",
+    );
+    succeed(dir, "pool.jsonl --method rds+ --encoder encoder --target target.jsonl -n 8 --out near.jsonl");
+    assert!(kinds("apart.jsonl") >= kinds("near.jsonl"));
+    succeed(
+        dir,
+        "pool.jsonl --method rds+ --encoder encoder --vectors kept --target target.jsonl -n 8 --out again.jsonl",
+    );
+    succeed(
+        dir,
+        "pool.jsonl --method rds+ --encoder encoder --vectors kept --target target.jsonl -n 8 --out again.jsonl",
+    );
+    assert_eq!(fs::read(dir.join("again.jsonl")).unwrap(), fs::read(dir.join("near.jsonl")).unwrap());
+    let said = fail(
+        dir,
+        "pool.jsonl --method deft --encoder default --vectors kept --target target.jsonl -n 8 --out x.jsonl",
+        1,
+    );
+    assert!(said.contains("encoders do not match"), "{said}");
+}
+
+#[test]
+fn a_decoder_gives_vectors_and_likelihoods() {
+    let dir = workplace();
+    let dir = dir.path();
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/gguf/llama.gguf");
+    let model = models.display();
+    succeed(
+        dir,
+        &format!("pool.jsonl --method rds+ --encoder {model} --target target.jsonl -n 9 --out rds.jsonl"),
+    );
+    assert_eq!(rows(&dir.join("rds.jsonl")).len(), 9);
+    for method in ["perplexity", "ifd"] {
+        let arguments = format!("pool.jsonl --method {method} -n 9 --out {method}.jsonl");
+        succeed(dir, &format!("{arguments} --model {model}"));
+        assert_eq!(rows(&dir.join(format!("{method}.jsonl"))).len(), 9);
+        assert!(fail(dir, &arguments, 2).contains("--model"));
+    }
+}
+
+#[test]
+fn a_choice_is_explained() {
+    let dir = workplace();
+    let dir = dir.path();
+    succeed(dir, "pool.jsonl --method deft --target target.jsonl --encoder encoder -n 12 --out out.jsonl");
+    let explain =
+        "explain out.jsonl --pool pool.jsonl --target target.jsonl --encoder encoder --pairs 2 --map map.svg";
+    let said: Value = serde_json::from_str(&succeed(dir, &format!("{explain} --json"))).unwrap();
+    assert_eq!((&said["pool"], &said["chosen"]), (&json!(63), &json!(12)));
+    assert_eq!(said["tasks"], json!([{"task": "animals", "chosen": 12, "pool": 20}]));
+    let coverage = &said["coverage"][0];
+    assert_eq!((&coverage["examples"], &coverage["nearest_was_chosen"]), (&json!(2), &json!(1.0)));
+    assert_eq!(coverage["nearest_chosen"], coverage["nearest_in_pool"]);
+    assert_eq!(said["pairs"].as_array().unwrap().len(), 2);
+    let inputs: Vec<_> =
+        said["pairs"].as_array().unwrap().iter().map(|pair| pair["input"].as_str().unwrap()).collect();
+    assert!(inputs.contains(&"dog dog") && inputs.contains(&"cat cat"), "{inputs:?}");
+    let map = fs::read_to_string(dir.join("map.svg")).unwrap();
+    assert_eq!(map.matches("<circle").count(), 63 + 12 + 2 + 3, "rows, choice, examples, legend");
+    let human = succeed(dir, explain);
+    assert!(human.contains("animals") && human.contains("the dog") && human.contains("100.0 %"), "{human}");
+
+    // Of chance's choice the coverage is less, and a result of another pool is told.
+    succeed(dir, "pool.jsonl --method random --seed 3 -n 3 --out chance.jsonl");
+    let chance =
+        succeed(dir, "explain chance.jsonl --pool pool.jsonl --target target.jsonl --encoder encoder --json");
+    let chance: Value = serde_json::from_str(&chance).unwrap();
+    assert!(chance["coverage"][0]["nearest_chosen"].as_f64() < coverage["nearest_chosen"].as_f64());
+    let said = fail(dir, "explain out.jsonl --pool out.jsonl --target target.jsonl --encoder encoder", 1);
+    assert!(said.contains("out.jsonl:") && said.contains("another one"), "{said}");
+    assert!(
+        fail(dir, "explain target.jsonl --pool pool.jsonl --target target.jsonl", 1).contains("index_id")
+    );
 }

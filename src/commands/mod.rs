@@ -18,6 +18,7 @@ mod generate;
 mod index;
 mod memory;
 mod neighbours;
+mod pool;
 mod quickstart;
 mod select;
 mod tokenizer;
@@ -58,6 +59,9 @@ enum Command {
     Generate(generate::Args),
     /// Answer a question from an indexed corpus, with sources.
     Ask(ask::Args),
+    /// Make a pool of training instances out of the formats that people have.
+    #[command(subcommand)]
+    Pool(pool::Command),
     /// Choose the training instances nearest to a target task.
     Select(select::Args),
     /// Make a small, fast encoder out of a large one.
@@ -125,6 +129,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Eval(command) => eval::run(command, console),
         Command::Generate(args) => generate::run(args, console),
         Command::Ask(args) => ask::run(args, console),
+        Command::Pool(command) => pool::run(command, console),
         Command::Select(args) => select::run(args, console),
         Command::Encoder(command) => encoder::run(command, console),
         Command::Tokenizer(command) => tokenizer::run(command, console),

@@ -5,12 +5,17 @@
 //! thousands of times faster. [`distill`] makes the second out of the first, and one such static
 //! encoder is inside the program as `"default"`.
 
+use std::path::Path;
+
 use sidenote_index::Metric;
 
 use crate::error::Result;
+use crate::hub;
+use crate::model::decoder::Family;
 use crate::model::t5::MODEL_TYPES as T5_TYPES;
 
 mod config;
+mod decoder;
 pub mod distill;
 mod folder;
 mod linear;
@@ -56,12 +61,16 @@ pub trait Encoder: Send + Sync {
 }
 
 /// Reads the encoder called `name`: `"default"` is the one inside the program, anything else a
-/// folder in Hugging Face's layout, of a sentence encoder of the BERT family or over T5, or a model2vec table.
+/// folder in Hugging Face's layout, of a sentence encoder of the BERT family or over T5, or a model2vec table; or a decoder,
+/// as a folder or a file, whose states are averaged by position.
 ///
 /// # Errors
 /// Names the file, and the field or tensor in it, that is missing, misshapen or of a kind that is
 /// not read here.
 pub fn load(name: &str) -> Result<Box<dyn Encoder>> {
+    if hub::resolve(Path::new(name)).is_ok_and(|path| path.is_file()) {
+        return Ok(Box::new(decoder::DecoderEncoder::read(name)?));
+    }
     let files = folder::Files::open(name)?;
     let kind = files.model_type()?;
     if let Some((_, family)) = config::MODEL_TYPES.into_iter().find(|(name, _)| *name == kind) {
@@ -70,6 +79,9 @@ pub fn load(name: &str) -> Result<Box<dyn Encoder>> {
     match kind.as_str() {
         kind if T5_TYPES.contains(&kind) => Ok(Box::new(t5::T5Encoder::read(name, files)?)),
         table::MODEL_TYPE | table::OWN_MODEL_TYPE => Ok(Box::new(StaticEncoder::read(name, files)?)),
+        kind if Family::ALL.iter().any(|family| family.model_type() == kind) => {
+            Ok(Box::new(decoder::DecoderEncoder::read(name)?))
+        }
         other => Err(files.fault(
             folder::CONFIG,
             format!(

@@ -1,5 +1,27 @@
 //! Pools of training instances of many tasks.
+//!
+//! ```text
+//! files --formats--> Example --exclude, duplicates, contamination--> a folder of instances      `pool build`
+//! ```
 
+mod artefact;
+mod build;
+mod contamination;
+mod duplicates;
+mod exclude;
+mod formats;
 mod instance;
+pub(crate) mod lines;
+mod ngrams;
+mod sources;
 
+pub use artefact::parts;
+pub use build::{BuildOptions, BuildReport, FileReport, build};
+pub use contamination::Contamination;
+pub use exclude::Patterns;
+pub use formats::{Example, Format, Options as FormatOptions, SourceFile, read};
 pub use instance::Instance;
+pub use sources::find;
+
+/// The task of instances that do not name one.
+pub const UNKNOWN_TASK: &str = "unknown";

@@ -85,11 +85,14 @@ pub fn run(options: &Options, progress: Progress) -> Result<Value> {
     let selected = select::run(
         &Job {
             pool: files.pool.clone(),
-            target: Some(files.target.clone()),
+            targets: vec![files.target.clone()],
             method: Method::Deft,
             n: SELECTED,
             k: None,
             encoder: "default".into(),
+            first: "default".into(),
+            model: None,
+            vectors: None,
             seed: options.seed,
             out: chosen.clone(),
             scores: None,

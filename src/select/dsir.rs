@@ -3,49 +3,79 @@
 //! Xie, Santurkar, Ma, Liang: *Data Selection for Language Models via Importance Resampling*, NeurIPS 2023
 //! (<https://arxiv.org/abs/2302.03169>), section 3. No model, and the pool is read front to back twice.
 
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Chosen, Pool, Selection, Target, check_size};
+use super::selector::{Ranked, Ranking, Selector};
+use super::{Pool, Target};
 use crate::error::Result;
+use crate::progress::Progress;
 
 /// Buckets that words and pairs of words are hashed into.
 const BUCKETS: usize = 10_000;
 
-/// Chooses exactly `n` rows: those with the greatest `ln (p(x) / q(x)) + G`, where p and q give a row's words and pairs of
-/// words their shares among the target's examples and in the pool, and G is drawn from Gumbel's distribution anew for each
-/// row (which draws without replacement, each row in proportion to p / q). The same seed draws the same.
-///
-/// # Errors
-/// `n` is 0 or more than there are rows; unreadable files.
-pub fn select(pool: &Pool, target: &Target, n: usize, seed: u64) -> Result<Selection> {
-    check_size(pool, n)?;
-    let (mut wanted, mut there) = (vec![0u64; BUCKETS], vec![0u64; BUCKETS]);
-    target.inputs().iter().for_each(|input| features(input, |bucket| wanted[bucket] += 1));
-    pool.for_each(|_, _, row| {
-        features(&row.input, |bucket| there[bucket] += 1);
-        Ok(())
-    })?;
-    let gain = gains(&wanted, &there);
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    // The least of the best so far on top.
-    let mut best: BinaryHeap<std::cmp::Reverse<(Key, usize)>> = BinaryHeap::new();
-    pool.for_each(|row, _, fields| {
-        let mut weight = 0.0;
-        features(&fields.input, |bucket| weight += gain[bucket]);
-        let gumbel = -(-(1.0 - rng.random::<f64>()).ln()).ln();
-        best.push(std::cmp::Reverse((Key(weight + gumbel), row)));
-        if best.len() > n {
-            best.pop();
-        }
-        Ok(())
-    })?;
-    let mut rows: Vec<usize> = best.into_iter().map(|entry| entry.0.1).collect();
-    rows.sort_unstable();
-    let rows = rows.into_iter().map(|row| Chosen { row, attribution_frequency: 0 }).collect();
-    Ok(Selection { rows, neighbours: Vec::new() })
+/// Rows with the greatest `ln (p(x) / q(x)) + G`, where p and q give a row's words and pairs of words their shares among the
+/// target's examples and in the pool, and G is drawn from Gumbel's distribution anew for each row (which draws without
+/// replacement, each row in proportion to p / q). The same seed draws the same.
+pub struct Importance {
+    /// Where chance starts; without it, the likeliest rows are taken.
+    seed: Option<u64>,
+    /// How often the pool has each bucket.
+    there: Option<Vec<u64>>,
+}
+
+impl Importance {
+    /// Draws from `seed`, or ranks by likelihood alone.
+    pub fn new(seed: Option<u64>) -> Self {
+        Self { seed, there: None }
+    }
+}
+
+impl Selector for Importance {
+    fn rank(&mut self, pool: &Pool, target: Option<&Target>, n: usize, _: Progress) -> Result<Ranking> {
+        let target = super::needed(target)?;
+        let mut wanted = vec![0u64; BUCKETS];
+        target.inputs().iter().for_each(|input| features(input, |bucket| wanted[bucket] += 1));
+        let there = match self.there.take() {
+            Some(there) => there,
+            None => {
+                let mut there = vec![0u64; BUCKETS];
+                pool.for_each(|_, _, row| {
+                    features(&row.input, |bucket| there[bucket] += 1);
+                    Ok(())
+                })?;
+                there
+            }
+        };
+        let gain = gains(&wanted, self.there.insert(there));
+        let mut rng = self.seed.map(ChaCha8Rng::seed_from_u64);
+        // The least of the best so far on top; of equal ones the later row.
+        let mut best: BinaryHeap<Reverse<(Key, Reverse<usize>)>> = BinaryHeap::new();
+        pool.for_each(|row, _, fields| {
+            let (mut weight, mut count) = (0.0, 0usize);
+            features(&fields.input, |bucket| {
+                weight += gain[bucket];
+                count += 1;
+            });
+            let key = match &mut rng {
+                Some(rng) => weight - (-(1.0 - rng.random::<f64>()).ln()).ln(),
+                // Without chance a sum would go by length above all.
+                None => weight / (count.max(1) as f64).sqrt(),
+            };
+            best.push(Reverse((Key(key), Reverse(row))));
+            if best.len() > n {
+                best.pop();
+            }
+            Ok(())
+        })?;
+        // Sorted by `Reverse`: best first.
+        let rows =
+            best.into_sorted_vec().into_iter().map(|entry| Ranked { row: entry.0.1.0, depth: 0 }).collect();
+        Ok(Ranking { rows, neighbours: Vec::new() })
+    }
 }
 
 /// A number that is never NaN, in order.
@@ -118,7 +148,20 @@ fn hash(bytes: impl Iterator<Item = u8>, start: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Selection;
+    use super::super::selector::choose;
     use super::*;
+
+    fn select(pool: &Pool, target: &Target, n: usize, seed: u64) -> Result<Selection> {
+        choose(
+            &mut Importance::new(Some(seed)),
+            pool,
+            std::slice::from_ref(target),
+            n,
+            false,
+            Progress::Silent,
+        )
+    }
 
     fn files(rows: &[String], examples: &[&str]) -> (tempfile::TempDir, Pool, Target) {
         let dir = tempfile::tempdir().unwrap();

@@ -1,51 +1,88 @@
 //! Choosing, out of a large pool of training instances, those worth training on for a target task.
 //!
-//! A method is a function from a [`Pool`], the [`Target`]'s unlabelled examples if it looks at
-//! them, and the number of rows wanted, to a [`Selection`]. [`run`] does the rest for every method:
-//! reading, the size-matched balanced random baseline, writing, and the [`Report`].
+//! A method is a [`Selector`]: it ranks the rows of a [`Pool`] for a [`Target`]'s unlabelled examples, if it looks at them.
+//! [`selector::choose`] takes an exact number of rows out of the rankings for one target or several. [`run`] does the rest for
+//! every method: reading, the size-matched balanced random baseline, writing, and the [`Report`]; [`explain`] looks at what came
+//! of it.
 
-pub mod bm25;
-pub mod deft;
-pub mod dsir;
+mod by_vectors;
+mod by_words;
+mod dsir;
+pub mod explain;
+mod likelihood;
+mod nearest;
 mod output;
 mod pool;
-pub mod random;
+mod random;
 mod report;
+pub mod selector;
+mod two_stage;
+mod vectors;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde::Serialize;
+use candle_core::Device;
 
 use crate::encoder;
 use crate::error::{Error, Result};
+use crate::model::WritingModel;
 use crate::progress::Progress;
 
-pub use pool::{Pool, Row, Target, UNKNOWN_TASK};
-pub use report::{NearestTasks, Report};
+use likelihood::By;
+use nearest::Order;
+pub use pool::{Pool, Row, Target};
+pub use report::{NearestTasks, Report, Share};
+pub use selector::{Neighbours, Ranked, Ranking, Selector};
+pub use vectors::Place;
 
 /// A way of choosing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Method {
-    /// The nearest neighbours of the target's examples (Ivison et al., 2023).
+    /// The nearest neighbours of the target's examples, by vectors (Ivison et al., 2023).
     Deft,
+    /// The same, the examples taking turns; with a decoder's vectors as RDS+ has it (Ivison et al., 2025).
+    #[value(name = "rds+")]
+    RdsPlus,
     /// The rows that share the most telling words with the target's examples.
     Bm25,
     /// Rows drawn by how much likelier the target makes their words than the pool does (Xie et al., 2023).
     Dsir,
+    /// A cheap first stage over all, an encoder over what it let through, and of that the rows that speak for the rest.
+    TwoStage,
+    /// The rows whose targets a model finds neither easy nor hard.
+    Perplexity,
+    /// The rows whose inputs help a model least with their targets, but do help (Li et al., 2024).
+    Ifd,
     /// Every row alike.
     Random,
     /// Every task alike.
     RandomBalanced,
 }
 
+impl Method {
+    /// Whether it looks at the target's examples.
+    pub fn wants_target(self) -> bool {
+        matches!(self, Self::Deft | Self::RdsPlus | Self::Bm25 | Self::Dsir | Self::TwoStage)
+    }
+
+    /// Whether it looks for each example's neighbours.
+    fn asks_neighbours(self) -> bool {
+        matches!(self, Self::Deft | Self::RdsPlus | Self::Bm25)
+    }
+}
+
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Deft => "deft",
+            Self::RdsPlus => "rds+",
             Self::Bm25 => "bm25",
             Self::Dsir => "dsir",
+            Self::TwoStage => "two-stage",
+            Self::Perplexity => "perplexity",
+            Self::Ifd => "ifd",
             Self::Random => "random",
             Self::RandomBalanced => "random-balanced",
         })
@@ -57,8 +94,10 @@ impl fmt::Display for Method {
 pub struct Selection {
     /// The chosen rows, in the pool's order, each once.
     pub rows: Vec<Chosen>,
-    /// What each of the target's examples found in the pool; empty if the method did not look.
-    pub neighbours: Vec<Neighbours>,
+    /// Of each target, what each of its examples found in the pool; empty if the method did not look.
+    pub neighbours: Vec<Vec<Neighbours>>,
+    /// Rows that each target took.
+    pub shares: Vec<usize>,
 }
 
 /// One chosen row.
@@ -66,27 +105,17 @@ pub struct Selection {
 pub struct Chosen {
     /// The row's number in the pool, from 0.
     pub row: usize,
-    /// How many of the target's examples asked for it; 0 if the method asks none.
+    /// How many of the targets' examples asked for it; 0 if the method asks none.
     pub attribution_frequency: u32,
-}
-
-/// The pool's rows nearest to one example, nearest first.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Neighbours {
-    /// Row numbers.
-    pub ids: Vec<u32>,
-    /// Squared Euclidean distances between the unit vectors, so 2 - 2 cos: the number that faiss
-    /// calls an L2 distance, and that DEFT logs.
-    pub distances: Vec<f32>,
 }
 
 /// A whole selection, from file to file.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// The pool's file.
+    /// The pool: a folder that `pool build` made, or a file.
     pub pool: PathBuf,
-    /// The target's file, for methods that look at it.
-    pub target: Option<PathBuf>,
+    /// The targets' files, for methods that look at them.
+    pub targets: Vec<PathBuf>,
     /// How to choose.
     pub method: Method,
     /// How many rows to choose.
@@ -95,6 +124,12 @@ pub struct Job {
     pub k: Option<usize>,
     /// The encoder's name, see [`encoder::load`].
     pub encoder: String,
+    /// What looks at all rows first, of two stages: an encoder's name, or `dsir`.
+    pub first: String,
+    /// The model that says how likely a target is.
+    pub model: Option<PathBuf>,
+    /// Where the pool's vectors are kept for the next run.
+    pub vectors: Option<PathBuf>,
     /// Where chance starts.
     pub seed: u64,
     /// Where the chosen rows go.
@@ -113,19 +148,13 @@ pub fn run(job: &Job, progress: Progress) -> Result<Report> {
     check_files(job)?;
     let out = output::File::create(&job.out)?;
     let scores = job.scores.as_deref().map(output::File::create).transpose()?;
+    let targets = targets(job)?;
+    let mut selector = selector(job)?;
     let pool = Pool::open(&job.pool)?;
-    let size = deft::Size { n: job.n, k: job.k };
-    let selection = match job.method {
-        Method::Deft => {
-            let encoder = encoder::load(&job.encoder)?;
-            deft::select(&pool, &target(job)?, size, encoder.as_ref(), &scratch(&job.out), progress)?
-        }
-        Method::Bm25 => bm25::select(&pool, &target(job)?, size, progress)?,
-        Method::Dsir => dsir::select(&pool, &target(job)?, job.n, job.seed)?,
-        Method::Random => random::uniform(&pool, job.n, job.seed)?,
-        Method::RandomBalanced => random::balanced(&pool, job.n, job.seed)?,
-    };
-    let baseline = random::balanced(&pool, job.n, job.seed)?;
+    let selection = selector::choose(selector.as_mut(), &pool, &targets, job.n, job.k.is_some(), progress)?;
+    drop(selector);
+    let mut balanced = random::Random::balanced(job.seed);
+    let baseline = selector::choose(&mut balanced, &pool, &[], job.n, false, Progress::Silent)?;
     if let Some(scores) = scores {
         scores.write_neighbours(&selection)?;
     }
@@ -133,20 +162,62 @@ pub fn run(job: &Job, progress: Progress) -> Result<Report> {
     Ok(Report::new(job, &pool, &selection, &baseline, started.elapsed()))
 }
 
-/// The target's examples, for a method that looks at them.
-fn target(job: &Job) -> Result<Target> {
-    match &job.target {
-        Some(path) => Target::open(path),
-        None => {
-            let why = format!("the method {} needs the target's examples; name their file", job.method);
-            Err(Error::setting("--target", why))
-        }
+/// The targets' examples, for a method that looks at them.
+fn targets(job: &Job) -> Result<Vec<Target>> {
+    if !job.method.wants_target() {
+        return Ok(Vec::new());
     }
+    if job.targets.is_empty() {
+        let why = format!("the method {} needs the target's examples; name their file", job.method);
+        return Err(Error::setting("--target", why));
+    }
+    job.targets.iter().map(|path| Target::open(path)).collect()
+}
+
+/// The target, for a method that cannot do without.
+fn needed(target: Option<&Target>) -> Result<&Target> {
+    target
+        .ok_or_else(|| Error::setting("--target", "the method needs the target's examples; name their file"))
+}
+
+/// What ranks the rows as `job` says.
+fn selector(job: &Job) -> Result<Box<dyn Selector>> {
+    let by_vectors = |encoder: &str, order| -> Result<Box<dyn Selector>> {
+        let place = match &job.vectors {
+            Some(dir) => Place::Kept(dir.clone()),
+            None => Place::Scratch(scratch(&job.out)),
+        };
+        Ok(Box::new(by_vectors::Nearest::new(encoder::load(encoder)?, place, order, job.k)))
+    };
+    let by_likelihood = |by| -> Result<Box<dyn Selector>> {
+        let Some(model) = &job.model else {
+            let why = format!("the method {} needs a language model; name one", job.method);
+            return Err(Error::setting("--model", why));
+        };
+        Ok(Box::new(likelihood::Likelihood::new(WritingModel::load(model, &Device::Cpu)?, by)))
+    };
+    Ok(match job.method {
+        Method::Deft => by_vectors(&job.encoder, Order::Union)?,
+        Method::RdsPlus => by_vectors(&job.encoder, Order::RoundRobin)?,
+        Method::Bm25 => Box::new(by_words::ByWords::new(job.k)),
+        Method::Dsir => Box::new(dsir::Importance::new(Some(job.seed))),
+        Method::TwoStage => {
+            let first = match job.first.as_str() {
+                "dsir" => Box::new(dsir::Importance::new(None)),
+                encoder => by_vectors(encoder, Order::RoundRobin)?,
+            };
+            Box::new(two_stage::TwoStage::new(first, encoder::load(&job.encoder)?))
+        }
+        Method::Perplexity => by_likelihood(By::Perplexity)?,
+        Method::Ifd => by_likelihood(By::Ifd)?,
+        Method::Random => Box::new(random::Random::uniform(job.seed)),
+        Method::RandomBalanced => Box::new(random::Random::balanced(job.seed)),
+    })
 }
 
 /// Refuses to write over what is read.
 fn check_files(job: &Job) -> Result<()> {
-    if job.scores.is_some() && !matches!(job.method, Method::Deft | Method::Bm25) {
+    if job.scores.is_some() && !job.method.asks_neighbours() {
         let why = format!("the method {} asks no neighbours, so it has none to write", job.method);
         return Err(Error::setting("--scores", why));
     }
@@ -156,7 +227,7 @@ fn check_files(job: &Job) -> Result<()> {
     };
     let written = [("--out", Some(&job.out)), ("--scores", job.scores.as_ref())];
     for (option, path) in written.iter().filter_map(|(option, path)| Some((option, (*path)?))) {
-        if [Some(&job.pool), job.target.as_ref()].into_iter().flatten().any(|read| same(path, read)) {
+        if [&job.pool].into_iter().chain(&job.targets).any(|read| same(path, read)) {
             let why = format!("{} is read by this command; write to another file", path.display());
             return Err(Error::setting(*option, why));
         }
@@ -167,10 +238,10 @@ fn check_files(job: &Job) -> Result<()> {
     Ok(())
 }
 
-/// Where the index over the pool lies while it is needed: beside the output, where there is room.
+/// Where the pool's vectors lie while they are needed: beside the output, where there is room.
 fn scratch(out: &Path) -> PathBuf {
     let name = out.file_name().unwrap_or_default().to_string_lossy();
-    out.with_file_name(format!(".{name}.index.{}", std::process::id()))
+    out.with_file_name(format!(".{name}.vectors"))
 }
 
 fn check_size(pool: &Pool, n: usize) -> Result<()> {
@@ -205,28 +276,50 @@ mod tests {
         (dir, pool)
     }
 
+    /// A target file with those inputs, another one each time.
+    pub fn target(dir: &Path, inputs: &[&str]) -> Target {
+        let name = (0..).map(|i| dir.join(format!("target{i}.jsonl"))).find(|path| !path.exists()).unwrap();
+        let lines: Vec<_> =
+            inputs.iter().map(|input| serde_json::json!({"input": input}).to_string()).collect();
+        std::fs::write(&name, lines.join("\n")).unwrap();
+        Target::open(&name).unwrap()
+    }
+
+    /// A job over the pool in `dir`, for DEFT.
+    pub fn job(dir: &Path) -> Job {
+        Job {
+            pool: dir.join("pool.jsonl"),
+            targets: Vec::new(),
+            method: Method::Deft,
+            n: 1,
+            k: None,
+            encoder: "default".to_string(),
+            first: "default".to_string(),
+            model: None,
+            vectors: None,
+            seed: 0,
+            out: dir.join("out.jsonl"),
+            scores: None,
+        }
+    }
+
     #[test]
     fn a_job_never_writes_over_what_it_reads() {
         let (dir, _) = pool(&[("a", 3)]);
         let path = dir.path().join("pool.jsonl");
         let before = std::fs::read(&path).unwrap();
         let job = Job {
-            pool: path.clone(),
-            target: Some(path.clone()),
+            targets: vec![path.clone()],
             method: Method::Random,
-            n: 1,
-            k: None,
-            encoder: "default".to_string(),
-            seed: 0,
             out: dir.path().join(".").join("pool.jsonl"),
-            scores: None,
+            ..job(dir.path())
         };
         assert!(run(&job, Progress::Silent).unwrap_err().to_string().contains("--out"));
         let job = Job { out: dir.path().join("out.jsonl"), scores: Some(path.clone()), ..job };
         assert!(run(&job, Progress::Silent).unwrap_err().to_string().contains("--scores"));
         let job = Job { method: Method::Deft, scores: Some(job.out.clone()), ..job };
         assert!(run(&job, Progress::Silent).unwrap_err().to_string().contains("--scores"));
-        let job = Job { target: None, scores: None, ..job };
+        let job = Job { targets: Vec::new(), scores: None, ..job };
         assert!(run(&job, Progress::Silent).unwrap_err().to_string().contains("--target"));
         assert_eq!(std::fs::read(&path).unwrap(), before);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "a failed job leaves nothing");

@@ -45,9 +45,9 @@ impl File {
         self.finish()
     }
 
-    /// Writes a line `{"ids", "distances"}` for each of the target's examples.
+    /// Writes a line `{"ids", "distances"}` for each example, target by target.
     pub fn write_neighbours(mut self, selection: &Selection) -> Result<()> {
-        for neighbours in &selection.neighbours {
+        for neighbours in selection.neighbours.iter().flatten() {
             let line = serde_json::to_string(neighbours)
                 .map_err(|why| Error::file(&self.path, format!("cannot be written: {why}")))?;
             self.line(format_args!("{line}"))?;
@@ -100,7 +100,10 @@ mod tests {
         let pool = Pool::open(&path).unwrap();
         let rows = (0..3).map(|row| Chosen { row, attribution_frequency: 10 + row as u32 }).collect();
         let out = dir.path().join("out.jsonl");
-        File::create(&out).unwrap().write_rows(&pool, &Selection { rows, neighbours: vec![] }).unwrap();
+        File::create(&out)
+            .unwrap()
+            .write_rows(&pool, &Selection { rows, neighbours: vec![], shares: vec![3] })
+            .unwrap();
         let written = std::fs::read_to_string(&out).unwrap();
         let wanted = [
             r#"{"input":"a","target":"b","index_id":0,"attribution_frequency":10}"#,

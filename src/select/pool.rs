@@ -1,30 +1,31 @@
-//! The pool that is chosen from and the target that it is chosen for: JSON Lines, plain or compressed.
+//! The pool that is chosen from and the target that it is chosen for: JSON Lines, plain or compressed, or a built pool.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::error::{Error, Result};
-
-/// The task of rows that do not name one.
-pub const UNKNOWN_TASK: &str = "unknown";
+use crate::pool::UNKNOWN_TASK;
+use crate::pool::lines::{Lines, reason};
+use crate::pool::parts;
 
 /// The instances to choose from. Only the tasks are held in memory; the text stays in the file,
 /// which is read again, front to back, whenever it is needed.
 #[derive(Debug)]
 pub struct Pool {
     path: PathBuf,
+    /// The files of lines, in order.
+    parts: Vec<PathBuf>,
+    identity: String,
     tasks: Vec<String>,
     task_of: Vec<u32>,
 }
 
 impl Pool {
-    /// Reads and checks the whole pool at `path` once: every line must be an object with the strings
-    /// `input` and `target`, and may have a string `task`. Blank lines are passed over. A row's
+    /// Reads and checks the whole pool at `path` once, a folder that `pool build` made or a file: every line must be an
+    /// object with the strings `input` and `target`, and may have a string `task`. Blank lines are passed over. A row's
     /// number, from 0, is its place among the rows.
     ///
     /// # Errors
@@ -32,17 +33,23 @@ impl Pool {
     /// pool is read more than once.
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = path.metadata().map_err(Error::io(path))?;
-        if !metadata.is_file() {
+        if !metadata.is_file() && !metadata.is_dir() {
             return Err(Error::file(path, "the pool is read more than once, so it must be a regular file"));
         }
+        let parts = parts(path)?;
         let mut numbers = BTreeMap::new();
         let mut task_of = Vec::new();
-        let mut lines = Lines::open(path)?;
-        while let Some((line, text)) = lines.next()? {
-            let row = Row::parse(path, line, text)?;
-            let task = row.task.unwrap_or_else(|| UNKNOWN_TASK.to_string());
-            let next = numbers.len() as u32;
-            task_of.push(*numbers.entry(task).or_insert(next));
+        let mut hasher = blake3::Hasher::new();
+        for part in &parts {
+            let mut lines = Lines::open(part)?;
+            while let Some((line, text)) = lines.next()? {
+                hasher.update(text.as_bytes());
+                hasher.update(b"\n");
+                let row = Row::parse(part, line, text)?;
+                let task = row.task.unwrap_or_else(|| UNKNOWN_TASK.to_string());
+                let next = numbers.len() as u32;
+                task_of.push(*numbers.entry(task).or_insert(next));
+            }
         }
         if task_of.is_empty() {
             return Err(Error::file(
@@ -57,7 +64,13 @@ impl Pool {
         for (name, number) in numbers {
             tasks[number as usize] = name;
         }
-        Ok(Self { path: path.to_path_buf(), tasks, task_of })
+        let identity = hasher.finalize().to_hex()[..32].to_string();
+        Ok(Self { path: path.to_path_buf(), parts, identity, tasks, task_of })
+    }
+
+    /// Hash over all its lines.
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// How many rows there are to choose from; never 0.
@@ -82,15 +95,17 @@ impl Pool {
     /// What `visit` returns, or a file that is not what it was when it was opened.
     pub fn for_each(&self, mut visit: impl FnMut(usize, &str, Row) -> Result<()>) -> Result<()> {
         let changed = || Error::file(&self.path, "the pool changed while it was being read; run again");
-        let mut lines = Lines::open(&self.path)?;
         let mut count = 0;
-        while let Some((line, text)) = lines.next()? {
-            let row = Row::parse(&self.path, line, text)?;
-            if count == self.len() {
-                return Err(changed());
+        for part in &self.parts {
+            let mut lines = Lines::open(part)?;
+            while let Some((line, text)) = lines.next()? {
+                let row = Row::parse(part, line, text)?;
+                if count == self.len() {
+                    return Err(changed());
+                }
+                visit(count, text, row)?;
+                count += 1;
             }
-            visit(count, text, row)?;
-            count += 1;
         }
         if count == self.len() { Ok(()) } else { Err(changed()) }
     }
@@ -168,55 +183,6 @@ impl Target {
     }
 }
 
-/// What serde says, without the line, which it counts within this one line.
-fn reason(error: &serde_json::Error) -> String {
-    let message = error.to_string();
-    let message = message.split(" at line 1 column").next().unwrap_or(&message);
-    format!("{message} (column {})", error.column())
-}
-
-/// The lines of a text file that is plain, gzip (`.gz`) or Zstandard (`.zst`).
-struct Lines {
-    path: PathBuf,
-    reader: Box<dyn BufRead>,
-    line: u64,
-    buffer: Vec<u8>,
-}
-
-impl Lines {
-    fn open(path: &Path) -> Result<Self> {
-        let file = BufReader::new(File::open(path).map_err(Error::io(path))?);
-        let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
-        let reader: Box<dyn BufRead> = match extension.as_deref() {
-            Some("gz") => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(file))),
-            Some("zst") => {
-                let decoder = zstd::stream::read::Decoder::with_buffer(file).map_err(Error::io(path))?;
-                Box::new(BufReader::new(decoder))
-            }
-            _ => Box::new(file),
-        };
-        Ok(Self { path: path.to_path_buf(), reader, line: 0, buffer: Vec::new() })
-    }
-
-    /// The next line that is not blank, without the space around it, and its number from 1.
-    fn next(&mut self) -> Result<Option<(u64, &str)>> {
-        loop {
-            self.buffer.clear();
-            let read = self.reader.read_until(b'\n', &mut self.buffer).map_err(Error::io(&self.path))?;
-            if read == 0 {
-                return Ok(None);
-            }
-            self.line += 1;
-            if !self.buffer.trim_ascii().is_empty() {
-                break;
-            }
-        }
-        let text = std::str::from_utf8(&self.buffer)
-            .map_err(|why| Error::line(&self.path, self.line, format!("not UTF-8: {why}")))?;
-        Ok(Some((self.line, text.trim_ascii())))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -290,7 +256,7 @@ mod tests {
         std::fs::write(&path, "\n \n").unwrap();
         assert!(Pool::open(&path).unwrap_err().to_string().contains("empty"));
         assert!(Target::open(&path).unwrap_err().to_string().contains("no example"));
-        assert!(Pool::open(dir.path()).unwrap_err().to_string().contains("regular file"));
+        assert!(Pool::open(dir.path()).unwrap_err().to_string().contains("manifest.json"));
         assert!(Pool::open(&dir.path().join("none.jsonl")).unwrap_err().to_string().contains("none.jsonl"));
         let cut = dir.path().join("cut.jsonl.gz");
         std::fs::write(&cut, b"\x1f\x8b\x08\x00").unwrap();

@@ -4,28 +4,45 @@ use rand::SeedableRng;
 use rand::seq::{SliceRandom, index};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Chosen, Pool, Selection, check_size};
+use super::selector::{Ranked, Ranking, Selector};
+use super::{Pool, Target};
 use crate::error::Result;
+use crate::progress::Progress;
 
-/// Draws `n` rows of the pool, each as likely as any other.
-///
-/// # Errors
-/// `n` is 0 or more than there are rows.
-pub fn uniform(pool: &Pool, n: usize, seed: u64) -> Result<Selection> {
-    check_size(pool, n)?;
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    Ok(selection(index::sample(&mut rng, pool.len(), n).into_iter()))
+/// A draw of rows.
+pub struct Random {
+    /// Whether every task gives alike, not every row.
+    balanced: bool,
+    seed: u64,
 }
 
-/// Draws `n` rows of the pool, as nearly as can be the same number from every task: a task that
-/// runs out gives all it has and the others share the rest. Which tasks give one row more when
-/// the shares are not whole is left to chance. Rows without a task count as one task.
-///
-/// # Errors
-/// `n` is 0 or more than there are rows.
-pub fn balanced(pool: &Pool, n: usize, seed: u64) -> Result<Selection> {
-    check_size(pool, n)?;
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+impl Random {
+    /// Draws each row as likely as any other.
+    pub fn uniform(seed: u64) -> Self {
+        Self { balanced: false, seed }
+    }
+
+    /// Draws as nearly as can be the same number from every task: a task that runs out gives all it has and the others share
+    /// the rest. Which tasks give one row more when the shares are not whole is left to chance. Rows without a task count as
+    /// one task.
+    pub fn balanced(seed: u64) -> Self {
+        Self { balanced: true, seed }
+    }
+}
+
+impl Selector for Random {
+    fn rank(&mut self, pool: &Pool, _: Option<&Target>, n: usize, _: Progress) -> Result<Ranking> {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let rows = match self.balanced {
+            true => balanced(pool, n, &mut rng),
+            false => index::sample(&mut rng, pool.len(), n).into_vec(),
+        };
+        let rows = rows.into_iter().map(|row| Ranked { row, depth: 0 }).collect();
+        Ok(Ranking { rows, neighbours: Vec::new() })
+    }
+}
+
+fn balanced(pool: &Pool, n: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
     let mut rows_of = vec![Vec::new(); pool.tasks().len()];
     for row in 0..pool.len() {
         rows_of[pool.task_of(row)].push(row);
@@ -38,27 +55,31 @@ pub fn balanced(pool: &Pool, n: usize, seed: u64) -> Result<Selection> {
         if filled(middle) <= n { level = middle } else { above = middle }
     }
     let mut left = n - filled(level);
-    rows_of.shuffle(&mut rng);
+    rows_of.shuffle(rng);
     let mut chosen = Vec::with_capacity(n);
     for rows in &rows_of {
         let extra = usize::from(left > 0 && rows.len() > level);
         left -= extra;
         let share = rows.len().min(level) + extra;
-        chosen.extend(index::sample(&mut rng, rows.len(), share).into_iter().map(|at| rows[at]));
+        chosen.extend(index::sample(rng, rows.len(), share).into_iter().map(|at| rows[at]));
     }
-    Ok(selection(chosen.into_iter()))
-}
-
-fn selection(rows: impl Iterator<Item = usize>) -> Selection {
-    let mut rows: Vec<_> = rows.map(|row| Chosen { row, attribution_frequency: 0 }).collect();
-    rows.sort_unstable_by_key(|chosen| chosen.row);
-    Selection { rows, neighbours: Vec::new() }
+    chosen
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Selection;
+    use super::super::selector::choose;
     use super::super::tests::pool;
     use super::*;
+
+    fn uniform(pool: &Pool, n: usize, seed: u64) -> Result<Selection> {
+        choose(&mut Random::uniform(seed), pool, &[], n, false, Progress::Silent)
+    }
+
+    fn balanced(pool: &Pool, n: usize, seed: u64) -> Result<Selection> {
+        choose(&mut Random::balanced(seed), pool, &[], n, false, Progress::Silent)
+    }
 
     fn counts(pool: &Pool, selection: &Selection) -> Vec<usize> {
         let mut counts = vec![0; pool.tasks().len()];

@@ -31,12 +31,24 @@ pub struct Report {
     /// The tasks nearest to the target, if the method looked for neighbours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nearest_tasks: Option<NearestTasks>,
+    /// Rows that each target took, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<Share>,
     /// Where chance started.
     pub seed: u64,
     /// Time for all of it, reading and writing included.
     pub seconds: f64,
     /// The file of chosen rows.
     pub out: PathBuf,
+}
+
+/// What one of several targets took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Share {
+    /// The target's file.
+    pub target: PathBuf,
+    /// Rows that it was the first to take.
+    pub rows: usize,
 }
 
 /// The tasks that hold the nearest row of most of the target's examples, at most five.
@@ -61,8 +73,11 @@ impl Report {
     ) -> Self {
         let tasks = by_task(pool, selection.rows.iter().map(|chosen| chosen.row));
         let random_tasks = by_task(pool, baseline.rows.iter().map(|chosen| chosen.row));
-        let nearest =
-            selection.neighbours.iter().filter_map(|found| found.ids.first().map(|&id| id as usize));
+        let nearest = selection
+            .neighbours
+            .iter()
+            .flatten()
+            .filter_map(|found| found.ids.first().map(|&id| id as usize));
         let names: Vec<_> = by_task(pool, nearest).into_iter().take(NEAREST).map(|(name, _)| name).collect();
         let nearest_tasks = (!names.is_empty()).then(|| NearestTasks {
             chosen_share: share(&tasks, &names),
@@ -79,6 +94,14 @@ impl Report {
             tasks: object(tasks),
             random_tasks: object(random_tasks),
             nearest_tasks,
+            targets: match selection.shares.len() {
+                1 => Vec::new(),
+                _ => {
+                    let share =
+                        |(target, rows): (&PathBuf, &usize)| Share { target: target.clone(), rows: *rows };
+                    job.targets.iter().zip(&selection.shares).map(share).collect()
+                }
+            },
             seed: job.seed,
             seconds: elapsed.as_secs_f64(),
             out: job.out.clone(),
@@ -128,6 +151,9 @@ impl Report {
                 100.0 * nearest.random_share,
             );
         }
+        for share in &self.targets {
+            let _ = writeln!(table, "{}: {} rows", share.target.display(), share.rows);
+        }
         if self.method != Method::RandomBalanced.to_string() {
             let _ = writeln!(
                 table,
@@ -157,31 +183,24 @@ fn share(counts: &[(&str, usize)], names: &[&str]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::pool;
+    use super::super::selector::choose;
+    use super::super::tests::{job, pool};
     use super::super::{Chosen, Neighbours, random};
     use super::*;
+    use crate::progress::Progress;
 
     #[test]
     fn the_report_counts_tasks_and_shares() {
         let (dir, pool) = pool(&[("a", 4), ("b", 10), ("c", 2)]);
-        let job = Job {
-            pool: dir.path().join("pool.jsonl"),
-            target: None,
-            method: Method::Deft,
-            n: 6,
-            k: None,
-            encoder: "default".to_string(),
-            seed: 1,
-            out: dir.path().join("out.jsonl"),
-            scores: None,
-        };
+        let job = Job { n: 6, seed: 1, ..job(dir.path()) };
         let rows = [0, 4, 5, 6, 7, 14].map(|row| Chosen { row, attribution_frequency: 1 }).to_vec();
-        let neighbours = vec![
+        let neighbours = vec![vec![
             Neighbours { ids: vec![5, 0], distances: vec![0.1, 0.2] },
             Neighbours { ids: vec![6, 15], distances: vec![0.1, 0.2] },
-        ];
-        let selection = Selection { rows, neighbours };
-        let baseline = random::balanced(&pool, 6, 1).unwrap();
+        ]];
+        let selection = Selection { rows, neighbours, shares: vec![6] };
+        let mut balanced = random::Random::balanced(1);
+        let baseline = choose(&mut balanced, &pool, &[], 6, false, Progress::Silent).unwrap();
         let report = Report::new(&job, &pool, &selection, &baseline, Duration::from_millis(1500));
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["chosen"], 6);

@@ -42,7 +42,8 @@ pub enum Family {
 }
 
 impl Family {
-    const ALL: [Self; 9] = [
+    /// All of them.
+    pub const ALL: [Self; 9] = [
         Self::Llama,
         Self::Mistral,
         Self::Qwen2,

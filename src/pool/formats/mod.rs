@@ -1,0 +1,160 @@
+//! The formats that pools are made of: one file each, all giving [`Example`]s.
+
+mod alpaca;
+mod detect;
+mod flan;
+mod flan_cot;
+mod induction;
+mod instances;
+mod json;
+mod messages;
+mod p3;
+mod promptsource;
+mod rows;
+mod sni;
+mod t0;
+
+use std::path::{Path, PathBuf};
+
+use super::Instance;
+use crate::error::{Error, Result};
+
+pub use detect::detect;
+pub use rows::read as records_of;
+
+/// How a file holds instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Sidenote's own lines, and DEFT's: `{"input", "target"}`.
+    Instances,
+    /// P3 and T0, one file a template: `{"prompt", "completion"}`; and ReCross's lines `{"input", "targets", "id"}`.
+    P3,
+    /// A Super-NaturalInstructions task.
+    Sni,
+    /// A promptsource `templates.yaml` over raw rows.
+    Promptsource,
+    /// FLAN's pairs of templates over raw rows.
+    Flan,
+    /// FLAN's chain-of-thought TSV.
+    FlanCot,
+    /// Alpaca, self-instruct and Unnatural Instructions.
+    Alpaca,
+    /// Conversations: `{"messages": [{"role", "content"}]}`.
+    Messages,
+    /// A task of Instruction Induction: `{"examples": {"1": {"input", "output"}}}`.
+    Induction,
+}
+
+/// Formats and what the user calls them.
+const NAMES: [(Format, &str); 9] = [
+    (Format::Instances, "instances"),
+    (Format::P3, "p3"),
+    (Format::Sni, "sni"),
+    (Format::Promptsource, "promptsource"),
+    (Format::Flan, "flan"),
+    (Format::FlanCot, "flan-cot"),
+    (Format::Alpaca, "alpaca"),
+    (Format::Messages, "messages"),
+    (Format::Induction, "induction"),
+];
+
+impl Format {
+    /// The format that the user calls `name`.
+    pub fn named(name: &str) -> Option<Self> {
+        NAMES.iter().find(|(_, known)| *known == name).map(|(format, _)| *format)
+    }
+
+    /// What the user calls it.
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|(format, _)| *format == self).map_or("", |(_, name)| name)
+    }
+
+    /// All names, for messages.
+    pub fn names() -> String {
+        NAMES.map(|(_, name)| name).join(", ")
+    }
+
+    /// Whether it is templates that need rows to be applied to.
+    pub fn wants_rows(self) -> bool {
+        matches!(self, Self::Promptsource | Self::Flan)
+    }
+}
+
+/// One file to read.
+#[derive(Debug, Clone)]
+pub struct SourceFile {
+    /// How to read it.
+    pub format: Format,
+    /// The file: instances, or templates.
+    pub path: PathBuf,
+    /// The rows that templates are applied to.
+    pub rows: Option<PathBuf>,
+}
+
+/// How to read.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Examples that a Super-NaturalInstructions prompt shows, at most as many as the task has.
+    pub shots: usize,
+    /// Where chance starts, for templates that draw.
+    pub seed: u64,
+}
+
+/// An instance as it was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Example {
+    /// The instance.
+    pub instance: Instance,
+    /// The example's own text, where the input has more than that: an instruction, or other examples.
+    /// It is what tells instances of one task from each other.
+    pub own: Option<String>,
+}
+
+impl Example {
+    /// The text by which it is told from others of its task.
+    pub fn own_text(&self) -> &str {
+        self.own.as_deref().unwrap_or(&self.instance.input)
+    }
+}
+
+impl From<Instance> for Example {
+    fn from(instance: Instance) -> Self {
+        Self { instance, own: None }
+    }
+}
+
+/// What is done with each example.
+pub type Visit<'a> = &'a mut dyn FnMut(Example) -> Result<()>;
+
+/// Reads the examples of `file`, in its order, a line, a row or (where the format is one document) a file at a time.
+///
+/// # Errors
+/// What `visit` returns; a line, row or field that is not what the format says, named.
+pub fn read(file: &SourceFile, options: Options, visit: Visit) -> Result<()> {
+    let path = file.path.as_path();
+    let rows = || {
+        let why = format!("these are templates; name the rows too, as {}:TEMPLATES=ROWS", file.format.name());
+        file.rows.as_deref().ok_or_else(|| Error::file(path, why))
+    };
+    match file.format {
+        Format::Instances => instances::read(path, visit),
+        Format::P3 => p3::read(path, visit),
+        Format::Sni => sni::read(path, options.shots, visit),
+        Format::Promptsource => promptsource::read(path, rows()?, options.seed, visit),
+        Format::Flan => flan::read(path, rows()?, visit),
+        Format::FlanCot => flan_cot::read(path, visit),
+        Format::Alpaca => alpaca::read(path, visit),
+        Format::Messages => messages::read(path, visit),
+        Format::Induction => induction::read(path, visit),
+    }
+}
+
+/// A file's name without its endings (`.jsonl.gz`): what a task is called whose file says no more.
+fn stem(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut stem = name.as_ref();
+    for ending in [".gz", ".zst", ".jsonl", ".ndjson", ".json", ".tsv", ".parquet", ".yaml", ".yml"] {
+        stem = stem.strip_suffix(ending).unwrap_or(stem);
+    }
+    stem.to_string()
+}
