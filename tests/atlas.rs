@@ -107,6 +107,38 @@ fn reader_and_retriever_learn_by_every_loss_and_answer() {
     assert!(after > before, "{before} {after}");
 }
 
+/// A decoder reads the passages in its context, as many as it has room for.
+#[test]
+fn a_decoder_learns_with_its_retriever() {
+    let place = workplace();
+    let dir = place.path();
+    for file in ["stories260K.bin", "tok512.bin"] {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/llama2c").join(file);
+        fs::copy(from, dir.join(file)).unwrap();
+    }
+    for loss in ["pdist", "emdr2", "adist", "loop"] {
+        let settings =
+            "--set base=stories260K.bin --set training.learning_rate=0.001 --set training.steps=12";
+        let report =
+            succeed(dir, &format!("train atlas.toml {settings} --set atlas.loss={loss} --set out={loss}"));
+        assert_eq!(report["skipped_steps"], 0, "{report}");
+        let losses: Vec<f64> =
+            metrics(dir, loss).iter().filter_map(|line| line["held_out_loss"].as_f64()).collect();
+        assert!(losses[losses.len() - 1] < losses[0], "{loss}: {losses:?}");
+        assert!(learnt(dir, loss).1, "{loss}: the retriever has learnt nothing");
+    }
+    let settings =
+        "--set base=stories260K.bin --set atlas.query_side=true --set atlas.templates.context_tokens=90";
+    succeed(dir, &format!("train atlas.toml {settings} --set out=queries --set training.steps=4"));
+    let report = succeed(dir, "eval qa queries/model --index index --data held.jsonl -k 3 --max-tokens 4");
+    assert_eq!(report["questions"], 4, "{report}");
+    let said = fail(
+        dir,
+        "train atlas.toml --set base=stories260K.bin --set atlas.templates.context_tokens=2 --set out=failed",
+    );
+    assert!(said.contains("too long"), "{said}");
+}
+
 #[test]
 fn query_side_tuning_leaves_the_index_as_it_is() {
     let place = workplace();

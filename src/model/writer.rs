@@ -8,7 +8,7 @@ use super::cache::Cache;
 use super::decoder::Decoder;
 use super::generate::{Autoregressive, Generator, Retrieve};
 use super::retro::reading::{Reading, Sequence};
-use super::source::ChatTemplate;
+use super::source::{ChatTemplate, Source};
 use super::store::{self, LanguageModel, Network, Trainable};
 use super::t5::{self, EncoderDecoder, T5};
 use crate::corpus::Tokenizer;
@@ -77,11 +77,18 @@ impl WritingModel {
     /// Reads the model called `name`, as [`Source::open`](super::Source::open) understands it, to be run.
     pub fn load(name: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let source = store::open(name.as_ref())?;
-        let kind = source.config().get("model_type").and_then(serde_json::Value::as_str);
-        match kind.is_some_and(|kind| t5::MODEL_TYPES.contains(&kind)) {
+        match is_encoder_decoder(&source) {
             true => EncoderDecoder::from_source(source, false, device).map(Self::EncoderDecoder),
             false => LanguageModel::from_source(source, Trainable::Nothing, device).map(Self::Decoder),
         }
+    }
+
+    /// Whether the model called `name` has an encoder that reads its prompts.
+    ///
+    /// # Errors
+    /// A model that is not there.
+    pub fn is_encoder_decoder(name: &Path) -> Result<bool> {
+        Ok(is_encoder_decoder(&store::open(name)?))
     }
 
     /// Its tokenizer.
@@ -121,6 +128,11 @@ impl WritingModel {
             }
         }
     }
+}
+
+fn is_encoder_decoder(source: &Source) -> bool {
+    let kind = source.config().get("model_type").and_then(serde_json::Value::as_str);
+    kind.is_some_and(|kind| t5::MODEL_TYPES.contains(&kind))
 }
 
 impl Autoregressive for Writer<'_> {

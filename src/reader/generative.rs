@@ -41,23 +41,19 @@ impl Generative<'_> {
             }
             best = Some(prompt);
         }
-        let mut prompt: Vec<u32> = best.ok_or_else(|| {
+        let prompt: Vec<u32> = best.ok_or_else(|| {
             Error::setting("question", format!("too long for a model that reads {longest} tokens"))
         })?;
-        prompt.extend(self.model.tokenizer.encode(&self.templates.answer)?.ids);
-        Ok(prompt)
+        match self.model.chat_template() {
+            Some(_) => Ok([prompt, self.model.tokenizer.encode(&self.templates.answer)?.ids].concat()),
+            None => Ok(prompt),
+        }
     }
 
     /// A text whose continuation is the answer.
     fn continuation(&self, question: &str, sources: &[Source<'_>]) -> Result<Vec<u32>> {
-        let tokenizer = &self.model.tokenizer;
-        let mut prompt = self.model.start_tokens().to_vec();
-        for source in sources {
-            let passage = format!("title: {}\ncontext: {}\n\n", source.title, one_line(source.text));
-            prompt.extend(tokenizer.encode(&passage)?.ids);
-        }
-        prompt.extend(tokenizer.encode(&format!("question: {question}\nanswer:"))?.ids);
-        Ok(prompt)
+        let (texts, asked) = context_texts(self.model, &self.templates, question, sources)?;
+        Ok([self.model.start_tokens(), &texts.concat(), &asked].concat())
     }
 
     /// A conversation in which the answer is the model's turn.
@@ -71,6 +67,26 @@ impl Generative<'_> {
         let content = self.model.tokenizer.unmarked(&content);
         self.model.tokenizer.encode_marked(&chat.render(&[Message::new("user", content)], true)?)
     }
+}
+
+/// The texts that a decoder reads before its answer to a question, a passage each, and what comes after them: the question, and the
+/// answer's beginning.
+///
+/// # Errors
+/// What the tokenizer refuses.
+pub fn context_texts(
+    model: &LanguageModel,
+    templates: &Templates,
+    question: &str,
+    sources: &[Source<'_>],
+) -> Result<(Vec<Vec<u32>>, Vec<u32>)> {
+    let encode = |text: String| Ok(model.tokenizer.encode(&text)?.ids);
+    let passage = |source: &Source<'_>| {
+        encode(format!("title: {}\ncontext: {}\n\n", source.title, one_line(source.text)))
+    };
+    let begun = if templates.answer.is_empty() { String::new() } else { format!(" {}", templates.answer) };
+    let asked = encode(format!("question: {question}\nanswer:{begun}"))?;
+    Ok((sources.iter().map(passage).collect::<Result<_>>()?, asked))
 }
 
 impl Reader for Generative<'_> {

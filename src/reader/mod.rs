@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 pub use ask::{NOT_FOUND, ReadSource, Response, ask, widened};
 pub use extractive::Extractive;
 pub use fusion::{Fusion, texts};
-pub use generative::Generative;
+pub use generative::{Generative, context_texts};
 pub use model::{ReaderModel, Trained, folders};
 pub use sentence::{one_line, sentences, whole_sentences};
 pub use templates::Templates;

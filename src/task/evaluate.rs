@@ -306,3 +306,31 @@ impl LinePassage {
         holds(&self.text, answers) || holds(&self.title, answers)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recall_is_of_the_first_passages() {
+        let passage = |text: &str| LinePassage {
+            id: String::new(),
+            title: String::new(),
+            text: text.into(),
+            score: 0.0,
+        };
+        let example = Example { answers: vec!["Moon".into()], ..Example::default() };
+        let of =
+            |texts: &[&str]| Line::unread(&example, texts.iter().map(|text| passage(text)).collect()).scores;
+        let scores = of(&["the sun", "the moon", "a", "b", "c", "d"]);
+        assert_eq!((&scores["recall_at_1"], &scores["recall_at_5"]), (&json!(0.0), &json!(1.0)));
+        assert!(scores.get("recall_at_10").is_none(), "so many were not read");
+        assert_eq!(of(&["a", "b", "c", "d", "e", "the moon"])["recall_at_5"], 0.0);
+        assert!(of(&[]).is_empty());
+        let lettered = Example { choices: vec!["A".into()], ..example.clone() };
+        assert!(
+            Line::unread(&lettered, vec![passage("moon")]).scores.is_empty(),
+            "a letter is in no passage"
+        );
+    }
+}

@@ -832,7 +832,7 @@ impl TrainConfig {
             return fault("kind", "\"atlas\" takes a base, an index, examples and [atlas]");
         }
         if self.base.is_none() && self.continue_from.is_none() {
-            return fault("base", "give the encoder-decoder that reads");
+            return fault("base", "give the model that reads");
         }
         let section = self.atlas.clone().unwrap_or_default();
         let positive = [

@@ -151,6 +151,9 @@ impl Attention {
             key_mask: key_mask.as_ref(),
             ..AttentionOptions::scaled(self.scale)
         };
+        if let Some(taken) = &places.taken {
+            taken.note(&q, &k, &v, &options)?;
+        }
         let out = kernels::attention(&q, &k, &v, &options)?;
         match &self.after {
             None => self.o.add_heads(&out, h),

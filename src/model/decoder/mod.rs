@@ -16,6 +16,7 @@ mod block;
 mod config;
 mod families;
 mod places;
+mod taken;
 
 pub use block::Block;
 pub use config::{DecoderConfig, NormConfig, NormKind, Positions, Rotary, Scaling, Window};

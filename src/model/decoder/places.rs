@@ -5,6 +5,7 @@ use std::f64::consts::TAU;
 use candle_core::{Device, Tensor};
 
 use super::config::{DecoderConfig, Rotary, Scaling};
+use super::taken::Taken;
 use crate::error::{Error, Result};
 use crate::model::cache::Cache;
 use crate::model::layers::Embedding;
@@ -20,6 +21,8 @@ pub struct Places {
     pub(super) bias: Option<Tensor>,
     /// 0 for padding, `[batch, keys]`.
     pub(super) key_mask: Option<Tensor>,
+    /// Where what is taken is noted.
+    pub(super) taken: Option<Taken>,
 }
 
 /// What a decoder has to tell positions by.
@@ -41,7 +44,7 @@ impl Places {
         device: &Device,
     ) -> Result<Self> {
         let key_mask = cache.key_mask(tokens, device)?;
-        let mut places = Self { angles: None, learned: None, bias: None, key_mask };
+        let mut places = Self { angles: None, learned: None, bias: None, key_mask, taken: None };
         let positions = cache.positions(tokens);
         match seen {
             Seen::Rotary(global, local) => {

@@ -1,35 +1,35 @@
-//! What a reader thinks of its passages: the numbers that a retriever learns from.
+//! What a reader thinks of its passages: the numbers that a retriever learns from. Those of an encoder-decoder are made here, those
+//! of a decoder in `context.rs`.
 
 use candle_core::{Device, Tensor};
 
 use super::loss::{self, Temperatures};
+use super::reader::{Read, TrainedReader};
 use crate::error::Result;
 use crate::model::t5::{Encoded, T5};
 use crate::train::config::RetrieverLoss;
 
-/// The loss of a retriever's `scores` `[K]` on one question, whose passages the reader reads as `texts` (K of them) and whose answer
-/// is `target`. Nothing of it flows back to the reader.
+/// The loss of a retriever's `scores` `[K]` on one question, whose K passages the reader reads, and whose answer is `target`. Nothing
+/// of it flows back to the reader.
 ///
 /// # Errors
 /// When the device refuses.
 pub fn retriever_loss(
     kind: RetrieverLoss,
-    reader: &T5,
-    texts: &[Vec<u32>],
+    reader: &TrainedReader,
+    read: &Read,
     target: &[u32],
     scores: &Tensor,
     t: Temperatures,
 ) -> Result<Tensor> {
     match kind {
-        RetrieverLoss::Pdist => loss::perplexity_distillation(&given_each(reader, texts, target)?, scores, t),
-        RetrieverLoss::Emdr2 => loss::expectation(&given_each(reader, texts, target)?, scores, t),
+        RetrieverLoss::Pdist => loss::perplexity_distillation(&reader.given_each(read, target)?, scores, t),
+        RetrieverLoss::Emdr2 => loss::expectation(&reader.given_each(read, target)?, scores, t),
         RetrieverLoss::Emdr2Token => {
-            loss::expectation_per_token(&given_each(reader, texts, target)?, scores, t)
+            loss::expectation_per_token(&reader.given_each(read, target)?, scores, t)
         }
-        RetrieverLoss::Loop => loss::leave_one_out(&given_all_but_each(reader, texts, target)?, scores, t),
-        RetrieverLoss::Adist => {
-            loss::attention_distillation(&taken_of_each(reader, texts, target)?, scores, t)
-        }
+        RetrieverLoss::Loop => loss::leave_one_out(&reader.given_all_but_each(read, target)?, scores, t),
+        RetrieverLoss::Adist => loss::attention_distillation(&reader.taken_of_each(read, target)?, scores, t),
     }
 }
 
@@ -129,8 +129,7 @@ mod tests {
         assert_ne!(each[0], each[1]);
     }
 
-    /// The attention of a small decoder, one query and key at a time. Fails when values' lengths, layers, heads, or the mask are
-    /// left out.
+    /// Fails when padding is read, or passages are told apart wrongly.
     #[test]
     fn what_is_taken_adds_up() {
         let (model, texts) = (model(), texts());
@@ -151,24 +150,53 @@ mod tests {
         );
     }
 
+    /// Values twice as long in the last block are twice what is taken there, and the same in the block before. Fails when lengths are
+    /// left out, or a block.
+    #[test]
+    fn the_length_of_values_counts() {
+        let (model, texts) = (model(), texts());
+        let name = "decoder.block.1.layer.1.EncDecAttention.v.weight";
+        let (_, values) = model.variables().iter().find(|(own, _)| own == name).unwrap();
+        let start = values.as_detached_tensor().copy().unwrap();
+        let taken = |factor: f64| {
+            values.set(&(&start * factor).unwrap()).unwrap();
+            taken_of_each(&model.network, &texts, &TARGET).unwrap()
+        };
+        let (none, once, twice) = (taken(0.0), taken(1.0), taken(2.0));
+        for k in 0..3 {
+            let (first, last) = (none[k], once[k] - none[k]);
+            assert!(first > 1e-3 && last > 1e-3, "{none:?} {once:?}");
+            assert!(
+                (twice[k] - first - 2.0 * last).abs() < 1e-4 * twice[k].max(1.0),
+                "{none:?} {once:?} {twice:?}"
+            );
+        }
+    }
+
     #[test]
     fn nothing_flows_back_to_the_reader() {
-        let (model, texts) = (model(), texts());
-        let scores = candle_core::Var::new(&[0.3f32, 0.1, -0.2], &Device::Cpu).unwrap();
+        let stories = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/llama2c/stories260K.bin");
+        let stories = TrainedReader::load(&stories, &Device::Cpu).unwrap();
+        let readers = [TrainedReader::Fusion(Box::new(model())), stories];
         let t = Temperatures { target: 0.1, scores: 0.1 };
-        for kind in [
-            RetrieverLoss::Pdist,
-            RetrieverLoss::Emdr2,
-            RetrieverLoss::Emdr2Token,
-            RetrieverLoss::Adist,
-            RetrieverLoss::Loop,
-        ] {
-            let loss = retriever_loss(kind, &model.network, &texts, &TARGET, &scores, t).unwrap();
-            let gradients = kernels::backward(&loss).unwrap();
-            assert!(model.variables().iter().all(|(_, weight)| gradients.get(weight).is_none()), "{kind:?}");
-            let own = gradients.get(&scores).unwrap().to_vec1::<f32>().unwrap();
-            assert!(own.iter().any(|x| x.abs() > 1e-6), "{kind:?}: {own:?}");
-            assert!(own.iter().sum::<f32>().abs() < 1e-4, "a softmax moves nothing as a whole: {own:?}");
+        for reader in readers {
+            let read = Read { texts: texts(), asked: vec![9, 8] };
+            let scores = candle_core::Var::new(&[0.3f32, 0.1, -0.2], &Device::Cpu).unwrap();
+            for kind in [
+                RetrieverLoss::Pdist,
+                RetrieverLoss::Emdr2,
+                RetrieverLoss::Emdr2Token,
+                RetrieverLoss::Adist,
+                RetrieverLoss::Loop,
+            ] {
+                let loss = retriever_loss(kind, &reader, &read, &TARGET, &scores, t).unwrap();
+                let gradients = kernels::backward(&loss).unwrap();
+                let flown = reader.variables().iter().any(|(_, weight)| gradients.get(weight).is_some());
+                assert!(!flown, "{kind:?}");
+                let own = gradients.get(&scores).unwrap().to_vec1::<f32>().unwrap();
+                assert!(own.iter().any(|x| x.abs() > 1e-6), "{kind:?}: {own:?}");
+                assert!(own.iter().sum::<f32>().abs() < 1e-4, "a softmax moves nothing as a whole: {own:?}");
+            }
         }
     }
 }

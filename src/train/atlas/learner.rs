@@ -8,18 +8,18 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use sidenote_index::{Hit, Metric};
-use sidenote_kernels::{self as kernels, CrossEntropyOptions};
+use sidenote_kernels as kernels;
 
 use super::generations::Generations;
 use super::judge::retriever_loss;
 use super::loss::Temperatures;
+use super::reader::{Read, TrainedReader};
 use crate::corpus::Store;
 use crate::encoder::TrainableEncoder;
 use crate::error::{Error, Result};
-use crate::model::batch::IGNORE;
-use crate::model::{Dropout, EncoderDecoder};
+use crate::model::Dropout;
 use crate::progress::Progress;
-use crate::reader::{Source, Trained, folders, texts, widened};
+use crate::reader::{Source, Trained, folders, widened};
 use crate::retriever::{Filter, Retriever, SearchOptions, open_store};
 use crate::task::multiple_choice::ordered;
 use crate::task::{Example, masked, prefix, section};
@@ -37,7 +37,7 @@ const RETRIEVER: &str = "retriever";
 pub struct AtlasLearner<'a> {
     config: &'a TrainConfig,
     section: AtlasSection,
-    reader: EncoderDecoder,
+    reader: TrainedReader,
     /// The encoder that learns, if any.
     encoder: Option<TrainableEncoder>,
     variables: Vec<(String, Var)>,
@@ -64,8 +64,8 @@ pub struct Question {
     passages: Vec<Vec<u32>>,
     /// Vectors of the passages, where only the query's encoder learns.
     vectors: Vec<f32>,
-    /// What the reader reads, a text a passage; the query alone where nothing was found.
-    texts: Vec<Vec<u32>>,
+    /// What the reader reads.
+    read: Read,
     /// How many passages there are.
     found: usize,
     /// What it is to write.
@@ -80,9 +80,9 @@ impl<'a> AtlasLearner<'a> {
     pub fn open(config: &'a TrainConfig, start: Option<&Path>, device: &Device) -> Result<Self> {
         let section = config.atlas.clone().unwrap_or_default();
         let base = start.or(config.base.as_deref());
-        let base = base.ok_or_else(|| Error::setting("base", "give the encoder-decoder that reads"))?;
+        let base = base.ok_or_else(|| Error::setting("base", "give the model that reads"))?;
         let saved = start.map(folders);
-        let reader = EncoderDecoder::load(saved.as_ref().map_or(base, |(reader, _)| reader), true, device)?;
+        let reader = TrainedReader::load(saved.as_ref().map_or(base, |(reader, _)| reader), device)?;
         let retriever = Retriever::open(&config.index, None)?;
         let encoder = match section.loss {
             None => None,
@@ -170,28 +170,26 @@ impl<'a> AtlasLearner<'a> {
             AtlasTask::Masked => masked::without_sentinels(&example.question),
             _ => example.question.clone(),
         };
-        let hits = self.retrieve(example, &looked_for)?;
+        let mut hits = self.retrieve(example, &looked_for)?;
         let passages: Vec<_> = hits.iter().map(|hit| self.retriever.passage(*hit)).collect();
         let sources: Vec<Source<'_>> = passages
             .iter()
             .map(|p| Source { title: &p.title, text: widened(&self.retriever, p), score: p.score })
             .collect();
-        let tokenizer = &self.reader.tokenizer;
-        let own = matches!(self.section.task, AtlasTask::Masked);
-        let safe = |text: &str| if own { text.to_string() } else { tokenizer.unmarked(text).into_owned() };
-        let texts = texts(&self.reader, &self.section.templates, &safe(&example.question), &sources)?;
-        let written = safe(example.target().unwrap_or_default());
-        let mut target = tokenizer.encode_marked(&(self.section.templates.answer.clone() + &written))?;
-        target.truncate(self.section.target_tokens);
-        target.extend(self.reader.end_tokens().first());
-        let mut question = Question {
-            query: Vec::new(),
-            passages: Vec::new(),
-            vectors: Vec::new(),
-            texts,
-            found: hits.len(),
-            target,
+        let masked = self.section.task == AtlasTask::Masked;
+        let safe = |text: &str| match masked {
+            true => text.to_string(),
+            false => self.reader.tokenizer().unmarked(text).into_owned(),
         };
+        let templates = &self.section.templates;
+        let answer = safe(example.target().unwrap_or_default());
+        let target = self.reader.target(templates, &answer, self.section.target_tokens)?;
+        let read = self.reader.read(templates, &safe(&example.question), &sources, &target)?;
+        // What the reader has no room for, it says nothing about.
+        hits.truncate(read.texts.len());
+        let found = hits.len();
+        let mut question =
+            Question { query: Vec::new(), passages: Vec::new(), vectors: Vec::new(), read, found, target };
         if let Some(encoder) = &self.encoder {
             question.query = encoder.tokenize_queries(&[&looked_for])?.remove(0);
             match self.section.query_side {
@@ -254,29 +252,8 @@ impl<'a> AtlasLearner<'a> {
 
     /// The mean negative log-likelihood of a token of the answers.
     fn reader_nats(&self, batch: &[Question], dropout: Option<Dropout>) -> Result<Tensor> {
-        let network = &self.reader.network;
-        let most = batch.iter().map(|question| question.texts.len()).max().unwrap_or(0);
-        // A passage that is absent has no tokens.
-        let texts = |question: &'_ Question| {
-            let absent = std::iter::repeat_n(Vec::new(), most - question.texts.len());
-            question.texts.iter().cloned().chain(absent).collect::<Vec<_>>()
-        };
-        let texts: Vec<Vec<u32>> = batch.iter().flat_map(texts).collect();
-        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-        let encoded = network.encoder().read(&texts, dropout.map(|dropout| dropout.part(0)))?.joined(most)?;
-        let width = batch.iter().map(|question| question.target.len()).max().unwrap_or(0);
-        let padded = |question: &Question| {
-            let padding = std::iter::repeat_n(IGNORE, width - question.target.len());
-            question.target.iter().copied().chain(padding).collect::<Vec<_>>()
-        };
-        let targets: Vec<u32> = batch.iter().flat_map(padded).collect();
-        let targets = Tensor::from_vec(targets, (batch.len(), width), network.device())?;
-        let hidden = network.predict(&encoded, &targets, dropout.map(|dropout| dropout.part(1)))?;
-        let (hidden, targets) = (hidden.flatten(0, 1)?, targets.flatten_all()?);
-        let options = CrossEntropyOptions::ignoring(IGNORE);
-        let nats = kernels::linear_cross_entropy(&hidden, &network.head()?, &targets, &options)?;
-        let tokens: usize = batch.iter().map(|question| question.target.len()).sum();
-        Ok((nats / tokens.max(1) as f64)?)
+        let batch: Vec<(&Read, &[u32])> = batch.iter().map(|q| (&q.read, q.target.as_slice())).collect();
+        self.reader.nats(&batch, dropout)
     }
 
     /// The sum of the retriever's losses; none where it learns nothing from these questions.
@@ -313,8 +290,7 @@ impl<'a> AtlasLearner<'a> {
                 // As Atlas does with Contriever, whose vectors are as long as they like.
                 scores = (scores / (encoder.dim() as f64).sqrt())?;
             }
-            let network = &self.reader.network;
-            let loss = retriever_loss(kind, network, &question.texts, &question.target, &scores, t)?;
+            let loss = retriever_loss(kind, &self.reader, &question.read, &question.target, &scores, t)?;
             sum = Some(match sum {
                 None => loss,
                 Some(sum) => (sum + loss)?,
@@ -374,7 +350,7 @@ impl Learner for AtlasLearner<'_> {
         let dropout = |rate: f32, part: u64| {
             (rate > 0.0).then(|| Dropout::new(rate, self.config.training.seed).part(number as u64).part(part))
         };
-        let rate = self.reader.network.config().dropout_rate();
+        let rate = self.reader.dropout_rate();
         let nats = (self.reader_nats(&batch, dropout(rate, 0))? * batch.len() as f64)?;
         let rate = self.encoder.as_ref().map_or(0.0, TrainableEncoder::dropout_rate);
         match self.retriever_nats(&batch, dropout(rate, 1))? {
@@ -453,4 +429,113 @@ fn expanded(examples: Vec<Example>, section: &AtlasSection) -> Vec<Example> {
         n => section.permutations.of(n).iter().map(|order| ordered(&example, order)).collect(),
     };
     examples.into_iter().flat_map(each).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::corpus::{OnError, Tokenizer};
+    use crate::encoder;
+    use crate::retriever::{BuildOptions, Existing, build};
+
+    const THINGS: [&str; 6] = ["the moon", "a king", "April", "the Earth", "a castle", "the line"];
+
+    fn data(name: &str) -> String {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name).display().to_string()
+    }
+
+    /// A run's configuration beside an index of six documents.
+    fn configured(dir: &Path, atlas: &str) -> TrainConfig {
+        let corpus = [dir.join("corpus.jsonl")];
+        let line = |(number, thing): (usize, &&str)| {
+            let text = format!("{thing} moves around {} in a month", THINGS[(number + 1) % 6]);
+            serde_json::json!({"id": format!("d{number}"), "title": thing, "text": text}).to_string()
+        };
+        fs::write(&corpus[0], THINGS.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")).unwrap();
+        let out = dir.join("index");
+        let encoder = encoder::load(&data("encoder/bert_mean")).unwrap();
+        let options = BuildOptions {
+            corpus: &corpus,
+            out: &out,
+            encoder: encoder.as_ref(),
+            tokenizer: &Tokenizer::default_lm().unwrap(),
+            chunk_tokens: 64,
+            index: None,
+            seed: 0,
+            memory: None,
+            on_error: OnError::Fail,
+            existing: Existing::Fail,
+        };
+        build(&options, Progress::Silent).unwrap();
+        let text = format!(
+            "kind = \"atlas\"\nout = {:?}\nindex = {:?}\nbase = {:?}\n[atlas]\n{atlas}\n[training]\nsteps = 3",
+            dir.join("run"),
+            out,
+            data("models/t5_v1_0")
+        );
+        let path = dir.join("run.toml");
+        fs::write(&path, text).unwrap();
+        TrainConfig::read(&path, &[]).unwrap()
+    }
+
+    /// Fails when a passage may be answered from itself.
+    #[test]
+    fn a_passage_is_not_found_for_the_task_that_it_makes() {
+        for atlas in ["task = \"prefix\"\nloss = \"pdist\"\nbatch = 6", "task = \"prefix\"\nbatch = 6"] {
+            let dir = tempfile::tempdir().unwrap();
+            let config = configured(dir.path(), &format!("{atlas}\npassages = 6"));
+            let learner = AtlasLearner::open(&config, None, &Device::Cpu).unwrap();
+            for number in 0..6 {
+                let example = learner.example(number, &mut ChaCha8Rng::seed_from_u64(0)).unwrap();
+                let hits = learner.retrieve(&example, &example.question).unwrap();
+                let found: Vec<_> = hits.iter().map(|hit| learner.retriever.passage(*hit).id).collect();
+                assert!(found.len() == 5 && !found.contains(&example.id), "{} {found:?}", example.id);
+            }
+        }
+    }
+
+    /// The index is stale, since the encoder has moved; what is read are the passages that are nearest by now.
+    #[test]
+    fn reranking_is_by_the_encoder_as_it_is_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = configured(dir.path(), "task = \"prefix\"\nloss = \"pdist\"\nrerank = 6\npassages = 3");
+        let learner = AtlasLearner::open(&config, None, &Device::Cpu).unwrap();
+        let encoder = learner.encoder.as_ref().unwrap();
+        let example = learner.example(0, &mut ChaCha8Rng::seed_from_u64(0)).unwrap();
+        let found = || {
+            learner
+                .retrieve(&example, &example.question)
+                .unwrap()
+                .iter()
+                .map(|hit| hit.id)
+                .collect::<Vec<_>>()
+        };
+        let before = found();
+        for (name, variable) in encoder.variables() {
+            let noise = crate::model::weights::normal(3, name, variable.elem_count(), 0.5);
+            let noise = Tensor::from_vec(noise, variable.dims(), &Device::Cpu).unwrap();
+            variable.set(&(variable.as_detached_tensor() + noise).unwrap()).unwrap();
+        }
+        let vector = |ids: Vec<Vec<u32>>| {
+            encoder
+                .forward(&[&ids[0]], None)
+                .unwrap()
+                .detach()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap()
+        };
+        let query = vector(encoder.tokenize_queries(&[&example.question]).unwrap());
+        let store = learner.retriever.store();
+        let score = |chunk: usize| -> f32 {
+            let passage = vector(encoder.tokenize(&[store.chunk(chunk).text]).unwrap());
+            query.iter().zip(&passage).map(|(a, b)| a * b).sum()
+        };
+        let mut expected: Vec<(f32, u32)> = (1..6).map(|chunk| (score(chunk), chunk as u32)).collect();
+        expected.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let expected: Vec<u32> = expected.iter().take(3).map(|(_, chunk)| *chunk).collect();
+        assert_eq!(found(), expected);
+        assert_ne!(before, expected, "the noise has moved nothing");
+    }
 }

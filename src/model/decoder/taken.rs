@@ -1,0 +1,64 @@
+//! What the last tokens of a text take of all of it, for what learns from attention.
+
+use std::cell::RefCell;
+
+use candle_core::{D, Tensor};
+use sidenote_kernels::{AttentionOptions, composed};
+
+use super::Decoder;
+use crate::error::Result;
+use crate::model::cache::Cache;
+
+/// Where blocks note what is taken, while they read.
+pub(super) struct Taken {
+    /// The last queries, which are looked at.
+    queries: usize,
+    /// Of each block, by key: the mean over heads and queries.
+    blocks: RefCell<Vec<Vec<f32>>>,
+}
+
+impl Taken {
+    /// Notes what an attention of one sequence takes of each key: its weight times the length of the value.
+    pub fn note(&self, q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<()> {
+        let (q, k, v) = (q.detach(), k.detach(), v.detach());
+        let last = q.dim(2)?.saturating_sub(self.queries);
+        let q = q.narrow(2, last, q.dim(2)? - last)?;
+        let bias = match options.bias {
+            Some(bias) => Some(bias.narrow(1, last, bias.dim(1)? - last)?),
+            None => None,
+        };
+        // Values that are nowhere but at their own key.
+        let lengths = v.sqr()?.sum(D::Minus1)?.sqrt()?;
+        let keys = lengths.dim(D::Minus1)?;
+        let own = Tensor::eye(keys, lengths.dtype(), lengths.device())?;
+        let values = lengths.unsqueeze(D::Minus1)?.broadcast_mul(&own)?;
+        let options = AttentionOptions { bias: bias.as_ref(), ..*options };
+        let taken = composed::attention(&q, &k, &values, &options)?;
+        self.blocks.borrow_mut().push(taken.squeeze(0)?.mean(0)?.mean(0)?.to_vec1()?);
+        Ok(())
+    }
+}
+
+impl Decoder {
+    /// What the last `queries` of `tokens` take of each of them: attention's weight times the length of the value, as a mean over
+    /// blocks, heads and queries (as Atlas has it for encoder-decoders, section 2.2). Without gradients.
+    ///
+    /// # Errors
+    /// More tokens than the decoder reads.
+    pub fn taken(&self, tokens: &[u32], queries: usize) -> Result<Vec<f64>> {
+        let mut places = self.places(&Cache::default(), tokens.len())?;
+        places.taken = Some(Taken { queries, blocks: RefCell::default() });
+        let ids = Tensor::new(tokens, self.device())?.unsqueeze(0)?;
+        let h = self.begin(&ids, &places)?.detach();
+        self.run_blocks(0..self.blocks().len(), &h, &places)?;
+        let blocks = places.taken.map(|taken| taken.blocks.into_inner()).unwrap_or_default();
+        let mut mean = vec![0.0; tokens.len()];
+        for block in &blocks {
+            // A layer with a window holds the last keys only.
+            let first = mean.len() - block.len();
+            let share = |taken: &f32| f64::from(*taken) / blocks.len() as f64;
+            mean[first..].iter_mut().zip(block).for_each(|(sum, taken)| *sum += share(taken));
+        }
+        Ok(mean)
+    }
+}
