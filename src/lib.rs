@@ -3,6 +3,7 @@
 //! Four jobs: *index* a corpus, *train* models that read it, *ask* with sources, *select*
 //! training data. ARCHITECTURE.md in the repository is the map.
 
+pub mod adapter;
 pub mod commands;
 pub mod corpus;
 pub mod encoder;

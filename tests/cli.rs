@@ -70,6 +70,7 @@ fn every_command_explains_itself_with_an_example_of_its_own() {
         "encoder distill",
         "eval perplexity",
         "eval retrieval",
+        "eval tasks",
         "generate",
         "index add",
         "index build",

@@ -43,6 +43,10 @@ An encoder (retriever.toml): kind = \"retriever\", base = \"ENCODER\", pairs = \
 A reader and its retriever (atlas.toml): kind = \"atlas\", base = \"T5\", an index by a network that encodes, examples = \"qa.jsonl\", and
   a section [atlas] with loss = \"pdist\" | \"emdr2\" | \"adist\" | \"loop\", passages, refresh = \"0-1000:500\" or query_side = true
 
+Tasks, by any model, whole or with an adapter (tuned.toml): kind = \"tune\", base = \"MODEL\", a section [tune] with
+  data = [\"chosen.jsonl\"] and perhaps losses, mixing, cap, temperature, by; and perhaps a section [adapter] with
+  method = \"lora\" | \"ia3\" | \"bitfit\" | \"prompt\" | \"prefix\" and rank, alpha, targets or tokens
+
 Beside what is shown, [training] takes accumulate, optimiser, schedule, final_rate, keep_checkpoints and others, and
 the file a list `objectives` of {kind = \"causal\" | \"infilling\" | \"prefix\" | \"spans\" | \"denoising\" |
 \"continuation\", weight = ...}; an unknown name is told.")]

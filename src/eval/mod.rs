@@ -4,3 +4,4 @@ pub mod metrics;
 pub mod overlap;
 pub mod perplexity;
 pub mod retrieval;
+pub mod tasks;

@@ -15,6 +15,8 @@ pub struct Cache {
     tokens: usize,
     /// Tokens of padding that each row begins with; empty where none has any.
     padding: Vec<usize>,
+    /// Columns before the padding that are no text: those of an adapter.
+    lead: usize,
 }
 
 impl Cache {
@@ -27,6 +29,11 @@ impl Cache {
     /// Number of tokens already read, padding included.
     pub fn tokens(&self) -> usize {
         self.tokens
+    }
+
+    /// Says that the next `columns`, the first of all, are an adapter's: every row has them, and padding comes after them.
+    pub fn begin_with(&mut self, columns: usize) {
+        self.lead = columns;
     }
 
     /// Keys and values of layer `i`, from 0, whose queries see so many keys. Each layer adds its own while the network
@@ -49,7 +56,11 @@ impl Cache {
     /// the same, else one a row. Padding has position 0.
     pub fn positions(&self, tokens: usize) -> Vec<Vec<u32>> {
         let from = |padding: usize| -> Vec<u32> {
-            (self.tokens..self.tokens + tokens).map(|column| column.saturating_sub(padding) as u32).collect()
+            let position = |column: usize| match column < self.lead {
+                true => column as u32,
+                false => column.saturating_sub(padding) as u32,
+            };
+            (self.tokens..self.tokens + tokens).map(position).collect()
         };
         if self.padding.is_empty() {
             return vec![from(0)];
@@ -67,7 +78,10 @@ impl Cache {
         let mask: Vec<u8> = self
             .padding
             .iter()
-            .flat_map(|padding| (0..keys).map(move |column| u8::from(column >= *padding)))
+            .flat_map(|padding| {
+                let seen = move |column| column < self.lead || column >= self.lead + padding;
+                (0..keys).map(move |column| u8::from(seen(column)))
+            })
             .collect();
         Ok(Some(Tensor::from_vec(mask, (self.padding.len(), keys), device)?.to_dtype(DType::U8)?))
     }
@@ -94,7 +108,7 @@ impl Cache {
         } else {
             rows.iter().map(|row| self.padding[*row]).collect()
         };
-        Ok(Self { layers, tokens: self.tokens, ..Self::padded(&padding) })
+        Ok(Self { layers, tokens: self.tokens, lead: self.lead, ..Self::padded(&padding) })
     }
 }
 

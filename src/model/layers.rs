@@ -6,12 +6,15 @@ use sidenote_kernels::{self as kernels, Activation, QuantisedLinear};
 use super::matrix::Matrix;
 use super::place::Place;
 use super::weights::{Start, Weights};
+use crate::adapter::Change;
 use crate::error::Result;
 
 /// `x W^T + b`, or without the bias; W is `[out, in]`.
 pub struct Linear {
     weight: Matrix,
     bias: Option<Tensor>,
+    /// What an adapter does to it while it is trained, and which of that adapter's rows are its own.
+    change: Option<(Change, Place)>,
 }
 
 impl Linear {
@@ -41,12 +44,33 @@ impl Linear {
             true => Some(w.get(place.join("bias"), output, Start::Constant(0.0))?),
             false => None,
         };
-        Ok(Self { weight, bias })
+        Self { weight, bias, change: None }.changed(w, &place, [output, input])
+    }
+
+    /// The layer with what the adapter, if one is attached, does to it: in the weights themselves where it is not
+    /// trained and they are numbers.
+    fn changed(self, w: &mut Weights, place: &Place, [output, input]: [usize; 2]) -> Result<Self> {
+        let Some(attached) = w.attached() else { return Ok(self) };
+        let merges = attached.merges();
+        let Some(change) = attached.change(place, input, output)? else { return Ok(self) };
+        let own = Place { transposed: false, ..place.clone() };
+        let Matrix::Dense(weight) = &self.weight else {
+            return Ok(Self { change: Some((change, own)), ..self });
+        };
+        if !merges {
+            return Ok(Self { change: Some((change, own)), ..self });
+        }
+        let (weight, bias) = change.rows(|whole| own.read(whole))?.merge(weight, self.bias.as_ref())?;
+        w.replace(place.join("weight"), Matrix::Dense(weight.clone()));
+        if let Some(bias) = &bias {
+            w.replace(place.join("bias"), Matrix::Dense(bias.clone()));
+        }
+        Ok(Self { weight: Matrix::Dense(weight), bias, change: None })
     }
 
     /// The product with a weight that is there already, such as a tied embedding table.
     pub fn of(weight: Matrix) -> Self {
-        Self { weight, bias: None }
+        Self { weight, bias: None, change: None }
     }
 
     /// The weight, `[out, in]`.
@@ -56,6 +80,14 @@ impl Linear {
 
     /// `[.., in]` to `[.., out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.change {
+            None => self.unchanged(x),
+            Some((change, own)) => change.rows(|whole| own.read(whole))?.forward(x, |x| self.unchanged(x)),
+        }
+    }
+
+    /// What the layer gives without its adapter.
+    fn unchanged(&self, x: &Tensor) -> Result<Tensor> {
         let Some(bias) = &self.bias else { return self.weight.multiply(x) };
         let mut shape = x.dims().to_vec();
         *shape.last_mut().unwrap_or(&mut 0) = bias.elem_count();
@@ -64,9 +96,9 @@ impl Linear {
 
     /// What several layers make of the same input, such as queries, keys and values; together where that is faster.
     pub fn forward_each<const N: usize>(layers: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
-        let quantised = layers.iter().map(|layer| match &layer.weight {
-            Matrix::Quantised(weight) => Some(&**weight),
-            Matrix::Dense(_) => None,
+        let quantised = layers.iter().map(|layer| match (&layer.weight, &layer.change) {
+            (Matrix::Quantised(weight), None) => Some(&**weight),
+            _ => None,
         });
         let out = match quantised.collect::<Option<Vec<_>>>() {
             None => layers.iter().map(|layer| layer.forward(x)).collect::<Result<Vec<_>>>()?,
@@ -85,16 +117,19 @@ impl Linear {
 
     /// `residual + x W^T + b`; `[.., in]` and `[.., out]` to `[.., out]`.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        if self.change.is_some() {
+            return Ok((residual + self.forward(x)?)?);
+        }
         match &self.bias {
             None => self.weight.multiply_add(x, residual),
             Some(bias) => self.weight.multiply_add(x, &residual.broadcast_add(bias)?),
         }
     }
 
-    /// The weight, if it is dense and there is no bias: what the kernels' fused layers take.
+    /// The weight, if it is dense and there is no bias and no adapter: what the kernels' fused layers take.
     pub fn plain(&self) -> Option<&Tensor> {
-        match (&self.weight, &self.bias) {
-            (Matrix::Dense(weight), None) => Some(weight),
+        match (&self.weight, &self.bias, &self.change) {
+            (Matrix::Dense(weight), None, None) => Some(weight),
             _ => None,
         }
     }

@@ -1,5 +1,7 @@
 //! The networks: decoders of many families, and RETRO (chunked cross-attention) over any of them.
 
+mod adapted;
+mod attached;
 pub mod batch;
 mod cache;
 pub mod decoder;
@@ -16,6 +18,7 @@ pub mod t5;
 pub mod weights;
 mod writer;
 
+pub use adapted::Wanted;
 pub use cache::Cache;
 pub use decoder::{Decoder, DecoderConfig};
 pub use layers::Dropout;

@@ -9,6 +9,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor, Var};
 use serde_json::{Value, json};
 
+use super::adapted::{Adapted, Wanted};
 use super::cache::Cache;
 use super::decoder::{Decoder, DecoderConfig};
 use super::matrix::Matrix;
@@ -95,6 +96,8 @@ pub struct LanguageModel {
     speech: Speech,
     /// The model underneath, of one that is saved without it.
     base: Option<BaseModel>,
+    /// An adapter that is trained: all that is saved.
+    adapted: Option<Adapted>,
     tensors: BTreeMap<Place, Matrix>,
     variables: Vec<(String, Var)>,
 }
@@ -111,7 +114,9 @@ impl Speech {
     /// As `source` says. A model that was trained here has read documents that begin where another ends.
     fn of(source: &Source, tokenizer: &Tokenizer) -> Result<Self> {
         let mut starts = tokenizer.starts()?;
-        if starts.is_empty() && source.is_ours() {
+        // One that was tuned from a model without such a beginning says so.
+        let none = source.config().get("bos_token_id").is_some_and(Value::is_null);
+        if starts.is_empty() && source.is_ours() && !none {
             starts.extend(tokenizer.end_of_text());
         }
         let mut ends = source.end_tokens();
@@ -138,7 +143,7 @@ impl LanguageModel {
         let (tensors, variables) = weights.finish();
         let end: Vec<u32> = tokenizer.end_of_text().into_iter().collect();
         let speech = Speech { starts: end.clone(), ends: end, chat: None };
-        Ok(Self { network, tokenizer, speech, base: None, tensors, variables })
+        Ok(Self { network, tokenizer, speech, base: None, adapted: None, tensors, variables })
     }
 
     /// Reads the model called `name`, as [`Source::open`] understands it.
@@ -149,7 +154,21 @@ impl LanguageModel {
     /// Reads the model out of an opened checkpoint.
     pub fn from_source(source: Source, trainable: Trainable, device: &Device) -> Result<Self> {
         let (decoder, retro) = read_config(&source)?;
-        Self::read(source, &decoder, retro.as_ref(), trainable, None, device)
+        Self::read(source, &decoder, retro.as_ref(), trainable, Added::Nothing, device)
+    }
+
+    /// Reads the plain decoder out of an opened checkpoint, with an adapter: trained, in which case the adapter alone is
+    /// what [`save`](Self::save) writes, or put into the weights.
+    ///
+    /// # Errors
+    /// An adapter of another model, or with tensors that it has no place for; a RETRO model.
+    pub fn adapted(source: Source, wanted: Wanted<'_>, device: &Device) -> Result<Self> {
+        let (decoder, retro) = read_config(&source)?;
+        if retro.is_some() {
+            let why = "a RETRO model; adapters are for plain decoders and encoder-decoders";
+            return Err(Error::file(source.path(), why));
+        }
+        Self::read(source, &decoder, None, Trainable::Nothing, Added::Adapter(wanted), device)
     }
 
     /// Reads the plain decoder called `name`, freezes it, and adds RETRO's layers, which start from
@@ -163,7 +182,8 @@ impl LanguageModel {
         }
         retro.check(&decoder)?;
         let base = BaseModel::of(name.as_ref(), &source)?;
-        let model = Self::read(source, &decoder, Some(retro), Trainable::RetroOnly, Some(seed), device)?;
+        let model =
+            Self::read(source, &decoder, Some(retro), Trainable::RetroOnly, Added::Retro(seed), device)?;
         Ok(Self { base: Some(base), ..model })
     }
 
@@ -172,7 +192,7 @@ impl LanguageModel {
         decoder: &DecoderConfig,
         retro: Option<&RetroConfig>,
         trainable: Trainable,
-        fresh_retro: Option<u64>,
+        added: Added<'_>,
         device: &Device,
     ) -> Result<Self> {
         let path = source.path().to_path_buf();
@@ -191,10 +211,25 @@ impl LanguageModel {
             Error::Setting { name, why } => Error::file(&path, format!("{name}: {why}")),
             other => other,
         };
+        let (mut fresh_retro, mut underneath, mut keep) = (None, None, trainable == Trainable::Nothing);
+        let mut attach = None;
+        match added {
+            Added::Nothing => {}
+            Added::Retro(seed) => fresh_retro = Some(seed),
+            Added::Adapter(mut wanted) => {
+                underneath = Some(wanted.check(&source)?);
+                // Gradients pass through the model, and what is put into weights needs numbers.
+                keep = false;
+                attach = Some(wanted);
+            }
+        }
         let mut weights = Weights::from_source(source, device);
+        if let Some(wanted) = attach {
+            wanted.attach(&mut weights);
+        }
         weights.set_trainable(trainable == Trainable::Everything);
         // RETRO-fit's gradients pass through the frozen decoder.
-        weights.keep_blocks(trainable == Trainable::Nothing);
+        weights.keep_blocks(keep);
         let plain = Decoder::new(decoder, &mut weights).map_err(named)?;
         let network = match retro {
             Some(config) => {
@@ -208,8 +243,10 @@ impl LanguageModel {
             None => Network::Plain(plain),
         };
         weights.check_all_taken()?;
+        let attached = weights.detach();
         let (tensors, variables) = weights.finish();
-        Ok(Self { network, tokenizer, speech, base, tensors, variables })
+        let adapted = Adapted::of(attached, underneath);
+        Ok(Self { network, tokenizer, speech, base, adapted, tensors, variables })
     }
 
     /// Tokens that every text of the model's begins with; none for some models.
@@ -237,6 +274,12 @@ impl LanguageModel {
     /// # Errors
     /// A folder that is there already, a full disk.
     pub fn save_as(&self, dir: &Path, precision: Precision) -> Result<()> {
+        if let Some(adapted) = &self.adapted {
+            let config = self.network.decoder().config();
+            let shape =
+                [config.num_hidden_layers, config.hidden_size, config.num_key_value_heads, config.head_dim];
+            return adapted.save(dir, &self.tensors, false, shape);
+        }
         let Some(base) = &self.base else {
             let mut config = self.config_json()?;
             config["torch_dtype"] = precision.name().into();
@@ -323,8 +366,17 @@ impl LanguageModel {
 
     /// Number of values in all weights.
     pub fn parameters(&self) -> usize {
-        self.tensors.values().map(Matrix::elem_count).sum()
+        let own: usize = self.tensors.values().map(Matrix::elem_count).sum();
+        own + self.adapted.as_ref().map_or(0, Adapted::parameters)
     }
+}
+
+/// What is added to a decoder while it is read.
+enum Added<'a> {
+    Nothing,
+    /// RETRO's layers, which start from a seed.
+    Retro(u64),
+    Adapter(Wanted<'a>),
 }
 
 /// Writes a model to the new folder `dir`, which appears whole or not at all.

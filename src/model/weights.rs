@@ -8,9 +8,11 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sidenote_kernels::{BlockKind, QuantisedLinear};
 
+use super::attached::Attached;
 use super::matrix::Matrix;
 use super::place::Place;
 use super::source::{self, Source, Stored};
+use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 
 /// How a weight starts when it is not read from a file.
@@ -38,6 +40,7 @@ pub struct Weights {
     keeps_blocks: bool,
     tensors: BTreeMap<Place, Matrix>,
     variables: Vec<(String, Var)>,
+    attached: Option<Attached>,
 }
 
 impl Weights {
@@ -53,6 +56,7 @@ impl Weights {
             keeps_blocks: false,
             tensors: BTreeMap::new(),
             variables: Vec::new(),
+            attached: None,
         }
     }
 
@@ -72,6 +76,21 @@ impl Weights {
         self.keeps_blocks = keep;
     }
 
+    /// Attaches an adapter, which the layers made from now on ask for what they have of it.
+    pub fn attach(&mut self, adapter: Adapter, trainable: bool, seed: u64) {
+        self.attached = Some(Attached::new(adapter, trainable, seed, &self.device));
+    }
+
+    /// The adapter that is attached.
+    pub fn attached(&mut self) -> Option<&mut Attached> {
+        self.attached.as_mut()
+    }
+
+    /// Puts another matrix in the place of one that was handed out, as what this model has there.
+    pub fn replace(&mut self, place: Place, matrix: Matrix) {
+        self.tensors.insert(place, matrix);
+    }
+
     /// From now on, weights start from the seed even if the rest was read from a checkpoint.
     pub fn start_fresh(&mut self, seed: u64) {
         self.source = None;
@@ -84,6 +103,10 @@ impl Weights {
         let tensor = match &self.source {
             Some(_) => self.read(&place, shape.dims())?.to_device(&self.device)?,
             None => self.start(&place.to_string(), shape, start)?,
+        };
+        let tensor = match &mut self.attached {
+            Some(attached) if place.tensor.ends_with(".bias") => attached.bias(&place, tensor)?,
+            _ => tensor,
         };
         let tensor = match self.trainable {
             true => {
@@ -180,6 +203,9 @@ impl Weights {
     /// Refuses a checkpoint with a tensor that no part of the model has asked for: the model is not what its
     /// configuration says.
     pub fn check_all_taken(&self) -> Result<()> {
+        if let Some(attached) = &self.attached {
+            attached.check_all_taken()?;
+        }
         let Some(source) = &self.source else { return Ok(()) };
         let ignored = |name: &str| self.ignored.iter().any(|end| name.ends_with(end));
         match source.left().find(|name| !ignored(name)) {
@@ -207,6 +233,13 @@ impl Weights {
     /// All weights handed out, and those among them that are trained.
     pub fn finish(self) -> (BTreeMap<Place, Matrix>, Vec<(String, Var)>) {
         (self.tensors, self.variables)
+    }
+
+    /// Takes the adapter off; what is trained of it stays among what is trained.
+    pub fn detach(&mut self) -> Option<Attached> {
+        let attached = self.attached.take()?;
+        self.variables.extend(attached.variables().to_vec());
+        Some(attached)
     }
 }
 

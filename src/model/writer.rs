@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
+use super::adapted::Wanted;
 use super::cache::Cache;
 use super::decoder::Decoder;
 use super::generate::{Autoregressive, Generator, Retrieve};
@@ -11,6 +12,7 @@ use super::retro::reading::{Reading, Sequence};
 use super::source::{ChatTemplate, Source};
 use super::store::{self, LanguageModel, Network, Trainable};
 use super::t5::{self, EncoderDecoder, T5};
+use crate::adapter::Adapter;
 use crate::corpus::Tokenizer;
 use crate::error::{Error, Result};
 
@@ -66,6 +68,7 @@ impl LanguageModel {
 }
 
 /// A model that writes, of any family.
+#[expect(clippy::large_enum_variant, reason = "a program holds one or two of them, never a list")]
 pub enum WritingModel {
     /// A decoder, or RETRO.
     Decoder(LanguageModel),
@@ -80,6 +83,39 @@ impl WritingModel {
         match is_encoder_decoder(&source) {
             true => EncoderDecoder::from_source(source, false, device).map(Self::EncoderDecoder),
             false => LanguageModel::from_source(source, Trainable::Nothing, device).map(Self::Decoder),
+        }
+    }
+
+    /// Reads the model called `name`, all of whose weights are to be trained.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_trainable(name: &Path, device: &Device) -> Result<Self> {
+        let source = store::open(name)?;
+        match is_encoder_decoder(&source) {
+            true => EncoderDecoder::from_source(source, true, device).map(Self::EncoderDecoder),
+            false => LanguageModel::from_source(source, Trainable::Everything, device).map(Self::Decoder),
+        }
+    }
+
+    /// Reads the model called `name` with the adapter in the folder `adapter`, to be run.
+    ///
+    /// # Errors
+    /// An adapter of another model.
+    pub fn load_adapted(name: &Path, adapter: &Path, device: &Device) -> Result<Self> {
+        let wanted = Wanted { adapter: Adapter::open(adapter)?, name, trainable: false, seed: 0 };
+        Self::adapted(wanted, device)
+    }
+
+    /// Reads a model with an adapter that is trained or run.
+    ///
+    /// # Errors
+    /// An adapter of another model.
+    pub fn adapted(wanted: Wanted<'_>, device: &Device) -> Result<Self> {
+        let source = store::open(wanted.name)?;
+        match is_encoder_decoder(&source) {
+            true => EncoderDecoder::adapted(source, wanted, device).map(Self::EncoderDecoder),
+            false => LanguageModel::adapted(source, wanted, device).map(Self::Decoder),
         }
     }
 

@@ -75,6 +75,8 @@ impl Settings {
             examples: None,
             atlas: None,
             objectives: Vec::new(),
+            tune: None,
+            adapter: None,
             trime: None,
             training: self.training(self.plain_steps, self.decay_steps, 3e-3, seed),
         }

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use sidenote_index::Metric;
 
 use super::atlas::RefreshSchedule;
+use super::tune_section::TuneSection;
+use crate::adapter::Method;
 use crate::error::{Error, Result};
 use crate::model::t5::T5Config;
 use crate::model::{DecoderConfig, Initialisation, Precision, RetroConfig};
@@ -29,6 +31,8 @@ pub enum Kind {
     Retriever,
     /// A reader and its retriever together, on `examples` or on the index's text.
     Atlas,
+    /// Any decoder or encoder-decoder, from a `base`: on instances of tasks, whole or by an adapter.
+    Tune,
 }
 
 /// A training run.
@@ -73,6 +77,12 @@ pub struct TrainConfig {
     /// What to learn to predict, by weight; every token after those before it where there is nothing here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub objectives: Vec<ObjectiveSection>,
+    /// What tasks are learnt, and how; kind "tune".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tune: Option<TuneSection>,
+    /// What is added to the model, which stays as it is; all its weights are trained where this is left out. Kind "tune".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Method>,
     /// Contexts of the batch that count as predictions beside the vocabulary; kind "lm".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trime: Option<TrimeSection>,
@@ -757,6 +767,12 @@ impl TrainConfig {
             true => Ok(()),
             false => Err(Error::setting(name, why)),
         };
+        let tunes = self.kind == Kind::Tune;
+        needs(tunes || self.tune.is_none(), "tune", "belongs to kind = \"tune\"")?;
+        needs(tunes || self.adapter.is_none(), "adapter", "belongs to kind = \"tune\"")?;
+        if tunes {
+            return self.check_tune();
+        }
         let retrieves = self.kind == Kind::Retriever;
         needs(retrieves || self.pairs.is_none(), "pairs", "belongs to kind = \"retriever\"")?;
         needs(retrieves || self.retriever.is_none(), "retriever", "belongs to kind = \"retriever\"")?;
@@ -797,6 +813,31 @@ impl TrainConfig {
         needs(self.base.is_none(), "base", why)?;
         let given = self.model.is_some() || self.continue_from.is_some();
         needs(given, "model", "give the decoder's shape in [model]")
+    }
+
+    fn check_tune(&self) -> Result<()> {
+        let fault = |name: &'static str, why: &str| Err(Error::setting(name, why));
+        let others = [
+            self.model.is_some(),
+            self.retro.is_some(),
+            self.t5.is_some(),
+            self.retriever.is_some(),
+            self.pairs.is_some(),
+            self.neighbours.is_some(),
+            !nowhere(&self.index),
+            !self.objectives.is_empty(),
+        ];
+        if others.contains(&true) {
+            return fault("kind", "\"tune\" takes a base, [tune] and [adapter], and no index or objectives");
+        }
+        if self.base.is_none() {
+            return fault("base", "give the model to tune");
+        }
+        match &self.tune {
+            Some(section) => section.check()?,
+            None => return fault("tune", "give the files of instances: [tune] data = [\"pool.jsonl\"]"),
+        }
+        self.adapter.as_ref().map_or(Ok(()), Method::check)
     }
 
     fn check_retriever(&self) -> Result<()> {

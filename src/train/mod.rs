@@ -9,6 +9,7 @@ mod examples;
 mod group;
 mod language;
 mod log;
+mod mixture;
 #[cfg(feature = "nccl")]
 mod nccl;
 pub mod objective;
@@ -22,6 +23,8 @@ mod schedule;
 mod steps;
 mod tensorboard;
 mod trime;
+mod tune;
+mod tune_section;
 
 pub use checkpoint::folder as checkpoint_folder;
 pub use config::{Kind, TrainConfig};
@@ -33,3 +36,4 @@ pub use nccl::Nccl;
 pub use order::Order;
 pub use run::{run, run_in};
 pub use steps::{Learner, Outcome};
+pub use tune_section::{MixBy, Mixing, TuneLoss, TuneSection};

@@ -12,6 +12,7 @@ use super::language::LanguageLearner;
 use super::pairs::PairLearner;
 use super::retriever::RetrieverLearner;
 use super::steps::{Outcome, Run};
+use super::tune::TuneLearner;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 
@@ -64,6 +65,7 @@ pub fn run_in(
         Kind::T5 => "train t5",
         Kind::Retriever => "train retriever",
         Kind::Atlas => "train atlas",
+        Kind::Tune => "tune",
     };
     let run = Run { out, training: &config.training, start: start.as_deref(), what, group };
     match config.kind {
@@ -72,6 +74,7 @@ pub fn run_in(
             run.through(RetrieverLearner::open(config, start.as_deref(), &Device::Cpu)?, progress)
         }
         Kind::Atlas => run.through(AtlasLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
+        Kind::Tune => run.through(TuneLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
         _ => run.through(LanguageLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
     }
 }
@@ -98,6 +101,8 @@ fn check_same_run(config: &TrainConfig) -> Result<()> {
         atlas: started.atlas,
         objectives: started.objectives,
         trime: started.trime,
+        tune: started.tune,
+        adapter: started.adapter,
         training: started.training,
         ..config.clone()
     };

@@ -5,6 +5,7 @@ use super::Console;
 mod perplexity;
 mod qa;
 mod retrieval;
+mod tasks;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -15,6 +16,8 @@ pub enum Command {
     Qa(qa::Args),
     /// How well an encoder finds relevant passages: nDCG, recall, MRR and speed.
     Retrieval(retrieval::Args),
+    /// How well a model does tasks: by the likeliest of given answers, or by what it writes.
+    Tasks(tasks::Args),
 }
 
 pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
@@ -22,5 +25,6 @@ pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
         Command::Perplexity(args) => perplexity::run(args, console),
         Command::Qa(args) => qa::run(args, console),
         Command::Retrieval(args) => retrieval::run(args, console),
+        Command::Tasks(args) => tasks::run(args, console),
     }
 }

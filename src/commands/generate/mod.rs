@@ -29,6 +29,9 @@ pub struct Args {
     /// The model: a folder, a file (GGUF, safetensors), or a name on the Hugging Face hub.
     #[arg(value_name = "MODEL")]
     model: PathBuf,
+    /// An adapter of that model: PEFT's folder, or one that `sidenote train` wrote.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Texts to continue, or to answer: a model with a chat template gets each as a conversation of its own.
     #[arg(value_name = "PROMPT", required_unless_present = "prompts")]
     prompt: Vec<String>,
@@ -118,7 +121,11 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         Some(file) => prompts::read(file)?,
         None => args.prompt.clone(),
     };
-    let model = WritingModel::load(&args.model, &candle_core::Device::Cpu)?;
+    let device = candle_core::Device::Cpu;
+    let model = match &args.adapter {
+        Some(adapter) => WritingModel::load_adapted(&args.model, adapter, &device)?,
+        None => WritingModel::load(&args.model, &device)?,
+    };
     let retriever = args.index.as_deref().map(|dir| Retriever::open(dir, None)).transpose()?;
     let reader = match &model {
         WritingModel::Decoder(model) if model.network.neighbours() > 0 => Some(model),

@@ -9,7 +9,7 @@ use super::cache::Cache;
 use super::generate::{Autoregressive, left_padded};
 use super::layers::{Embedding, Linear, Norm};
 use super::weights::{Start, Weights};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use places::{Frequencies, Seen};
 
 mod block;
@@ -23,6 +23,38 @@ pub use config::{DecoderConfig, NormConfig, NormKind, Positions, Rotary, Scaling
 pub use families::Family;
 pub use places::Places;
 
+/// What an adapter puts before every text.
+enum Lead {
+    /// Embeddings, `[tokens, d]`.
+    Prompt(Tensor),
+    /// Keys and values of every block, `[tokens, blocks * 2 * kv_heads * head_dim]`.
+    Prefix(Tensor),
+}
+
+impl Lead {
+    fn take(config: &DecoderConfig, w: &mut Weights) -> Result<Option<Self>> {
+        let Some(attached) = w.attached() else { return Ok(None) };
+        let width = config.num_key_value_heads * config.head_dim;
+        let lead = match attached.prompt(config.hidden_size)? {
+            Some(prompt) => Some(Self::Prompt(prompt)),
+            None => attached.prefix(config.num_hidden_layers * 2 * width)?.map(Self::Prefix),
+        };
+        let by_distance = matches!(config.positions, Positions::Alibi)
+            || (0..config.num_hidden_layers).any(|i| config.window_of(i).is_some());
+        if lead.is_some() && by_distance {
+            let why = "prompt and prefix tuning are not done for models with ALiBi or a window";
+            return Err(Error::setting("adapter.method", why));
+        }
+        Ok(lead)
+    }
+
+    fn tokens(&self) -> usize {
+        match self {
+            Self::Prompt(tokens) | Self::Prefix(tokens) => tokens.dims()[0],
+        }
+    }
+}
+
 /// A decoder: embeddings, blocks, a last norm and an output head.
 pub struct Decoder {
     config: DecoderConfig,
@@ -32,6 +64,7 @@ pub struct Decoder {
     blocks: Vec<Block>,
     norm: Norm,
     head: Linear,
+    lead: Option<Lead>,
 }
 
 impl Decoder {
@@ -68,7 +101,8 @@ impl Decoder {
             }
             false => Linear::new(w, names.layer(names.head), d, vocabulary, start)?,
         };
-        Ok(Self { config: config.clone(), embedding, embedding_norm, positions, blocks, norm, head })
+        let lead = Lead::take(config, w)?;
+        Ok(Self { config: config.clone(), embedding, embedding_norm, positions, blocks, norm, head, lead })
     }
 
     /// What the decoder looks like.
@@ -138,6 +172,9 @@ impl Decoder {
 
     /// The hidden states, and those before the last block's feed-forward half.
     fn run(&self, tokens: &Tensor, cache: &mut Cache) -> Result<(Tensor, Tensor)> {
+        if let (Some(lead), 0) = (&self.lead, cache.tokens()) {
+            self.lead(lead, tokens.dim(0)?, cache)?;
+        }
         let places = self.places(cache, tokens.dim(1)?)?;
         let mut h = self.begin(tokens, &places)?;
         let mut before = h.clone();
@@ -147,6 +184,41 @@ impl Decoder {
         }
         cache.advance(tokens.dim(1)?);
         Ok((self.finish(&h)?, before))
+    }
+
+    /// Reads what an adapter puts before each of `rows` texts.
+    fn lead(&self, lead: &Lead, rows: usize, cache: &mut Cache) -> Result<()> {
+        let tokens = lead.tokens();
+        cache.begin_with(tokens);
+        match lead {
+            Lead::Prompt(prompt) => {
+                let places = self.places(cache, tokens)?;
+                let mut h = prompt.unsqueeze(0)?.repeat((rows, 1, 1))?;
+                if let Some(norm) = &self.embedding_norm {
+                    h = norm.forward(&h)?;
+                }
+                if let (Seen::Learned { table, .. }, Some(at)) = (&self.positions, &places.learned) {
+                    h = h.broadcast_add(&table.forward(at)?)?;
+                }
+                for (i, block) in self.blocks.iter().enumerate() {
+                    h = block.feed_forward(&self.attend(i, &h, &places, cache)?)?;
+                }
+            }
+            Lead::Prefix(prefix) => {
+                let (heads, dim) = (self.config.num_key_value_heads, self.config.head_dim);
+                // As PEFT lays them out: block by block keys, then values.
+                let all = prefix.reshape((tokens, 2 * self.blocks.len(), heads, dim))?;
+                for i in 0..self.blocks.len() {
+                    let part = |number: usize| {
+                        let one = all.narrow(1, number, 1)?.squeeze(1)?.transpose(0, 1)?;
+                        one.contiguous()?.unsqueeze(0)?.repeat((rows, 1, 1, 1))
+                    };
+                    cache.layer(i, None).extend(&part(2 * i)?, &part(2 * i + 1)?)?;
+                }
+            }
+        }
+        cache.advance(tokens);
+        Ok(())
     }
 
     /// What some of the blocks make of `h` `[batch, tokens, d]`, whole sequences at `places`: the same shape.
@@ -189,7 +261,7 @@ impl Autoregressive for Decoder {
     }
 
     fn longest(&self) -> usize {
-        self.config.max_position_embeddings
+        self.config.max_position_embeddings - self.lead.as_ref().map_or(0, Lead::tokens)
     }
 
     fn start(&self, prompts: &[&[u32]]) -> Result<(Cache, Tensor)> {

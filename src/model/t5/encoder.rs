@@ -19,6 +19,8 @@ pub struct Encoder {
     blocks: Vec<Block>,
     positions: Positions,
     norm: RmsNorm,
+    /// Embeddings that an adapter puts before every text, `[tokens, d]`.
+    prompt: Option<Tensor>,
     config: T5Config,
 }
 
@@ -77,7 +79,11 @@ impl Encoder {
         let table = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias";
         let positions = Positions::new(config, w, table, true)?;
         let norm = norm(w, "encoder.final_layer_norm")?;
-        Ok(Self { embedding, blocks, positions, norm, config: config.clone() })
+        let prompt = match w.attached() {
+            Some(attached) => attached.prompt(config.d_model)?,
+            None => None,
+        };
+        Ok(Self { embedding, blocks, positions, norm, prompt, config: config.clone() })
     }
 
     /// Reads the encoder alone out of a checkpoint, whatever else that holds.
@@ -113,10 +119,11 @@ impl Encoder {
         mask: Option<&Tensor>,
         dropout: Option<Dropout>,
     ) -> Result<Encoded> {
-        let (_, n) = tokens.dims2()?;
+        let (mut h, mask) = self.after_prompt(self.embedding.forward(tokens)?, mask)?;
+        let n = h.dim(1)?;
         let bias = self.positions.bias(n, n)?;
-        let options = AttentionOptions { key_mask: mask, ..bias.attention() };
-        let mut h = drop_at(dropout, self.embedding.forward(tokens)?, 0)?;
+        let options = AttentionOptions { key_mask: mask.as_ref(), ..bias.attention() };
+        h = drop_at(dropout, h, 0)?;
         for (number, block) in self.blocks.iter().enumerate() {
             let dropout = dropout.map(|dropout| dropout.part(2 + number as u64));
             let x = block.attention_norm.forward(&h)?;
@@ -131,7 +138,19 @@ impl Encoder {
             let x = block.feed_forward_norm.forward(&h)?;
             h = block.feed_forward.forward_add_dropped(&x, &h, dropout.map(|dropout| dropout.part(1)))?;
         }
-        Ok(Encoded { states: drop_at(dropout, self.norm.forward(&h)?, 1)?, mask: mask.cloned() })
+        Ok(Encoded { states: drop_at(dropout, self.norm.forward(&h)?, 1)?, mask })
+    }
+
+    /// `h` `[batch, tokens, d]` and its mask after the prompt of an adapter, if there is one.
+    fn after_prompt(&self, h: Tensor, mask: Option<&Tensor>) -> Result<(Tensor, Option<Tensor>)> {
+        let Some(prompt) = &self.prompt else { return Ok((h, mask.cloned())) };
+        let (rows, tokens) = (h.dim(0)?, prompt.dim(0)?);
+        let h = Tensor::cat(&[&prompt.unsqueeze(0)?.repeat((rows, 1, 1))?, &h], 1)?;
+        let seen = |mask: &Tensor| {
+            let ones = Tensor::ones((rows, tokens), mask.dtype(), mask.device())?;
+            Tensor::cat(&[&ones, mask], 1)
+        };
+        Ok((h, mask.map(seen).transpose()?))
     }
 
     /// Reads texts of uneven lengths.

@@ -7,12 +7,14 @@ use candle_core::{Device, Var};
 use serde_json::{Value, json};
 
 use super::{T5, T5Config, checkpoint};
+use crate::adapter::Method;
 use crate::corpus::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::Precision;
+use crate::model::adapted::{Adapted, Wanted};
 use crate::model::matrix::Matrix;
 use crate::model::place::Place;
-use crate::model::source::Source;
+use crate::model::source::{BaseModel, Source};
 use crate::model::store;
 use crate::model::weights::Weights;
 
@@ -24,6 +26,8 @@ pub struct EncoderDecoder {
     /// The tokenizer it was trained with.
     pub tokenizer: Tokenizer,
     end_tokens: Vec<u32>,
+    /// An adapter that is trained: all that is saved.
+    adapted: Option<Adapted>,
     tensors: BTreeMap<Place, Matrix>,
     variables: Vec<(String, Var)>,
 }
@@ -32,7 +36,7 @@ impl EncoderDecoder {
     /// A new model whose weights start from `seed`.
     pub fn new(config: &T5Config, tokenizer: Tokenizer, seed: u64, device: &Device) -> Result<Self> {
         let end_tokens = tokenizer.end_of_text().into_iter().collect();
-        Self::build(config, tokenizer, end_tokens, Weights::from_seed(seed, device))
+        Self::build(config, tokenizer, end_tokens, Weights::from_seed(seed, device), None)
     }
 
     /// Reads the model called `name`, as [`Source::open`] understands it. Weights are read as f32, whatever they
@@ -42,7 +46,30 @@ impl EncoderDecoder {
     }
 
     /// Reads the model out of an opened checkpoint.
-    pub fn from_source(mut source: Source, trainable: bool, device: &Device) -> Result<Self> {
+    pub fn from_source(source: Source, trainable: bool, device: &Device) -> Result<Self> {
+        Self::read(source, trainable, None, device)
+    }
+
+    /// [`from_source`](Self::from_source) with an adapter: trained, in which case the adapter alone is what
+    /// [`save`](Self::save) writes, or put into the weights.
+    ///
+    /// # Errors
+    /// An adapter of another model, or with tensors that it has no place for.
+    pub fn adapted(source: Source, wanted: Wanted<'_>, device: &Device) -> Result<Self> {
+        if matches!(wanted.adapter.method, Method::Prefix(_)) {
+            let why = "prefix tuning is done for decoders; an encoder-decoder takes a prompt, LoRA or (IA)3";
+            return Err(Error::setting("adapter.method", why));
+        }
+        Self::read(source, false, Some(wanted), device)
+    }
+
+    fn read(
+        mut source: Source,
+        trainable: bool,
+        mut wanted: Option<Wanted<'_>>,
+        device: &Device,
+    ) -> Result<Self> {
+        let base = wanted.as_mut().map(|wanted| wanted.check(&source)).transpose()?;
         let path = source.path().to_path_buf();
         let named = |e: Error| match e {
             Error::Setting { name, why } => Error::file(&path, format!("{name}: {why}")),
@@ -55,8 +82,11 @@ impl EncoderDecoder {
         }
         let mut weights = Weights::from_source(source, device);
         weights.set_trainable(trainable);
-        weights.keep_blocks(!trainable);
-        Self::build(&config, tokenizer, end_tokens, weights).map_err(named)
+        weights.keep_blocks(!trainable && wanted.is_none());
+        if let Some(wanted) = wanted {
+            wanted.attach(&mut weights);
+        }
+        Self::build(&config, tokenizer, end_tokens, weights, base).map_err(named)
     }
 
     fn build(
@@ -64,6 +94,7 @@ impl EncoderDecoder {
         tokenizer: Tokenizer,
         end_tokens: Vec<u32>,
         mut weights: Weights,
+        base: Option<BaseModel>,
     ) -> Result<Self> {
         if tokenizer.vocab_size() > config.vocab_size {
             let why =
@@ -72,8 +103,10 @@ impl EncoderDecoder {
         }
         let network = T5::new(config, &mut weights)?;
         weights.check_all_taken()?;
+        let attached = weights.detach();
         let (tensors, variables) = weights.finish();
-        Ok(Self { network, tokenizer, end_tokens, tensors, variables })
+        let adapted = Adapted::of(attached, base);
+        Ok(Self { network, tokenizer, end_tokens, adapted, tensors, variables })
     }
 
     /// Writes the model to the new folder `dir`, which appears whole or not at all, as transformers reads it.
@@ -86,6 +119,11 @@ impl EncoderDecoder {
     /// # Errors
     /// A folder that is there already, a full disk.
     pub fn save_as(&self, dir: &Path, precision: Precision) -> Result<()> {
+        if let Some(adapted) = &self.adapted {
+            let config = self.network.config();
+            let shape = [config.decoder_layers(), config.d_model, config.num_heads, config.d_kv];
+            return adapted.save(dir, &self.tensors, true, shape);
+        }
         let mut config = self.config_json()?;
         config["torch_dtype"] = precision.name().into();
         store::write(dir, &config, &self.tokenizer, &self.tensors, precision)
@@ -138,6 +176,7 @@ impl EncoderDecoder {
 
     /// Number of values in all weights.
     pub fn parameters(&self) -> usize {
-        self.tensors.values().map(Matrix::elem_count).sum()
+        let own: usize = self.tensors.values().map(Matrix::elem_count).sum();
+        own + self.adapted.as_ref().map_or(0, Adapted::parameters)
     }
 }

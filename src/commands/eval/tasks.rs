@@ -1,0 +1,150 @@
+//! `sidenote eval tasks`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::super::Console;
+use crate::eval::tasks::{Asking, Item, TaskScores, evaluate, read, summary};
+use crate::model::WritingModel;
+
+/// More different answers than this are no choices.
+const MOST_CHOICES: usize = 20;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A file has a line of JSON for each item: input, target and, where there are any, choices (or answer_choices), task and
+template. ReCross's files (targets, id) and MMLU's CSV (question, choice0, .., answer) are read too. Items with choices are
+answered by the likeliest, by its log-probability (sum), that a character, a token, and less what it has by itself (pmi);
+others in writing.
+
+Examples:
+  sidenote eval tasks MODEL --data rte.jsonl copa.jsonl
+  sidenote eval tasks MODEL --adapter runs/tuned/model --data rte.jsonl --out answers.jsonl
+  sidenote eval tasks MODEL --data recross/eval/super_glue-cb.test.jsonl --choices-from-targets
+  sidenote eval tasks MODEL --data mmlu/test/anatomy_test.csv --shots mmlu/dev/anatomy_dev.csv -k 5 --calibrate")]
+pub struct Args {
+    /// The model: a folder, a file, or a name on the Hugging Face hub.
+    model: PathBuf,
+    /// Files of items.
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    data: Vec<PathBuf>,
+    /// An adapter of the model.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// Write a line of JSON for each item, with what was answered.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Where items have no choices: the different targets of their task under their template, if they are few.
+    #[arg(long)]
+    choices_from_targets: bool,
+    /// Files that examples shown before each question come from; the first of its task.
+    #[arg(long, num_args = 1.., value_name = "FILE", requires = "k")]
+    shots: Vec<PathBuf>,
+    /// How many are shown.
+    #[arg(short, value_name = "EXAMPLES", default_value_t = 0, requires = "shots")]
+    k: usize,
+    /// What comes before all; {task} is the task's name, \\n a new line.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    preamble: String,
+    /// Also measure the choices less what they have after N/A in place of the question.
+    #[arg(long)]
+    calibrate: bool,
+    /// The first items of each task and template only.
+    #[arg(long, value_name = "ITEMS")]
+    limit: Option<usize>,
+    /// Most tokens of what is asked; the beginning of more is left out.
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
+    max_question_tokens: usize,
+    /// Most tokens of a written answer.
+    #[arg(long, value_name = "TOKENS", default_value_t = 64)]
+    max_tokens: usize,
+    /// A written answer ends before this; may be given several times. \\n is a new line.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Most texts at a time.
+    #[arg(long, value_name = "TEXTS", default_value_t = 16)]
+    batch: usize,
+}
+
+pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
+    sidenote_kernels::LargeBlocks::start();
+    let mut items = read(&args.data)?;
+    if args.choices_from_targets {
+        choices_from_targets(&mut items);
+    }
+    if let Some(limit) = args.limit {
+        let mut seen: BTreeMap<(String, String), usize> = BTreeMap::new();
+        items.retain(|item| {
+            let count = seen.entry((item.task(), item.template().to_string())).or_default();
+            *count += 1;
+            *count <= limit
+        });
+    }
+    let device = candle_core::Device::Cpu;
+    let model = match &args.adapter {
+        Some(adapter) => WritingModel::load_adapted(&args.model, adapter, &device)?,
+        None => WritingModel::load(&args.model, &device)?,
+    };
+    let lines = |text: &String| text.replace("\\n", "\n");
+    let asking = Asking {
+        shots: args.k,
+        shown: if args.shots.is_empty() { Vec::new() } else { read(&args.shots)? },
+        preamble: lines(&args.preamble),
+        calibrate: args.calibrate,
+        longest: args.max_question_tokens.max(1),
+        max_tokens: args.max_tokens.max(1),
+        stop: args.stop.iter().map(lines).collect(),
+        batch: args.batch.max(1),
+    };
+    let answered = evaluate(&model, &items, &asking, console.progress)?;
+    if let Some(out) = &args.out {
+        let mut text = String::new();
+        for one in &answered {
+            text += &serde_json::to_string(one)?;
+            text.push('\n');
+        }
+        crate::artefact::write_atomically(out, text.as_bytes())?;
+    }
+    let tasks = summary(&answered);
+    console.report(
+        &json!({"model": args.model, "adapter": args.adapter, "shots": args.k, "tasks": tasks}),
+        || table(&tasks),
+    )
+}
+
+/// Gives items without choices the different targets of their task and template.
+fn choices_from_targets(items: &mut [Item]) {
+    let key = |item: &Item| (item.task(), item.template().to_string());
+    let mut targets: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
+    for item in items.iter() {
+        targets.entry(key(item)).or_default().insert(item.instance.target.clone());
+    }
+    for item in items.iter_mut().filter(|item| item.instance.choices.is_empty()) {
+        let all = &targets[&key(item)];
+        if (2..=MOST_CHOICES).contains(&all.len()) {
+            item.instance.choices = all.iter().cloned().collect();
+        }
+    }
+}
+
+/// A row a task and measure.
+fn table(tasks: &[TaskScores]) -> String {
+    let width = tasks.iter().map(|task| task.task.len()).max().unwrap_or(0).max(4);
+    let mut text = format!(
+        "{:width$}  {:13} {:>7} {:>7} {:>7} {:>7} {:>9} {:>8}\n",
+        "task", "measure", "mean", "median", "lowest", "highest", "templates", "examples"
+    );
+    for task in tasks {
+        for (name, spread) in &task.scores {
+            let percent = [spread.mean, spread.median, spread.lowest, spread.highest].map(|x| 100.0 * x);
+            let [mean, median, lowest, highest] = percent;
+            text += &format!(
+                "{:width$}  {name:13} {mean:7.1} {median:7.1} {lowest:7.1} {highest:7.1} {:9} {:8}\n",
+                task.task, task.templates, task.examples
+            );
+        }
+    }
+    text
+}

@@ -1,0 +1,361 @@
+//! Tasks: which of the given answers a model holds for the likeliest, or what it writes.
+
+mod csv;
+mod item;
+mod tokens;
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Serialize;
+
+use super::metrics;
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::model::WritingModel;
+use crate::model::generate::{Options, Score};
+use crate::progress::Progress;
+
+pub use item::{Item, read};
+pub use tokens::{ModelText, after};
+
+/// How tasks are asked.
+#[derive(Debug, Clone)]
+pub struct Asking {
+    /// Examples shown before each question.
+    pub shots: usize,
+    /// What they are taken from.
+    pub shown: Vec<Item>,
+    /// What comes before all; `{task}` is the task's name.
+    pub preamble: String,
+    /// Whether scores are also calibrated by those of a question without content.
+    pub calibrate: bool,
+    /// Most tokens of what is asked.
+    pub longest: usize,
+    /// Most tokens of an answer that is written.
+    pub max_tokens: usize,
+    /// Before which a written answer ends.
+    pub stop: Vec<String>,
+    /// Most texts at a time.
+    pub batch: usize,
+}
+
+/// What a model made of an item.
+#[derive(Debug, Clone, Serialize)]
+pub struct Answered {
+    /// The task.
+    pub task: String,
+    /// The template.
+    pub template: String,
+    /// The example that the item is made of.
+    pub example: String,
+    /// By measure, from 0 to 1; see [`evaluate`].
+    pub scores: BTreeMap<&'static str, f64>,
+    /// The right one of the choices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub right: Option<usize>,
+    /// Of each choice.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub choices: Vec<Choice>,
+    /// What was written where there are no choices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub written: Option<String>,
+}
+
+/// How likely a choice is.
+#[derive(Debug, Clone, Serialize)]
+pub struct Choice {
+    /// Its log-probability after the question.
+    pub logprob: f64,
+    /// Its tokens.
+    pub tokens: usize,
+    /// Its characters.
+    pub characters: usize,
+    /// Its log-probability after nothing.
+    pub alone: f64,
+    /// Its log-probability after a question without content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub without_content: Option<f64>,
+}
+
+/// Asks `model` every item. Those with choices are answered by the likeliest one, and right or not by:
+///
+/// - `sum`, its log-probability (lm-evaluation-harness's acc; T0's rank classification);
+/// - `per_character`, that divided by its characters (acc_norm);
+/// - `per_token`, that divided by its tokens (T-Few);
+/// - `pmi`, that less its log-probability after nothing (acc_mutual_info; Holtzman et al. 2021,
+///   <https://arxiv.org/abs/2104.08315>, equation 2);
+/// - `calibrated`, that less its log-probability after `N/A` in place of the question (Zhao et al. 2021,
+///   <https://arxiv.org/abs/2102.09690>, section 5), where it is asked for.
+///
+/// Those without are answered in writing, and have `exact_match` and `f1` as SQuAD defines them, `rouge1`, `rouge2` and
+/// `rougeL`, each the best over the right answers.
+///
+/// # Errors
+/// Names the item that cannot be asked; an interruption.
+pub fn evaluate(
+    model: &WritingModel,
+    items: &[Item],
+    asking: &Asking,
+    progress: Progress,
+) -> Result<Vec<Answered>> {
+    let asker = Asker { model, text: ModelText(model), asking };
+    let mut alone = HashMap::new();
+    let task = progress.task("tasks", items.len() as u64, "items");
+    let mut all = Vec::with_capacity(items.len());
+    for item in items {
+        if interrupt::requested() {
+            return Err(Error::Interrupted(format!("{} of {} items were asked", all.len(), items.len())));
+        }
+        let answered = match item.instance.choices.is_empty() {
+            false => asker.choose(item, &mut alone),
+            true => asker.write(item),
+        };
+        all.push(answered.map_err(|e| item.fault(e.to_string()))?);
+        task.advance(1);
+    }
+    Ok(all)
+}
+
+struct Asker<'a> {
+    model: &'a WritingModel,
+    text: ModelText<'a>,
+    asking: &'a Asking,
+}
+
+impl Asker<'_> {
+    /// What is shown before a question, and the question.
+    fn asked(&self, item: &Item, input: &str) -> Result<String> {
+        let asking = self.asking;
+        let mut asked = asking.preamble.replace("{task}", &item.task().replace('_', " "));
+        if asking.shots == 0 {
+            return Ok(asked + input);
+        }
+        let task = item.task();
+        let same = |other: &&Item| {
+            other.task() == task && (other.path != item.path || other.example != item.example)
+        };
+        let of_task: Vec<&Item> = asking.shown.iter().filter(same).collect();
+        // Under the same template where some are.
+        let alike: Vec<&Item> =
+            of_task.iter().copied().filter(|other| other.template() == item.template()).collect();
+        let shown = if alike.is_empty() { of_task } else { alike };
+        if shown.len() < asking.shots {
+            let why = format!(
+                "{} examples of the task {task} can be shown, {} are asked for",
+                shown.len(),
+                asking.shots
+            );
+            return Err(Error::setting("shots", why));
+        }
+        for other in &shown[..asking.shots] {
+            let (question, answer) = after(&other.instance.input, &other.instance.target);
+            asked.push_str(question);
+            asked.push_str(&answer);
+            asked.push_str("\n\n");
+        }
+        Ok(asked + input)
+    }
+
+    fn score(&self, question: &[u32], answers: &[Vec<u32>]) -> Result<Vec<Score>> {
+        self.model.generator(None).score(question, answers, self.asking.batch)
+    }
+
+    /// Log-probabilities of the choices after `input`.
+    fn scored(&self, input: &str, choices: &[String]) -> Result<(Vec<Score>, Vec<Vec<u32>>)> {
+        let answers: Vec<Vec<u32>> =
+            choices.iter().map(|choice| self.text.answer(input, choice)).collect::<Result<_>>()?;
+        if answers.iter().any(Vec::is_empty) {
+            return Err(Error::setting("choices", "one of them is empty"));
+        }
+        let longest = answers.iter().map(Vec::len).max().unwrap_or(0);
+        let room = self.text.longest().saturating_sub(longest).max(1);
+        let question = self.text.question(input, self.asking.longest.min(room))?;
+        Ok((self.score(&question, &answers)?, answers))
+    }
+
+    fn choose(&self, item: &Item, alone: &mut HashMap<Vec<u32>, f64>) -> Result<Answered> {
+        let choices = &item.instance.choices;
+        let right = item.right().ok_or_else(|| Error::setting("target", "is none of the choices"))?;
+        let (scores, answers) = self.scored(&self.asked(item, &item.instance.input)?, choices)?;
+        let new: Vec<Vec<u32>> =
+            answers.iter().filter(|answer| !alone.contains_key(*answer)).cloned().collect();
+        if !new.is_empty() {
+            let scored = self.score(&self.text.nothing()?, &new)?;
+            alone.extend(new.into_iter().zip(scored.iter().map(Score::sum)));
+        }
+        let without_content = match self.asking.calibrate {
+            true => Some(self.scored(&self.asked(item, "N/A")?, choices)?.0),
+            false => None,
+        };
+        let choices: Vec<Choice> = (0..choices.len())
+            .map(|i| Choice {
+                logprob: scores[i].sum(),
+                tokens: scores[i].tokens.len(),
+                characters: choices[i].chars().count(),
+                alone: alone[&answers[i]],
+                without_content: without_content.as_ref().map(|scores| scores[i].sum()),
+            })
+            .collect();
+        let mut measured = BTreeMap::new();
+        let mut measure = |name, of: &dyn Fn(&Choice) -> f64| {
+            measured.insert(name, f64::from(u8::from(best(&choices, of) == right)));
+        };
+        measure("sum", &|choice| choice.logprob);
+        measure("per_character", &|choice| choice.logprob / choice.characters.max(1) as f64);
+        measure("per_token", &|choice| choice.logprob / choice.tokens.max(1) as f64);
+        measure("pmi", &|choice| choice.logprob - choice.alone);
+        if without_content.is_some() {
+            measure("calibrated", &|choice| choice.logprob - choice.without_content.unwrap_or(0.0));
+        }
+        Ok(Answered { right: Some(right), choices, ..self.answered(item, measured) })
+    }
+
+    fn write(&self, item: &Item) -> Result<Answered> {
+        let asking = self.asking;
+        let room = self.text.longest().saturating_sub(asking.max_tokens).max(1);
+        let asked = self.asked(item, &item.instance.input)?;
+        let question = self.text.question(&asked, asking.longest.min(room))?;
+        let options =
+            Options { max_tokens: asking.max_tokens, stop: asking.stop.clone(), ..Options::default() };
+        let written = self.model.generator(None).generate(&[question], &options, &mut |_| true)?;
+        let written = written.into_iter().flatten().next().map(|text| text.text).unwrap_or_default();
+        let written = written.trim().to_string();
+        let best =
+            |of: &dyn Fn(&str) -> f64| item.references.iter().map(|right| of(right)).fold(0.0, f64::max);
+        let rouge = |right: &str| metrics::rouge(&written, right);
+        let measured = BTreeMap::from([
+            ("exact_match", best(&|right| metrics::exact_match(&written, right))),
+            ("f1", best(&|right| metrics::f1(&written, right))),
+            ("rouge1", best(&|right| rouge(right).rouge1)),
+            ("rouge2", best(&|right| rouge(right).rouge2)),
+            ("rougeL", best(&|right| rouge(right).rouge_l)),
+        ]);
+        Ok(Answered { written: Some(written.clone()), ..self.answered(item, measured) })
+    }
+
+    fn answered(&self, item: &Item, scores: BTreeMap<&'static str, f64>) -> Answered {
+        Answered {
+            task: item.task(),
+            template: item.template().to_string(),
+            example: item.example.clone(),
+            scores,
+            right: None,
+            choices: Vec::new(),
+            written: None,
+        }
+    }
+}
+
+/// The first of the highest.
+fn best(choices: &[Choice], of: &dyn Fn(&Choice) -> f64) -> usize {
+    (0..choices.len())
+        .max_by(|a, b| of(&choices[*a]).total_cmp(&of(&choices[*b])).then(b.cmp(a)))
+        .unwrap_or(0)
+}
+
+/// A task's numbers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TaskScores {
+    /// The task.
+    pub task: String,
+    /// Templates that it was asked under.
+    pub templates: usize,
+    /// Examples, whatever the number of templates.
+    pub examples: usize,
+    /// Items: an example under a template.
+    pub items: usize,
+    /// By measure.
+    pub scores: BTreeMap<&'static str, Spread>,
+    /// The means under each template, by measure.
+    pub by_template: BTreeMap<String, BTreeMap<&'static str, f64>>,
+}
+
+/// A measure over templates.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Spread {
+    /// Mean of the templates' means.
+    pub mean: f64,
+    /// Their median.
+    pub median: f64,
+    /// The lowest.
+    pub lowest: f64,
+    /// The highest.
+    pub highest: f64,
+}
+
+/// The numbers of every task, by name.
+pub fn summary(answered: &[Answered]) -> Vec<TaskScores> {
+    let mut tasks: BTreeMap<&str, Vec<&Answered>> = BTreeMap::new();
+    for one in answered {
+        tasks.entry(&one.task).or_default().push(one);
+    }
+    tasks.into_iter().map(|(task, all)| of_task(task, &all)).collect()
+}
+
+fn of_task(task: &str, all: &[&Answered]) -> TaskScores {
+    let mut templates: BTreeMap<&str, BTreeMap<&'static str, Vec<f64>>> = BTreeMap::new();
+    let mut examples: Vec<&str> = all.iter().map(|one| one.example.as_str()).collect();
+    for one in all {
+        let measures = templates.entry(&one.template).or_default();
+        for (name, score) in &one.scores {
+            measures.entry(name).or_default().push(*score);
+        }
+    }
+    examples.sort_unstable();
+    examples.dedup();
+    let mean = |all: &[f64]| all.iter().sum::<f64>() / all.len().max(1) as f64;
+    let by_template: BTreeMap<String, BTreeMap<&'static str, f64>> = templates
+        .into_iter()
+        .map(|(template, measures)| {
+            (template.to_string(), measures.iter().map(|(name, all)| (*name, mean(all))).collect())
+        })
+        .collect();
+    let mut measures: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
+    for (name, score) in by_template.values().flatten() {
+        measures.entry(name).or_default().push(*score);
+    }
+    let spread = |mut all: Vec<f64>| {
+        all.sort_by(f64::total_cmp);
+        let median = (all[(all.len() - 1) / 2] + all[all.len() / 2]) / 2.0;
+        Spread { mean: mean(&all), median, lowest: all[0], highest: all[all.len() - 1] }
+    };
+    TaskScores {
+        task: task.to_string(),
+        templates: by_template.len(),
+        examples: examples.len(),
+        items: all.len(),
+        scores: measures.into_iter().map(|(name, all)| (name, spread(all))).collect(),
+        by_template,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_is_the_mean_of_its_templates_however_many_items_they_have() {
+        let one = |template: &str, example: &str, sum: f64| Answered {
+            task: "rte".into(),
+            template: template.into(),
+            example: example.into(),
+            scores: BTreeMap::from([("sum", sum)]),
+            right: None,
+            choices: Vec::new(),
+            written: None,
+        };
+        let all = [
+            one("a", "1", 1.0),
+            one("b", "1", 0.0),
+            one("b", "2", 1.0),
+            one("b", "3", 0.0),
+            one("b", "4", 0.0),
+            one("c", "1", 0.0),
+        ];
+        let found = summary(&all);
+        assert_eq!((found[0].templates, found[0].examples, found[0].items), (3, 4, 6));
+        let right = Spread { mean: 1.25 / 3.0, median: 0.25, lowest: 0.0, highest: 1.0 };
+        assert_eq!(found[0].scores["sum"], right);
+        assert_eq!(found[0].by_template["b"]["sum"], 0.25);
+    }
+}

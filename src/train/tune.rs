@@ -1,0 +1,430 @@
+//! A model that learns tasks from instances: what is asked is read, what is answered is learnt. Whole, or an adapter.
+
+use std::path::Path;
+
+use candle_core::{D, Device, Tensor, Var};
+use sidenote_kernels::{self as kernels, CrossEntropyOptions};
+
+use super::config::TrainConfig;
+use super::mixture::Mixture;
+use super::steps::Learner;
+use super::tune_section::{TuneLoss, TuneSection};
+use crate::adapter::Adapter;
+use crate::error::{Error, Result};
+use crate::eval::tasks::{self, Item, ModelText};
+use crate::model::batch::{IGNORE, side_by_side};
+use crate::model::{Cache, Dropout, Network, Wanted, WritingModel};
+
+/// Held-out instances that are measured while training.
+const HELD_OUT: usize = 256;
+/// Those that are measured at once.
+const BATCH: usize = 8;
+
+/// See [the module](self).
+pub struct TuneLearner<'a> {
+    config: &'a TrainConfig,
+    section: TuneSection,
+    model: WritingModel,
+    instances: Vec<Example>,
+    held_out: Vec<Example>,
+    mixture: Mixture,
+}
+
+/// An instance in the model's tokens.
+#[derive(Debug, Clone)]
+struct Example {
+    question: Vec<u32>,
+    /// The answers to choose between, or the right one alone.
+    answers: Vec<Vec<u32>>,
+    right: usize,
+}
+
+/// Instances side by side.
+pub struct Tuned {
+    /// One for each answer that is read.
+    rows: Vec<Row>,
+    /// Whether there is anything to choose.
+    ranked: bool,
+    count: usize,
+}
+
+struct Row {
+    question: Vec<u32>,
+    answer: Vec<u32>,
+    /// The instance of the batch that it is of.
+    of: usize,
+    right: bool,
+}
+
+impl<'a> TuneLearner<'a> {
+    /// Opens what `config` names; the model is that of the checkpoint `start`, where there is one.
+    ///
+    /// # Errors
+    /// Names the setting, file or line that is missing or does not fit the others.
+    pub fn open(config: &'a TrainConfig, start: Option<&Path>, device: &Device) -> Result<Self> {
+        let missing =
+            || Error::setting("tune", "give the files of instances: [tune] data = [\"pool.jsonl\"]");
+        let section = config.tune.clone().ok_or_else(missing)?;
+        let base = config.base.as_deref().ok_or_else(|| Error::setting("base", "give the model to tune"))?;
+        let model = match &config.adapter {
+            None => WritingModel::load_to_train(start.unwrap_or(base), device)?,
+            Some(method) => {
+                let mut adapter = match start {
+                    Some(checkpoint) => Adapter::open(checkpoint)?,
+                    None => Adapter::new(method.clone()),
+                };
+                adapter.method = method.clone();
+                let wanted = Wanted { adapter, name: base, trainable: true, seed: config.training.seed };
+                WritingModel::adapted(wanted, device)?
+            }
+        };
+        let items = tasks::read(&section.data)?;
+        section.check_held_out_clusters(&items)?;
+        let text = ModelText(&model);
+        let examples = |items: &[Item]| -> Result<Vec<Example>> {
+            items.iter().map(|item| Example::new(&text, item, &section)).collect()
+        };
+        let instances = examples(&items)?;
+        let held_out = match &config.held_out {
+            Some(path) => {
+                let items = tasks::read(std::slice::from_ref(path))?;
+                examples(&items[..items.len().min(HELD_OUT)])?
+            }
+            None => Vec::new(),
+        };
+        let ranks = section.ranks();
+        let of: Vec<(String, usize, usize)> = items
+            .iter()
+            .zip(&instances)
+            .map(|(item, example)| {
+                let rows = if ranks { example.answers.len() } else { 1 };
+                (section.group_of(item), example.tokens(), rows)
+            })
+            .collect();
+        let mixture = Mixture::new(&of, &section, config.training.batch_tokens, config.training.seed);
+        Ok(Self { config, section, model, instances, held_out, mixture })
+    }
+
+    fn batch(&self, examples: &[&Example]) -> Tuned {
+        let ranks = self.section.ranks();
+        let mut rows = Vec::new();
+        for (of, example) in examples.iter().enumerate() {
+            for (number, answer) in example.answers.iter().enumerate() {
+                let right = number == example.right;
+                if ranks || right {
+                    rows.push(Row { question: example.question.clone(), answer: answer.clone(), of, right });
+                }
+            }
+        }
+        let count = rows.iter().filter(|row| row.right).map(|row| row.answer.len()).sum();
+        Tuned { ranked: rows.len() > examples.len(), rows, count }
+    }
+
+    /// The hidden states that predict each answer's tokens, row by row `[tokens, d]`, those tokens, and the output head.
+    fn predict(&self, rows: &[Row], dropout: Option<Dropout>) -> Result<(Tensor, Vec<u32>, Tensor)> {
+        let answers: Vec<u32> = rows.iter().flat_map(|row| row.answer.iter().copied()).collect();
+        let (hidden, width, before, head) = match &self.model {
+            WritingModel::Decoder(model) => {
+                let texts: Vec<Vec<u32>> = rows
+                    .iter()
+                    .map(|row| [&row.question[..], &row.answer[..row.answer.len() - 1]].concat())
+                    .collect();
+                let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+                // Filled up at the end, where nothing that counts can see it.
+                let (tokens, _) = side_by_side(&texts, model.network.decoder().device())?;
+                let decoder = model.network.decoder();
+                let hidden = decoder.forward(&tokens, &mut Cache::default())?;
+                let before: Vec<usize> = rows.iter().map(|row| row.question.len() - 1).collect();
+                (hidden, tokens.dim(1)?, before, decoder.head()?)
+            }
+            WritingModel::EncoderDecoder(model) => {
+                let network = &model.network;
+                let questions: Vec<&[u32]> = rows.iter().map(|row| row.question.as_slice()).collect();
+                let encoded = network.encoder().read(&questions, dropout.map(|dropout| dropout.part(0)))?;
+                let width = rows.iter().map(|row| row.answer.len()).max().unwrap_or(0);
+                let filled = |row: &Row| {
+                    let padding = std::iter::repeat_n(IGNORE, width - row.answer.len());
+                    row.answer.iter().copied().chain(padding).collect::<Vec<_>>()
+                };
+                let targets: Vec<u32> = rows.iter().flat_map(filled).collect();
+                let targets = Tensor::from_vec(targets, (rows.len(), width), network.device())?;
+                let hidden = network.predict(&encoded, &targets, dropout.map(|dropout| dropout.part(1)))?;
+                (hidden, width, vec![0; rows.len()], network.head()?)
+            }
+        };
+        let places: Vec<u32> = rows
+            .iter()
+            .zip(before)
+            .enumerate()
+            .flat_map(|(i, (row, before))| {
+                let first = i * width + before;
+                (first..first + row.answer.len()).map(|place| place as u32)
+            })
+            .collect();
+        let places = Tensor::new(places, hidden.device())?;
+        Ok((hidden.flatten(0, 1)?.index_select(&places, 0)?, answers, head))
+    }
+
+    /// The sum of the negative log likelihoods of the right answers' tokens.
+    fn nats(&self, rows: &[Row], dropout: Option<Dropout>) -> Result<Tensor> {
+        let (hidden, answers, head) = self.predict(rows, dropout)?;
+        let answers = Tensor::new(answers, hidden.device())?;
+        Ok(kernels::linear_cross_entropy(&hidden, &head, &answers, &CrossEntropyOptions::default())?)
+    }
+}
+
+impl Example {
+    /// # Errors
+    /// What cannot be tokenised, an instance that does not fit the model.
+    fn new(text: &ModelText<'_>, item: &Item, section: &TuneSection) -> Result<Self> {
+        let instance = &item.instance;
+        let answer = |answer: &String| {
+            let mut tokens = text.answer(&instance.input, answer)?;
+            tokens.truncate(section.max_answer_tokens.saturating_sub(1).max(1));
+            tokens.extend(text.end());
+            match tokens.is_empty() {
+                true => Err(item.fault("the answer is empty, and the model ends no text")),
+                false => Ok(tokens),
+            }
+        };
+        let (choices, right) = match item.right() {
+            Some(right) if section.ranks() => (instance.choices.as_slice(), right),
+            _ => (std::slice::from_ref(&instance.target), 0),
+        };
+        let answers = choices.iter().map(answer).collect::<Result<Vec<_>>>()?;
+        let longest = answers.iter().map(Vec::len).max().unwrap_or(0);
+        let room = text.longest().saturating_sub(longest);
+        if room == 0 {
+            return Err(item.fault(format!("the answer has {longest} tokens, as many as the model reads")));
+        }
+        let question = text
+            .question(&instance.input, section.max_question_tokens.min(room))
+            .map_err(|e| item.fault(e.to_string()))?;
+        Ok(Self { question, answers, right })
+    }
+
+    /// Tokens of a row of it.
+    fn tokens(&self) -> usize {
+        self.question.len() + self.answers.iter().map(Vec::len).max().unwrap_or(0)
+    }
+}
+
+impl Learner for TuneLearner<'_> {
+    type Batch = Tuned;
+
+    fn variables(&self) -> &[(String, Var)] {
+        match &self.model {
+            WritingModel::Decoder(model) => model.variables(),
+            WritingModel::EncoderDecoder(model) => model.variables(),
+        }
+    }
+
+    fn parameters(&self) -> usize {
+        match &self.model {
+            WritingModel::Decoder(model) => model.parameters(),
+            WritingModel::EncoderDecoder(model) => model.parameters(),
+        }
+    }
+
+    fn read(&mut self, number: usize) -> Result<Tuned> {
+        let batch = self.mixture.batch(number).to_vec();
+        let examples: Vec<&Example> = batch.iter().map(|i| &self.instances[*i]).collect();
+        Ok(self.batch(&examples))
+    }
+
+    fn targets(&self, batch: &Tuned) -> usize {
+        batch.count
+    }
+
+    fn loss(&self, batch: Tuned, number: usize) -> Result<Tensor> {
+        let rate = match &self.model {
+            WritingModel::Decoder(_) => 0.0,
+            WritingModel::EncoderDecoder(model) => model.network.config().dropout_rate(),
+        };
+        let seed = Dropout::new(rate, self.config.training.seed).part(number as u64);
+        let dropout = (rate > 0.0).then_some(seed);
+        if !batch.ranked {
+            return self.nats(&batch.rows, dropout);
+        }
+        let (hidden, answers, head) = self.predict(&batch.rows, dropout)?;
+        let answers = Tensor::new(answers, hidden.device())?;
+        let logprobs = log_probabilities(&hidden, &head, &answers)?;
+        let losses = losses(&batch.rows, &logprobs, &self.section.losses)?;
+        // Each is a mean over the batch; the loop takes a sum over its targets.
+        Ok((losses * batch.count as f64)?)
+    }
+
+    fn held_out(&self) -> Result<Option<f64>> {
+        let (mut nats, mut count) = (0.0, 0);
+        for examples in self.held_out.chunks(BATCH) {
+            let examples: Vec<&Example> = examples.iter().collect();
+            let mut batch = self.batch(&examples);
+            batch.rows.retain(|row| row.right);
+            nats += f64::from(self.nats(&batch.rows, None)?.to_scalar::<f32>()?);
+            count += batch.count;
+        }
+        Ok((count > 0).then(|| nats / count as f64))
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        let precision = self.config.training.precision;
+        match &self.model {
+            WritingModel::Decoder(model) => model.save_as(dir, precision),
+            WritingModel::EncoderDecoder(model) => model.save_as(dir, precision),
+        }
+    }
+}
+
+/// Log-probabilities `[tokens]` of `tokens` after the states `hidden` `[tokens, d]`.
+fn log_probabilities(hidden: &Tensor, head: &Tensor, tokens: &Tensor) -> Result<Tensor> {
+    let logits = kernels::linear(hidden, head)?;
+    let largest = logits.max_keepdim(D::Minus1)?.detach();
+    let sums = logits.broadcast_sub(&largest)?.exp()?.sum_keepdim(D::Minus1)?;
+    let totals = (sums.log()? + largest)?;
+    Ok((logits.gather(&tokens.unsqueeze(1)?, 1)? - totals)?.squeeze(1)?)
+}
+
+/// T-Few's losses (Liu et al. 2022, <https://arxiv.org/abs/2205.05638>, section 3.2), each a mean over the batch, of the
+/// log-probabilities `[tokens]` of the answers' tokens, row by row:
+///
+/// - `lm`, over the tokens of right answers: -log p (equation 1);
+/// - `length-normalised`, over instances: -log of the right answer's share of the softmax over the means of its answers'
+///   log-probabilities (equations 3 and 4);
+/// - `unlikelihood`, over the tokens of wrong answers: -log(1 - p) (equation 2), with 0.01 added inside the logarithm as in
+///   the authors' code.
+fn losses(rows: &[Row], logprobs: &Tensor, which: &[TuneLoss]) -> Result<Tensor> {
+    let device = logprobs.device();
+    let lengths: Vec<usize> = rows.iter().map(|row| row.answer.len()).collect();
+    let tokens_of = |right: bool| -> Vec<f32> {
+        rows.iter()
+            .flat_map(|row| std::iter::repeat_n(f32::from(u8::from(row.right == right)), row.answer.len()))
+            .collect()
+    };
+    let mean = |values: &Tensor, mask: Vec<f32>| -> Result<Tensor> {
+        let count = mask.iter().sum::<f32>().max(1.0);
+        Ok(((values * Tensor::new(mask, device)?)?.sum_all()? / f64::from(count))?)
+    };
+    let mut total = Tensor::zeros((), logprobs.dtype(), device)?;
+    for loss in which {
+        let one = match loss {
+            TuneLoss::Lm => mean(&logprobs.neg()?, tokens_of(true))?,
+            TuneLoss::Unlikelihood => {
+                let against = ((1.0 - logprobs.exp()?)? + 1e-2)?.log()?.neg()?;
+                mean(&against, tokens_of(false))?
+            }
+            TuneLoss::LengthNormalised => {
+                let mut at = 0;
+                let mut means = Vec::new();
+                for length in &lengths {
+                    means.push((logprobs.narrow(0, at, *length)?.sum_all()? / *length as f64)?);
+                    at += length;
+                }
+                let mut sum = Tensor::zeros((), logprobs.dtype(), device)?;
+                let (mut first, mut chosen) = (0, 0usize);
+                for answers in rows.chunk_by(|a, b| a.of == b.of) {
+                    let own = &means[first..first + answers.len()];
+                    let right = answers.iter().position(|row| row.right).unwrap_or(0);
+                    if answers.len() > 1 {
+                        let scores = Tensor::stack(own, 0)?;
+                        let total = scores.log_sum_exp(0)?;
+                        sum = ((sum + total)? - &own[right])?;
+                        chosen += 1;
+                    }
+                    first += answers.len();
+                }
+                (sum / chosen.max(1) as f64)?
+            }
+        };
+        total = (total + one)?;
+    }
+    Ok(total)
+}
+
+impl TuneSection {
+    /// Whether wrong answers are read too.
+    fn ranks(&self) -> bool {
+        self.losses.iter().any(|loss| *loss != TuneLoss::Lm)
+    }
+}
+
+impl WritingModel {
+    /// Reads the model called `name`, all of whose weights are to be trained.
+    fn load_to_train(name: &Path, device: &Device) -> Result<Self> {
+        let model = Self::load_trainable(name, device)?;
+        match &model {
+            Self::Decoder(model) if matches!(model.network, Network::Retro(_)) => {
+                Err(Error::file(name, "a RETRO model; tune a plain decoder or an encoder-decoder"))
+            }
+            _ => Ok(model),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows() -> Vec<Row> {
+        let row = |answer: &[u32], of, right| Row { question: vec![1], answer: answer.to_vec(), of, right };
+        vec![
+            row(&[1, 2], 0, false),
+            row(&[3], 0, true),
+            row(&[4, 5, 6], 1, true),
+            row(&[7], 1, false),
+            row(&[8], 2, true),
+        ]
+    }
+
+    /// By hand, from the paper's equations.
+    #[test]
+    fn losses_are_the_papers() {
+        let p = [0.5f64, 0.25, 0.125, 0.5, 0.25, 0.5, 0.75, 0.9];
+        let logs: Vec<f32> = p.iter().map(|p| p.ln() as f32).collect();
+        let logprobs = Tensor::new(logs, &Device::Cpu).unwrap();
+        let found = |which: &[TuneLoss]| {
+            f64::from(losses(&rows(), &logprobs, which).unwrap().to_scalar::<f32>().unwrap())
+        };
+        let lm = -[0.125f64, 0.5, 0.25, 0.5, 0.9].map(f64::ln).iter().sum::<f64>() / 5.0;
+        let unlikely = -[0.5f64, 0.25, 0.75].map(|p| (1.0 - p + 1e-2).ln()).iter().sum::<f64>() / 3.0;
+        let beta = |all: &[f64]| (all.iter().map(|p| p.ln()).sum::<f64>() / all.len() as f64).exp();
+        let (a, b) = (beta(&[0.5, 0.25]), beta(&[0.125]));
+        let (c, d) = (beta(&[0.5, 0.25, 0.5]), beta(&[0.75]));
+        let normalised = -((b / (a + b)).ln() + (c / (c + d)).ln()) / 2.0;
+        for (which, right) in [
+            (vec![TuneLoss::Lm], lm),
+            (vec![TuneLoss::Unlikelihood], unlikely),
+            (vec![TuneLoss::LengthNormalised], normalised),
+            (
+                vec![TuneLoss::Lm, TuneLoss::LengthNormalised, TuneLoss::Unlikelihood],
+                lm + unlikely + normalised,
+            ),
+        ] {
+            assert!((found(&which) - right).abs() < 1e-5, "{which:?}: {} {right}", found(&which));
+        }
+    }
+
+    #[test]
+    fn log_probabilities_have_gradients_and_add_up() {
+        let hidden = Var::randn(0f32, 1.0, (3, 4), &Device::Cpu).unwrap();
+        let head = Tensor::randn(0f32, 1.0, (5, 4), &Device::Cpu).unwrap();
+        let tokens = Tensor::new(&[0u32, 4, 2], &Device::Cpu).unwrap();
+        let own = log_probabilities(hidden.as_tensor(), &head, &tokens).unwrap();
+        let sum = own.sum_all().unwrap().neg().unwrap();
+        let fused = kernels::linear_cross_entropy(
+            hidden.as_tensor(),
+            &head,
+            &tokens,
+            &CrossEntropyOptions::default(),
+        );
+        let fused = fused.unwrap();
+        let value = |x: &Tensor| x.to_scalar::<f32>().unwrap();
+        assert!((value(&sum) - value(&fused)).abs() < 1e-4);
+        let gradient = |loss: &Tensor| {
+            let all = kernels::backward(loss).unwrap();
+            all.get(hidden.as_tensor()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        for (a, b) in gradient(&sum).iter().zip(gradient(&fused)) {
+            assert!((a - b).abs() < 1e-4 && a.abs() > 0.0, "{a} {b}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What a run of kind "tune" learns, as its TOML file says it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::eval::tasks::Item;
+
+/// Instances of tasks, and how they are learnt from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TuneSection {
+    /// Files of instances, such as `sidenote select` writes.
+    pub data: Vec<PathBuf>,
+    /// How often each task is drawn: "proportional" to its instances, or "uniform".
+    pub mixing: Mixing,
+    /// With "proportional": so many of a task's instances count at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cap: Option<usize>,
+    /// With "proportional": shares are taken to the power of one over this.
+    pub temperature: f64,
+    /// What is drawn: a "task", or first a "cluster" of tasks.
+    pub by: MixBy,
+    /// Tasks or clusters that are evaluated afterwards: an instance of one of them is an error.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held_out_clusters: Vec<String>,
+    /// What is learnt: "lm" alone, or with "length-normalised" and "unlikelihood" as T-Few does.
+    pub losses: Vec<TuneLoss>,
+    /// Most tokens of what is asked; the beginning of a longer one is left out.
+    pub max_question_tokens: usize,
+    /// Most tokens of an answer, with the one that ends it.
+    pub max_answer_tokens: usize,
+}
+
+impl Default for TuneSection {
+    fn default() -> Self {
+        Self {
+            data: Vec::new(),
+            mixing: Mixing::Proportional,
+            cap: None,
+            temperature: 1.0,
+            by: MixBy::Task,
+            held_out_clusters: Vec::new(),
+            losses: vec![TuneLoss::Lm],
+            max_question_tokens: 768,
+            max_answer_tokens: 128,
+        }
+    }
+}
+
+impl TuneSection {
+    /// What an instance is drawn as a part of.
+    pub fn group_of(&self, item: &Item) -> String {
+        match self.by {
+            MixBy::Task => item.task(),
+            MixBy::Cluster => item.instance.cluster.clone().unwrap_or_else(|| item.task()),
+        }
+    }
+
+    /// Refuses instances of a task or cluster that is held out, and those that do not say what they are of.
+    ///
+    /// # Errors
+    /// Names the line.
+    pub fn check_held_out_clusters(&self, items: &[Item]) -> Result<()> {
+        if self.held_out_clusters.is_empty() {
+            return Ok(());
+        }
+        for item in items {
+            let Some(cluster) = &item.instance.cluster else {
+                let why = "names no cluster, so that nobody can tell whether it is held out (tune.held_out_clusters)";
+                return Err(item.fault(why));
+            };
+            let task = item.task();
+            if let Some(name) = self.held_out_clusters.iter().find(|name| *name == cluster || **name == task)
+            {
+                let why = format!(
+                    "is of {name}, which is held out (tune.held_out_clusters); leave it out of the data"
+                );
+                return Err(item.fault(why));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses settings that contradict each other.
+    ///
+    /// # Errors
+    /// Names the setting.
+    pub fn check(&self) -> Result<()> {
+        let fault = |name: &'static str, why: &str| Err(Error::setting(name, why));
+        if self.data.is_empty() {
+            return fault("tune.data", "give the files of instances");
+        }
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            return fault("tune.temperature", "must be a positive number");
+        }
+        if self.mixing == Mixing::Uniform && (self.cap.is_some() || self.temperature != 1.0) {
+            return fault("tune.mixing", "\"uniform\" takes no cap and no temperature");
+        }
+        if self.cap == Some(0) || self.max_question_tokens == 0 || self.max_answer_tokens < 2 {
+            return fault(
+                "tune",
+                "cap and max_question_tokens must be at least 1, max_answer_tokens at least 2",
+            );
+        }
+        if self.losses.is_empty() {
+            return fault("tune.losses", "give at least \"lm\"");
+        }
+        Ok(())
+    }
+}
+
+/// How often each task is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mixing {
+    /// As it has instances.
+    Proportional,
+    /// As often as any other.
+    Uniform,
+}
+
+/// What is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MixBy {
+    /// A task.
+    Task,
+    /// A cluster of tasks; a task that is in none is one of its own.
+    Cluster,
+}
+
+/// A loss of T-Few's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TuneLoss {
+    /// Of the right answer.
+    Lm,
+    /// Of the right answer among all.
+    LengthNormalised,
+    /// Of the wrong answers.
+    Unlikelihood,
+}

@@ -1,0 +1,134 @@
+//! `sidenote eval tasks`, over the small models of tests/data/models; scripts/golden_tasks.py made tests/data/tasks.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{fail, succeed, write_lines};
+use serde_json::{Value, json};
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// A small model in `dir`.
+fn model(dir: &Path, name: &str) {
+    let out = dir.join(name);
+    fs::create_dir(&out).unwrap();
+    for file in fs::read_dir(data("models").join(name)).unwrap().map(|entry| entry.unwrap().path()) {
+        fs::copy(&file, out.join(file.file_name().unwrap())).unwrap();
+    }
+    if !name.starts_with("t5") {
+        fs::copy(data("models/tokenizer.json"), out.join("tokenizer.json")).unwrap();
+    }
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Fails when a choice is tokenised, scored or normalised otherwise than lm-evaluation-harness does it.
+#[test]
+fn the_numbers_are_those_of_lm_evaluation_harness() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    model(dir, "gpt2");
+    fs::copy(data("tasks/items.jsonl"), dir.join("items.jsonl")).unwrap();
+    let golden: Value = serde_json::from_slice(&fs::read(data("tasks/golden.json")).unwrap()).unwrap();
+    let result = succeed(dir, "eval tasks gpt2 --data items.jsonl --out answers.jsonl");
+    let answers = lines(&dir.join("answers.jsonl"));
+    let expected = golden["logprobs"].as_array().unwrap();
+    assert_eq!(answers.len(), expected.len());
+    for (answer, expected) in answers.iter().zip(expected) {
+        for (choice, expected) in
+            answer["choices"].as_array().unwrap().iter().zip(expected.as_array().unwrap())
+        {
+            for (name, right) in ["logprob", "alone"].iter().zip(expected.as_array().unwrap()) {
+                let (found, right) = (choice[name].as_f64().unwrap(), right.as_f64().unwrap());
+                assert!((found - right).abs() < 1e-4, "{name}: {found} {right}: {answer}");
+            }
+        }
+    }
+    for task in result["tasks"].as_array().unwrap() {
+        let expected = &golden["scores"][task["task"].as_str().unwrap()];
+        for (ours, theirs) in [("sum", "acc"), ("per_character", "acc_norm"), ("pmi", "acc_mutual_info")] {
+            let (found, right) =
+                (task["scores"][ours]["mean"].as_f64().unwrap(), expected[theirs].as_f64().unwrap());
+            assert!((found - right).abs() < 1e-9, "{ours}: {found} {right}");
+        }
+    }
+    let entailed = &result["tasks"][1];
+    assert_eq!(
+        (&entailed["templates"], &entailed["examples"], &entailed["items"]),
+        (&json!(2), &json!(15), &json!(30))
+    );
+}
+
+/// Real formats, an encoder-decoder, an adapter, shots, and answers in writing.
+#[test]
+fn every_format_is_asked_and_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    model(dir, "llama");
+    model(dir, "t5_v1_1");
+    let recross = |template: &str, i: usize, target: &str| json!({"input": format!("{template} moon {i}"), "targets": [target], "id": format!("cb|validation|{template}|#{i}")});
+    let items: Vec<Value> = (0..6)
+        .flat_map(|i| [recross("one", i, ["Yes", "No"][i % 2]), recross("two", i, ["True", "False"][i % 2])])
+        .collect();
+    write_lines(&dir.join("cb.jsonl"), &items);
+    fs::write(
+        dir.join("sky_test.csv"),
+        "question,choice0,choice1,choice2,answer\nblue?,a,b,c,0\n\"red, or?\",d,e,f,2\n",
+    )
+    .unwrap();
+    fs::write(
+        dir.join("sky_dev.csv"),
+        "question,choice0,choice1,choice2,answer\ndark?,g,h,i,1\nlight?,k,l,m,2\n",
+    )
+    .unwrap();
+    for name in ["llama", "t5_v1_1"] {
+        let cb = succeed(dir, &format!("eval tasks {name} --data cb.jsonl --choices-from-targets"));
+        let task = &cb["tasks"][0];
+        assert_eq!(
+            (&task["templates"], &task["examples"], &task["items"]),
+            (&json!(2), &json!(6), &json!(12))
+        );
+        assert!(task["scores"]["per_token"]["mean"].is_f64(), "{cb}");
+        let written = succeed(
+            dir,
+            &format!("eval tasks {name} --data cb.jsonl --max-tokens 4 --limit 2 --out w.jsonl"),
+        );
+        assert!(written["tasks"][0]["scores"]["rougeL"]["mean"].is_f64(), "{written}");
+        assert_eq!(lines(&dir.join("w.jsonl")).len(), 4);
+        let shown = "eval tasks {} --data sky_test.csv --shots sky_dev.csv -k 1 --calibrate --out s.jsonl --max-question-tokens 60";
+        let mmlu = succeed(dir, &shown.replace("{}", name));
+        assert!(mmlu["tasks"][0]["scores"]["calibrated"]["mean"].is_f64(), "{mmlu}");
+        assert_eq!(mmlu["tasks"][0]["task"], "sky");
+        let with = lines(&dir.join("s.jsonl"));
+        succeed(
+            dir,
+            &format!("eval tasks {name} --data sky_test.csv --out s.jsonl --max-question-tokens 60"),
+        );
+        let without = lines(&dir.join("s.jsonl"));
+        assert_ne!(
+            with[0]["choices"][0]["logprob"], without[0]["choices"][0]["logprob"],
+            "shots change nothing"
+        );
+        assert_eq!(with[0]["choices"][0]["alone"], without[0]["choices"][0]["alone"]);
+    }
+    let adapter = data("adapters/llama_ia3");
+    let scored = |more: &str| {
+        succeed(
+            dir,
+            &format!("eval tasks llama --data cb.jsonl --choices-from-targets --out a.jsonl {more}"),
+        );
+        lines(&dir.join("a.jsonl"))[0]["choices"][0]["logprob"].as_f64().unwrap()
+    };
+    assert_ne!(scored(""), scored(&format!("--adapter {}", adapter.display())));
+    assert!(
+        fail(dir, "eval tasks llama --data sky_test.csv --shots sky_dev.csv -k 3").contains("sky_test.csv:2")
+    );
+    write_lines(&dir.join("bad.jsonl"), &[json!({"input": "a"})]);
+    assert!(fail(dir, "eval tasks llama --data bad.jsonl").contains("bad.jsonl:1"));
+}
