@@ -155,10 +155,12 @@ def table(lines):
 
     cell = {(line["target"], line["method"]): line for line in lines}
     columns = [("seconds", 1), ("peak_megabytes", 0), ("tasks", 0), ("related", 3), ("cosine", 3), ("found", 3)]
-    text = ["Written by `selection.py`, whose head says what the columns are. Means over targets:", ""]
+    # Methods are compared over the same targets: those that all methods have chosen for.
+    whole = [target for target in TARGETS if all((target, method) in cell for method in METHODS)]
+    text = [f"Written by `selection.py`, whose head says what the columns are. Means over {', '.join(whole)}:", ""]
     text += ["| method | targets | " + " | ".join(name for name, _ in columns) + " |", "|---|---|" + "---|" * len(columns)]
     for method in METHODS:
-        mine = [line for line in lines if line["method"] == method]
+        mine = [line for line in lines if line["method"] == method and line["target"] in whole]
         if mine:
             values = [show(mean([line[name] for line in mine]), digits) for name, digits in columns]
             text.append(f"| {method} | {len(mine)} | " + " | ".join(values) + " |")

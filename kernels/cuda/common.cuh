@@ -57,6 +57,33 @@ template <int N, typename T> __device__ __forceinline__ void store(T *to, const 
     *reinterpret_cast<Several<T, N> *>(to) = several;
 }
 
+// 16 bytes to shared memory past the registers, or zeros, while the thread goes on. They are there once `copies_done<N>`
+// has returned, where N groups of copies, each closed by `copies_end`, may still be under way, and the block has met.
+__device__ __forceinline__ void copy_async(void *to, const void *from, bool there) {
+#ifdef SIDENOTE_HOST
+    emulation::copy(to, from, there);
+#else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"((u32)__cvta_generic_to_shared(to)), "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+#endif
+}
+__device__ __forceinline__ void copies_end() {
+#ifdef SIDENOTE_HOST
+    emulation::end_copies();
+#else
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int N> __device__ __forceinline__ void copies_done() {
+#ifdef SIDENOTE_HOST
+    emulation::finish_copies(N);
+#else
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}
+
 // The sum over the lanes of a warp, on each lane; the order of additions is fixed.
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll

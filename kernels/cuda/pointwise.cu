@@ -1,4 +1,4 @@
-// What is done to each number, or each pair, for itself: activations, gates, the rotary embedding.
+// What is done to each number, or each pair, for itself: activations, gates, dropout, the rotary embedding.
 #include "common.cuh"
 
 constexpr int THREADS = 256;
@@ -82,6 +82,34 @@ __device__ void gated_backward(const T *x, const T *up, const T *grad, T *dx, T 
     }
 }
 
+// Philox 4x32-10 (Salmon et al. 2011): four random words of a counter and a key.
+__device__ __forceinline__ void philox(u32 (&x)[4], u32 key0, u32 key1) {
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        u64 a = (u64)x[0] * 0xD2511F53u, c = (u64)x[2] * 0xCD9E8D57u;
+        u32 next[4] = {(u32)(c >> 32) ^ x[1] ^ key0, (u32)c, (u32)(a >> 32) ^ x[3] ^ key1, (u32)a};
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[i] = next[i];
+        key0 += 0x9E3779B9u;
+        key1 += 0xBB67AE85u;
+    }
+}
+
+// Number i goes where word i % 4 of block i / 4 is below the threshold, as on the CPU; the others are multiplied by
+// `keep`. Backward is the same of the gradient.
+template <typename T> __device__ void dropout(const T *x, T *out, u32 threshold, float keep, u64 seed, u64 count) {
+    constexpr int N = 4;
+    FOR_EACH(i) {
+        u32 words[4] = {(u32)(i / 4), (u32)(i / 4 >> 32), 0, 0};
+        philox(words, (u32)seed, (u32)(seed >> 32));
+        float a[N];
+        load_some(a, x, i, count);
+#pragma unroll
+        for (int n = 0; n < N; n++) a[n] = words[n] < threshold ? 0 : a[n] * keep;
+        store_some(out, a, i, count);
+    }
+}
+
 // Component c of the first `half` of a head of `dim` turns with component c + half; what lies behind stays. x is
 // [batch, heads, tokens, dim], cos and sin are [tokens, half] or, `own`, [batch, tokens, half]; sign -1 turns back,
 // which is the gradient. A warp a row.
@@ -101,6 +129,18 @@ __device__ void turn(const T *x, const float *cosine, const float *sine, T *out,
     for (int c = 2 * half + threadIdx.x % WARP; c < dim; c += WARP) out[c] = x[c];
 }
 
+// Heads [batch, heads, tokens, dim] out of the columns of [batch, tokens, stride] from `first` on, or back into them; N at
+// a time, of which all sizes are multiples.
+template <int N, typename T>
+__device__ void move_heads(const T *from, T *to, int heads, int tokens, int dim, int stride, int first, int back, u64 count) {
+    FOR_EACH(i) {
+        u64 row = i / dim, sequence = row / tokens / heads;
+        u64 at = (sequence * tokens + row % tokens) * stride + first + row / tokens % heads * dim + i % dim;
+        u64 source = back ? i : at, target = back ? at : i;
+        *reinterpret_cast<Several<T, N> *>(to + target) = *reinterpret_cast<const Several<T, N> *>(from + source);
+    }
+}
+
 #define POINTWISE(T, suffix, n)                                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
         gated_forward_##suffix(const T *x, const T *up, T *out, int kind, u64 count) {                                 \
@@ -109,6 +149,15 @@ __device__ void turn(const T *x, const float *cosine, const float *sine, T *out,
     extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
         gated_backward_##suffix(const T *x, const T *up, const T *grad, T *dx, T *dup, int kind, u64 count) {          \
         gated_backward<n>(x, up, grad, dx, dup, kind, count);                                                          \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
+        move_heads_##suffix(const T *from, T *to, int heads, int tokens, int dim, int stride, int first, int back,     \
+                            u64 count) {                                                                               \
+        move_heads<n>(from, to, heads, tokens, dim, stride, first, back, count);                                       \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
+        dropout_##suffix(const T *x, T *out, u32 threshold, float keep, u64 seed, u64 count) {                         \
+        dropout(x, out, threshold, keep, seed, count);                                                                 \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
         rotary_##suffix(const T *x, const float *cosine, const float *sine, T *out, int heads, int tokens, int dim,    \

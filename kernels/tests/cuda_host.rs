@@ -14,7 +14,15 @@ fn check(name: &str) {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cuda_host_{name}"));
     let compiled = Command::new(&compiler)
-        .args(["-std=c++17", "-O2", "-Wall", "-Werror", "-fno-strict-aliasing", "-Wno-unknown-pragmas"])
+        .args([
+            "-std=c++17",
+            "-O2",
+            "-U_FORTIFY_SOURCE",
+            "-Wall",
+            "-Werror",
+            "-fno-strict-aliasing",
+            "-Wno-unknown-pragmas",
+        ])
         .args(["-DSIDENOTE_HOST", "-I"])
         .arg(&sources)
         .arg("-o")
@@ -47,6 +55,16 @@ fn attention() {
 }
 
 #[test]
+fn attention_in_float() {
+    check("attention_f32");
+}
+
+#[test]
+fn decoding() {
+    check("decode");
+}
+
+#[test]
 fn pointwise() {
     check("pointwise");
 }
@@ -54,4 +72,29 @@ fn pointwise() {
 #[test]
 fn embedding() {
     check("embedding");
+}
+
+#[test]
+fn matrix_products() {
+    check("matmul");
+}
+
+#[test]
+fn cross_entropy() {
+    check("cross_entropy");
+}
+
+#[test]
+fn optimisers() {
+    check("optimiser");
+}
+
+#[test]
+fn weights_in_blocks() {
+    check("quantised");
+}
+
+#[test]
+fn top_k() {
+    check("topk");
 }

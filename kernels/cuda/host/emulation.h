@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #define __global__
@@ -42,11 +43,19 @@ namespace emulation {
 
 enum State { READY, AT_BLOCK, AT_WARP, DONE };
 
+struct Copy {
+    void *to;
+    const void *from; // null: zeros
+};
+
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context; // for its first steps; then `place`, which costs no call of the system
+    jmp_buf place;
+    bool started;
     std::vector<char> stack;
     State state;
     unsigned exchanges; // of the warp, so far
+    std::vector<std::vector<Copy>> copies; // under way, in groups; the last is open
 };
 
 struct Exchange {
@@ -56,19 +65,28 @@ struct Exchange {
 static std::mt19937 random_order(1);
 static std::vector<Fiber> fibers;
 static std::vector<Exchange> exchanges; // two a warp, in turns: nobody overwrites what a slower lane still reads
-static ucontext_t scheduler;
+static ucontext_t first_steps;
+static jmp_buf scheduler;
 static size_t current;
 static std::function<void()> body;
 
 inline void wait(State state) {
     fibers[current].state = state;
-    swapcontext(&fibers[current].context, &scheduler);
+    if (!_setjmp(fibers[current].place)) _longjmp(scheduler, 1);
 }
 
 inline void enter() {
     body();
     fibers[current].state = DONE;
-    swapcontext(&fibers[current].context, &scheduler);
+    _longjmp(scheduler, 1);
+}
+
+// Runs the current fiber until it waits or ends.
+inline void resume() {
+    if (_setjmp(scheduler)) return;
+    if (fibers[current].started) _longjmp(fibers[current].place, 1);
+    fibers[current].started = true;
+    swapcontext(&first_steps, &fibers[current].context);
 }
 
 // Gives a value to the warp, and returns all lanes' values once each lane has given its own.
@@ -101,7 +119,9 @@ inline void run_block(unsigned threads) {
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, enter, 0);
         fiber.state = READY;
+        fiber.started = false;
         fiber.exchanges = 0;
+        fiber.copies.assign(1, {});
     }
     std::vector<size_t> order;
     for (;;) {
@@ -112,7 +132,7 @@ inline void run_block(unsigned threads) {
         for (size_t i : order) {
             current = i;
             threadIdx = dim3(i % blockDim.x, i / blockDim.x);
-            swapcontext(&scheduler, &fibers[i].context);
+            resume();
         }
         // Release about half of the warps whose lanes are all there, so that some run ahead of others; if there are
         // none, the block at its barrier.
@@ -151,6 +171,25 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... a
     for (unsigned b : blocks) {
         blockIdx = dim3(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y);
         run_block(threads);
+    }
+}
+
+// Copies happen at once or when they are waited for, as soon or as late as they may.
+inline void make(const Copy &copy) {
+    if (copy.from) memcpy(copy.to, copy.from, 16);
+    else memset(copy.to, 0, 16);
+}
+inline void copy(void *to, const void *from, bool there) {
+    Copy copy = {to, there ? from : nullptr};
+    if (random_order() % 2) make(copy);
+    else fibers[current].copies.back().push_back(copy);
+}
+inline void end_copies() { fibers[current].copies.emplace_back(); }
+inline void finish_copies(size_t but) {
+    auto &groups = fibers[current].copies;
+    while (groups.size() > but + 1) {
+        for (const Copy &copy : groups.front()) make(copy);
+        groups.erase(groups.begin());
     }
 }
 

@@ -53,7 +53,56 @@ template <typename T, typename Kernel> void check_rotary(const char *name, Kerne
     compare(name, std::to_string(rows) + " rows of " + std::to_string(dim), out, y);
 }
 
+// Against the generator's known answers (Random123, kat_vectors) and one step of it in other words.
+template <typename T, typename Kernel> void check_dropout(const char *name, Kernel kernel) {
+    u32 zeros[4] = {}, ones[4] = {~0u, ~0u, ~0u, ~0u};
+    philox(zeros, 0, 0);
+    philox(ones, ~0u, ~0u);
+    u32 known[8] = {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8, 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd};
+    if (memcmp(zeros, known, 16) || memcmp(ones, known + 4, 16)) {
+        printf("FAILED philox\n");
+        failures++;
+    }
+    int n = between(1, 9000);
+    u64 seed = 0x123456789abcdefull;
+    u32 threshold = 0x60000000;
+    auto x = Array<T>::normal(n), out = Array<T>::poison(n);
+    emulation::launch(kernel, between(1, 4), THREADS, x.data(), out.data(), threshold, 1.6f, seed, (u64)n);
+    std::vector<double> y(n);
+    for (int i = 0; i < n; i++) {
+        u32 words[4] = {(u32)i / 4, 0, 0, 0};
+        philox(words, 0x89abcdef, 0x1234567);
+        y[i] = words[i % 4] < threshold ? 0 : x[i] * 1.6f;
+    }
+    compare(name, std::to_string(n), out, y);
+}
+
+template <typename T, typename Kernel> void check_heads(const char *name, Kernel kernel) {
+    int batch = between(1, 3), heads = between(1, 4), tokens = between(1, 20), dim = 8 * between(1, 5), before = 8 * between(0, 3);
+    int stride = before + heads * dim + 8 * between(0, 3);
+    size_t n = (size_t)batch * heads * tokens * dim;
+    auto x = Array<T>::normal((size_t)batch * tokens * stride), out = Array<T>::poison(n);
+    std::vector<double> y(n);
+    for (size_t i = 0; i < n; i++) {
+        size_t t = i / dim % tokens, h = i / dim / tokens % heads, b = i / dim / tokens / heads;
+        y[i] = x[(b * tokens + t) * stride + before + h * dim + i % dim];
+    }
+    emulation::launch(kernel, 2, THREADS, x.data(), out.data(), heads, tokens, dim, stride, before, 0, (u64)n);
+    compare(name, "split", out, y);
+    auto back = x;
+    for (size_t i = 0; i < back.size(); i++)
+        if ((int)(i % stride) >= before && (int)(i % stride) < before + heads * dim) back.stored[i] = from_float<T>(NAN);
+    emulation::launch(kernel, 2, THREADS, out.data(), back.data(), heads, tokens, dim, stride, before, 1, (u64)n);
+    std::vector<double> same;
+    for (size_t i = 0; i < x.size(); i++) same.push_back(x[i]);
+    compare(name, "merge", back, same);
+}
+
 int main() {
+    check_heads<float>("move_heads_f32", move_heads_f32);
+    check_heads<bf16>("move_heads_bf16", move_heads_bf16);
+    check_dropout<float>("dropout_f32", dropout_f32);
+    check_dropout<bf16>("dropout_bf16", dropout_bf16);
     for (int kind = 0; kind < 4; kind++)
         for (int up = 0; up < 2; up++) {
             check_gated<float>("gated_f32", kind, up, gated_forward_f32, gated_backward_f32);

@@ -32,8 +32,9 @@ static int failures = 0;
 
 // Compares with the relative error of the whole result in the L2 norm, and finds what is not a number.
 template <typename T>
-void compare(const char *what, const std::string &shape, const Array<T> &found, const std::vector<double> &expected) {
-    double limit = sizeof(T) == 4 ? 1e-5 : 1e-2, error = 0, norm = 1e-30;
+void compare(const char *what, const std::string &shape, const Array<T> &found, const std::vector<double> &expected,
+             double limit = sizeof(T) == 4 ? 1e-5 : 1e-2) {
+    double error = 0, norm = 1e-30;
     bool poisoned = found.size() != expected.size();
     for (size_t i = 0; i < expected.size() && !poisoned; i++) {
         poisoned |= std::isnan(found[i]);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use candle_core::{Error, Result, bail};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, LaunchConfig, ValidAsZeroBits,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, DeviceRepr, LaunchArgs,
+    LaunchConfig, PushKernelArg, ValidAsZeroBits,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -29,16 +30,14 @@ impl Storage for half::bf16 {
 /// A GPU with our kernels loaded. Operations are queued in order; [`Device::download`] waits for them.
 pub struct Device {
     pub(super) stream: Arc<CudaStream>,
-    norm: Arc<CudaModule>,
-    attention: Arc<CudaModule>,
-    embedding: Arc<CudaModule>,
-    pointwise: Arc<CudaModule>,
+    /// In the order of [`Source`].
+    modules: Vec<Arc<CudaModule>>,
 }
 
 /// Numbers on a GPU, by rows.
 pub struct Tensor<T> {
     pub(super) data: CudaSlice<T>,
-    shape: Vec<usize>,
+    pub(super) shape: Vec<usize>,
 }
 
 impl<T> Tensor<T> {
@@ -48,13 +47,31 @@ impl<T> Tensor<T> {
     }
 }
 
-/// The kernels of a source file.
-#[derive(Clone, Copy)]
-pub(super) enum Source {
-    Norm,
-    Attention,
-    Embedding,
-    Pointwise,
+/// Names the source files, whose kernels are compiled into the binary.
+macro_rules! sources {
+    ($($source:ident $file:literal)*) => {
+        /// The kernels of a source file.
+        #[derive(Clone, Copy)]
+        pub(super) enum Source {
+            $($source),*
+        }
+
+        const IMAGES: &[&[u8]] = &[$(include_bytes!(concat!(env!("OUT_DIR"), "/", $file, ".fatbin"))),*];
+    };
+}
+
+sources! {
+    Norm "norm"
+    Attention "attention"
+    AttentionF32 "attention_f32"
+    CrossEntropy "cross_entropy"
+    Decode "decode"
+    Embedding "embedding"
+    Matmul "matmul"
+    Optimiser "optimiser"
+    Pointwise "pointwise"
+    Quantised "quantised"
+    Topk "topk"
 }
 
 impl Device {
@@ -69,13 +86,16 @@ impl Device {
         }
         let context = CudaContext::new(ordinal).map_err(Error::wrap)?;
         let load = |image: &[u8]| context.load_module(Ptx::from_binary(image.to_vec())).map_err(Error::wrap);
-        Ok(Self {
-            stream: context.default_stream(),
-            norm: load(include_bytes!(concat!(env!("OUT_DIR"), "/norm.fatbin")))?,
-            attention: load(include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin")))?,
-            embedding: load(include_bytes!(concat!(env!("OUT_DIR"), "/embedding.fatbin")))?,
-            pointwise: load(include_bytes!(concat!(env!("OUT_DIR"), "/pointwise.fatbin")))?,
-        })
+        let modules = IMAGES.iter().map(|image| load(image)).collect::<Result<_>>()?;
+        Ok(Self { stream: context.default_stream(), modules })
+    }
+
+    /// The GPU's name.
+    ///
+    /// # Errors
+    /// When the driver does not say.
+    pub fn name(&self) -> Result<String> {
+        self.stream.context().name().map_err(Error::wrap)
     }
 
     /// The numbers, by rows, as a tensor of this shape.
@@ -101,53 +121,129 @@ impl Device {
         self.stream.clone_dtoh(&tensor.data).map_err(Error::wrap)
     }
 
+    pub(super) fn download_slice<T: DeviceRepr>(&self, slice: &CudaSlice<T>) -> Result<Vec<T>> {
+        self.stream.clone_dtoh(slice).map_err(Error::wrap)
+    }
+
+    /// Waits until all operations so far are done.
+    ///
+    /// # Errors
+    /// When one of them failed.
+    pub fn wait(&self) -> Result<()> {
+        self.stream.synchronize().map_err(Error::wrap)
+    }
+
     /// A tensor for an operation to write.
     pub(super) fn unwritten<T: Storage>(&self, shape: &[usize]) -> Result<Tensor<T>> {
         let count = shape.iter().product::<usize>().max(1);
-        // SAFETY: any bits are numbers of `T`, and the operation that asked writes all of them.
-        let data = unsafe { self.stream.alloc(count) }.map_err(Error::wrap)?;
-        Ok(Tensor { data, shape: shape.to_vec() })
+        Ok(Tensor { data: self.unwritten_slice(count)?, shape: shape.to_vec() })
     }
 
-    pub(super) fn zeros<T: Storage>(&self, shape: &[usize]) -> Result<Tensor<T>> {
-        let data = self.stream.alloc_zeros(shape.iter().product()).map_err(Error::wrap)?;
+    pub(super) fn unwritten_slice<T: DeviceRepr + ValidAsZeroBits>(
+        &self,
+        count: usize,
+    ) -> Result<CudaSlice<T>> {
+        // SAFETY: any bits are numbers of `T`, and the operation that asked writes all of them.
+        unsafe { self.stream.alloc(count) }.map_err(Error::wrap)
+    }
+
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// When the GPU's memory does not suffice.
+    pub fn zeros<T: Storage>(&self, shape: &[usize]) -> Result<Tensor<T>> {
+        let data = self.stream.alloc_zeros(shape.iter().product::<usize>().max(1)).map_err(Error::wrap)?;
         Ok(Tensor { data, shape: shape.to_vec() })
     }
 
     pub(super) fn kernel(&self, source: Source, name: &str) -> Result<CudaFunction> {
-        let module = match source {
-            Source::Norm => &self.norm,
-            Source::Attention => &self.attention,
-            Source::Embedding => &self.embedding,
-            Source::Pointwise => &self.pointwise,
-        };
-        module.load_function(name).map_err(Error::wrap)
+        self.modules[source as usize].load_function(name).map_err(Error::wrap)
     }
 }
 
 /// No tensor, as a kernel's argument.
-pub(super) const NULL: u64 = 0;
+static NULL: u64 = 0;
 
-/// Adds tensors or nothing to a launch: `push!(launch, Some(&a) or None)`.
-macro_rules! push_optional {
-    ($launch:ident, $tensor:expr) => {
-        match $tensor {
-            Some(tensor) => $launch.arg(&tensor.data),
-            None => $launch.arg(&crate::cuda::device::NULL),
-        };
+/// What a kernel takes.
+pub(super) trait Argument {
+    fn push<'a>(&'a self, launch: &mut LaunchArgs<'a>);
+}
+
+impl<T> Argument for Tensor<T> {
+    fn push<'a>(&'a self, launch: &mut LaunchArgs<'a>) {
+        launch.arg(&self.data);
+    }
+}
+
+impl<T> Argument for CudaSlice<T> {
+    fn push<'a>(&'a self, launch: &mut LaunchArgs<'a>) {
+        launch.arg(self);
+    }
+}
+
+impl<T> Argument for CudaView<'_, T> {
+    fn push<'a>(&'a self, launch: &mut LaunchArgs<'a>) {
+        launch.arg(self);
+    }
+}
+
+impl<A: Argument> Argument for &A {
+    fn push<'a>(&'a self, launch: &mut LaunchArgs<'a>) {
+        (**self).push(launch);
+    }
+}
+
+/// Nothing is a null pointer.
+impl<A: Argument> Argument for Option<A> {
+    fn push<'a>(&'a self, launch: &mut LaunchArgs<'a>) {
+        match self {
+            Some(argument) => argument.push(launch),
+            None => _ = launch.arg(&NULL),
+        }
+    }
+}
+
+/// Numbers, and structs of them.
+macro_rules! plain_arguments {
+    ($($kind:ty),*) => {
+        $(impl crate::cuda::device::Argument for $kind {
+            fn push<'a>(&'a self, launch: &mut cudarc::driver::LaunchArgs<'a>) {
+                cudarc::driver::PushKernelArg::arg(launch, self);
+            }
+        })*
     };
 }
-pub(super) use push_optional;
+pub(super) use plain_arguments;
+
+plain_arguments!(i32, u32, u64, f32);
+
+/// Queues a kernel: `launch!(device, Source, name, grid, arguments...)`, which are variables. To be within `unsafe`: the
+/// arguments must be the kernel's, and what they point to as large as it takes them to be.
+macro_rules! launch {
+    ($device:expr, $source:expr, $name:expr, $grid:expr, $($argument:expr),* $(,)?) => {{
+        let function = $device.kernel($source, $name)?;
+        let mut launch = $device.stream.launch_builder(&function);
+        $(crate::cuda::device::Argument::push(&$argument, &mut launch);)*
+        launch.launch($grid).map_err(candle_core::Error::wrap)?
+    }};
+}
+pub(super) use launch;
 
 /// A grid of blocks of so many threads.
 ///
 /// # Errors
 /// When there are more rows of blocks than a grid has.
 pub(super) fn grid(x: usize, y: usize, threads: u32) -> Result<LaunchConfig> {
-    if x > i32::MAX as usize || y > 65_535 {
-        bail!("cuda: a grid of {x} times {y} blocks is too large: make the batch smaller");
+    grid3([x, y, 1], threads)
+}
+
+/// [`grid`] of three dimensions.
+pub(super) fn grid3([x, y, z]: [usize; 3], threads: u32) -> Result<LaunchConfig> {
+    if x > i32::MAX as usize || y > 65_535 || z > 65_535 {
+        bail!("cuda: a grid of {x} times {y} times {z} blocks is too large: make the batch smaller");
     }
-    Ok(LaunchConfig { grid_dim: (x as u32, y as u32, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 })
+    let grid_dim = (x as u32, y as u32, z as u32);
+    Ok(LaunchConfig { grid_dim, block_dim: (threads, 1, 1), shared_mem_bytes: 0 })
 }
 
 /// A size as kernels take it.

@@ -1,9 +1,8 @@
 //! Rows of a table, `cuda/embedding.cu`.
 
-use candle_core::{Error, Result, bail};
-use cudarc::driver::PushKernelArg;
+use candle_core::{Result, bail};
 
-use super::device::{Device, Source, Storage, Tensor, grid, size};
+use super::device::{Device, Source, Storage, Tensor, grid, launch, size};
 
 const THREADS: u32 = 128;
 
@@ -18,11 +17,10 @@ pub fn embedding<T: Storage>(device: &Device, table: &Tensor<T>, ids: &[u32]) ->
     check(ids, vocabulary, width)?;
     let out = device.unwritten(&[ids.len(), width])?;
     let (on_device, columns) = (device.upload_slice(ids)?, size(width)?);
-    let function = device.kernel(Source::Embedding, &format!("embedding_forward_{}", T::NAME))?;
-    let mut launch = device.stream.launch_builder(&function);
-    launch.arg(&table.data).arg(&on_device).arg(&out.data).arg(&columns);
+    let name = format!("embedding_forward_{}", T::NAME);
+    let blocks = grid(ids.len(), 1, THREADS)?;
     // SAFETY: the arguments are the kernel's, and every id is a row of the table.
-    unsafe { launch.launch(grid(ids.len(), 1, THREADS)?) }.map_err(Error::wrap)?;
+    unsafe { launch!(device, Source::Embedding, &name, blocks, table, on_device, out, columns) };
     Ok(out)
 }
 
@@ -57,11 +55,10 @@ pub fn embedding_backward<T: Storage>(
     let (ids, order, starts) =
         (device.upload_slice(ids)?, device.upload_slice(&order)?, device.upload_slice(&starts)?);
     let columns = size(width)?;
-    let function = device.kernel(Source::Embedding, &format!("embedding_backward_{}", T::NAME))?;
-    let mut launch = device.stream.launch_builder(&function);
-    launch.arg(&grad.data).arg(&ids).arg(&order).arg(&starts).arg(&out.data).arg(&columns);
+    let name = format!("embedding_backward_{}", T::NAME);
+    let blocks = grid(segments, 1, THREADS)?;
     // SAFETY: the arguments are the kernel's; ids, order and segments stay within their arrays.
-    unsafe { launch.launch(grid(segments, 1, THREADS)?) }.map_err(Error::wrap)?;
+    unsafe { launch!(device, Source::Embedding, &name, blocks, grad, ids, order, starts, out, columns) };
     Ok(out)
 }
 

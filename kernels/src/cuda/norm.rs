@@ -1,9 +1,8 @@
 //! Normalisation over the last dimension, `cuda/norm.cu`.
 
-use candle_core::{Error, Result, bail};
-use cudarc::driver::PushKernelArg;
+use candle_core::{Result, bail};
 
-use super::device::{Device, Source, Storage, Tensor, grid, push_optional, size};
+use super::device::{Device, Source, Storage, Tensor, grid, launch, size};
 
 const THREADS: u32 = 128;
 /// Rows whose part of the weight's gradient is summed by one block.
@@ -131,17 +130,13 @@ fn forward<T: Storage>(
     let (rows, width) = check(name, x, residual.as_slice(), &of_width)?;
     let total = residual.map(|_| device.unwritten(x.dims())).transpose()?;
     let out = device.unwritten(x.dims())?;
-    let function = device.kernel(Source::Norm, &kernel::<T>(name, "forward", width))?;
+    let name = kernel::<T>(name, "forward", width);
     let width = size(width)?;
-    let mut launch = device.stream.launch_builder(&function);
-    launch.arg(&x.data);
-    push_optional!(launch, residual);
-    launch.arg(&weight.data);
-    push_optional!(launch, bias);
-    push_optional!(launch, &total);
-    launch.arg(&out.data).arg(&width).arg(&eps);
+    let blocks = grid(rows, 1, THREADS)?;
     // SAFETY: the arguments are the kernel's, and `check` made sure of their sizes.
-    unsafe { launch.launch(grid(rows, 1, THREADS)?) }.map_err(Error::wrap)?;
+    unsafe {
+        launch!(device, Source::Norm, &name, blocks, x, residual, weight, bias, total, out, width, eps)
+    };
     Ok(Normalised { total, out })
 }
 
@@ -164,27 +159,20 @@ fn backward<T: Storage>(
     let kept: Tensor<f32> = device.unwritten(&[rows, 2])?;
     let partial: Tensor<f32> = device.unwritten(&[blocks, 2, width])?;
 
-    let function = device.kernel(Source::Norm, &kernel::<T>(name, "backward", width))?;
+    let name = kernel::<T>(name, "backward", width);
     let (width, row_count, block_count) = (size(width)?, size(rows)?, size(blocks)?);
-    let mut launch = device.stream.launch_builder(&function);
-    launch.arg(&x.data).arg(&weight.data).arg(&grad.data);
-    push_optional!(launch, through);
-    launch.arg(&dx.data).arg(&kept.data).arg(&width).arg(&eps);
+    let each = grid(rows, 1, THREADS)?;
     // SAFETY: the arguments are the kernel's, and `check` made sure of their sizes.
-    unsafe { launch.launch(grid(rows, 1, THREADS)?) }.map_err(Error::wrap)?;
+    unsafe { launch!(device, Source::Norm, &name, each, x, weight, grad, through, dx, kept, width, eps) };
 
-    let function = device.kernel(Source::Norm, &format!("norm_weight_partial_{}", T::NAME))?;
-    let mut launch = device.stream.launch_builder(&function);
-    launch.arg(&x.data).arg(&grad.data).arg(&kept.data).arg(&partial.data).arg(&row_count).arg(&width);
+    let name = format!("norm_weight_partial_{}", T::NAME);
+    let blocks = grid(columns, blocks, THREADS)?;
     // SAFETY: as above; `partial` has a place for each block of rows.
-    unsafe { launch.launch(grid(columns, blocks, THREADS)?) }.map_err(Error::wrap)?;
+    unsafe { launch!(device, Source::Norm, &name, blocks, x, grad, kept, partial, row_count, width) };
 
-    let function = device.kernel(Source::Norm, &format!("norm_weight_total_{}", T::NAME))?;
-    let mut launch = device.stream.launch_builder(&function);
-    launch.arg(&partial.data).arg(&dweight.data);
-    push_optional!(launch, &dbias);
-    launch.arg(&block_count).arg(&width);
+    let name = format!("norm_weight_total_{}", T::NAME);
+    let blocks = grid(columns, 1, THREADS)?;
     // SAFETY: as above.
-    unsafe { launch.launch(grid(columns, 1, THREADS)?) }.map_err(Error::wrap)?;
+    unsafe { launch!(device, Source::Norm, &name, blocks, partial, dweight, dbias, block_count, width) };
     Ok(NormGradients { x: dx, weight: dweight, bias: dbias })
 }

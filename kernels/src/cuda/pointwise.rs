@@ -1,9 +1,8 @@
 //! Activations, gates and the rotary embedding, `cuda/pointwise.cu`.
 
-use candle_core::{Error, Result, bail};
-use cudarc::driver::PushKernelArg;
+use candle_core::{Result, bail};
 
-use super::device::{Device, Source, Storage, Tensor, grid, push_optional, size};
+use super::device::{Device, Source, Storage, Tensor, grid, launch, size};
 use crate::Activation;
 
 const THREADS: u32 = 256;
@@ -44,14 +43,10 @@ pub fn gated<T: Storage>(
     let out = device.unwritten(x.dims())?;
     let count: usize = x.dims().iter().product();
     let (kind, numbers) = (number(activation), count as u64);
-    let function = device.kernel(Source::Pointwise, &format!("gated_forward_{}", T::NAME))?;
-    let mut launch = device.stream.launch_builder(&function);
-    launch.arg(&x.data);
-    push_optional!(launch, up);
-    launch.arg(&out.data).arg(&kind).arg(&numbers);
+    let name = format!("gated_forward_{}", T::NAME);
+    let blocks = grid(count.div_ceil(THREADS as usize * T::WIDE), 1, THREADS)?;
     // SAFETY: the arguments are the kernel's, of one size.
-    unsafe { launch.launch(grid(count.div_ceil(THREADS as usize * T::WIDE), 1, THREADS)?) }
-        .map_err(Error::wrap)?;
+    unsafe { launch!(device, Source::Pointwise, &name, blocks, x, up, out, kind, numbers) };
     Ok(out)
 }
 
@@ -71,17 +66,98 @@ pub fn gated_backward<T: Storage>(
     let dup = up.map(|_| device.unwritten(x.dims())).transpose()?;
     let count: usize = x.dims().iter().product();
     let (kind, numbers) = (number(activation), count as u64);
-    let function = device.kernel(Source::Pointwise, &format!("gated_backward_{}", T::NAME))?;
-    let mut launch = device.stream.launch_builder(&function);
-    launch.arg(&x.data);
-    push_optional!(launch, up);
-    launch.arg(&grad.data).arg(&dx.data);
-    push_optional!(launch, &dup);
-    launch.arg(&kind).arg(&numbers);
+    let name = format!("gated_backward_{}", T::NAME);
+    let blocks = grid(count.div_ceil(THREADS as usize * T::WIDE), 1, THREADS)?;
     // SAFETY: the arguments are the kernel's, of one size.
-    unsafe { launch.launch(grid(count.div_ceil(THREADS as usize * T::WIDE), 1, THREADS)?) }
-        .map_err(Error::wrap)?;
+    unsafe { launch!(device, Source::Pointwise, &name, blocks, x, up, grad, dx, dup, kind, numbers) };
     Ok((dx, dup))
+}
+
+/// [`crate::dropout`], with the same numbers set to zero; backward is the same of the gradient.
+///
+/// # Errors
+/// When `rate` is not in `[0, 1)`.
+pub fn dropout<T: Storage>(device: &Device, x: &Tensor<T>, rate: f32, seed: u64) -> Result<Tensor<T>> {
+    if !(0.0..1.0).contains(&rate) {
+        bail!("dropout: the rate is {rate}; expected at least 0 and less than 1");
+    }
+    same("dropout", &[x])?;
+    let out = device.unwritten(x.dims())?;
+    let count: usize = x.dims().iter().product();
+    let blocks = grid(count.div_ceil(4 * THREADS as usize), 1, THREADS)?;
+    // As on the CPU.
+    let threshold = (f64::from(rate) * 4_294_967_296.0) as u32;
+    let (keep, numbers, name) = (1.0 / (1.0 - rate), count as u64, format!("dropout_{}", T::NAME));
+    // SAFETY: the arguments are the kernel's, of one size.
+    unsafe { launch!(device, Source::Pointwise, &name, blocks, x, out, threshold, keep, seed, numbers) };
+    Ok(out)
+}
+
+/// [`crate::split_heads`] of some columns: those of `x`, `[batch * tokens, stride]`, from `first` on, as
+/// `[batch, heads, tokens, dim]`, so that one product can give queries, keys and values.
+///
+/// # Errors
+/// When the shapes do not fit together, or `dim`, `stride` or `first` is no multiple of 8.
+pub fn split_heads<T: Storage>(
+    device: &Device,
+    x: &Tensor<T>,
+    first: usize,
+    shape: [usize; 4],
+) -> Result<Tensor<T>> {
+    let out = device.unwritten(&shape)?;
+    move_heads(device, x, &out, shape, x.dims(), first, false)?;
+    Ok(out)
+}
+
+/// Back from [`split_heads`], into the columns of `to`, whose others stay as they are.
+///
+/// # Errors
+/// As [`split_heads`].
+pub fn merge_heads<T: Storage>(device: &Device, x: &Tensor<T>, to: &Tensor<T>, first: usize) -> Result<()> {
+    let &[batch, heads, tokens, dim] = x.dims() else {
+        bail!("merge_heads: x is [batch, heads, tokens, dim], not {:?}", x.dims());
+    };
+    move_heads(device, x, to, [batch, heads, tokens, dim], to.dims(), first, true)
+}
+
+fn move_heads<T: Storage>(
+    device: &Device,
+    from: &Tensor<T>,
+    to: &Tensor<T>,
+    [batch, heads, tokens, dim]: [usize; 4],
+    rows: &[usize],
+    first: usize,
+    back: bool,
+) -> Result<()> {
+    let count = batch * heads * tokens * dim;
+    let fits = matches!(rows, &[all, stride] if all == batch * tokens
+        && first + heads * dim <= stride && stride.is_multiple_of(8));
+    if !fits || count == 0 || !dim.is_multiple_of(8) || !first.is_multiple_of(8) {
+        bail!("heads: [{batch}, {heads}, {tokens}, {dim}] and columns from {first} of {rows:?} do not fit");
+    }
+    let blocks = grid(count.div_ceil(THREADS as usize * T::WIDE), 1, THREADS)?;
+    let (heads, tokens, dim, stride) = (size(heads)?, size(tokens)?, size(dim)?, size(rows[1])?);
+    let (first, back, count, name) =
+        (size(first)?, i32::from(back), count as u64, format!("move_heads_{}", T::NAME));
+    // SAFETY: the arguments are the kernel's, and the columns are within the rows.
+    unsafe {
+        launch!(
+            device,
+            Source::Pointwise,
+            &name,
+            blocks,
+            from,
+            to,
+            heads,
+            tokens,
+            dim,
+            stride,
+            first,
+            back,
+            count
+        );
+    }
+    Ok(())
 }
 
 /// [`crate::rotary`]; with `back` the turn is undone, which is its gradient: `x` is `[batch, heads, tokens, dim]`, `cos`
@@ -108,11 +184,27 @@ pub fn rotary<T: Storage>(
     let rows = batch * heads * tokens;
     let (own, sign, row_count) = (i32::from(own), if back { -1f32 } else { 1.0 }, rows as u64);
     let (heads, tokens, dim, half) = (size(heads)?, size(tokens)?, size(dim)?, size(half)?);
-    let function = device.kernel(Source::Pointwise, &format!("rotary_{}", T::NAME))?;
-    let mut launch = device.stream.launch_builder(&function);
-    launch.arg(&x.data).arg(&cos.data).arg(&sin.data).arg(&out.data);
-    launch.arg(&heads).arg(&tokens).arg(&dim).arg(&half).arg(&own).arg(&sign).arg(&row_count);
+    let name = format!("rotary_{}", T::NAME);
+    let blocks = grid(rows.div_ceil(WARPS), 1, THREADS)?;
     // SAFETY: the arguments are the kernel's, and their sizes are checked above.
-    unsafe { launch.launch(grid(rows.div_ceil(WARPS), 1, THREADS)?) }.map_err(Error::wrap)?;
+    unsafe {
+        launch!(
+            device,
+            Source::Pointwise,
+            &name,
+            blocks,
+            x,
+            cos,
+            sin,
+            out,
+            heads,
+            tokens,
+            dim,
+            half,
+            own,
+            sign,
+            row_count
+        )
+    };
     Ok(out)
 }
