@@ -33,7 +33,7 @@ const HELD_OUT: usize = 256;
 const READER: &str = "reader";
 const RETRIEVER: &str = "retriever";
 
-/// See [the module](self).
+/// A reader that learns to answer from what is retrieved, and a retriever that learns what helps it.
 pub struct AtlasLearner<'a> {
     config: &'a TrainConfig,
     section: AtlasSection,
