@@ -18,6 +18,7 @@ pub mod progress;
 pub mod quickstart;
 pub mod reader;
 pub mod retriever;
+mod sealed;
 pub mod select;
 pub mod task;
 pub mod train;

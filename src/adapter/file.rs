@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 
 use super::prompt::PROMPT;
 use super::{Adapter, BitFit, Ia3, Lora, Method, Prefix, Prompt};
-use crate::artefact::{self, FileEntry, Manifest};
+use crate::artefact;
 use crate::error::{Error, Result};
+use crate::sealed;
 
 /// The file that makes a folder an adapter's.
 pub const CONFIG: &str = "adapter_config.json";
@@ -56,12 +57,7 @@ impl Adapter {
     /// # Errors
     /// Names the file and what in it is missing or not done here.
     pub fn open(dir: &Path) -> Result<Self> {
-        if dir.join(artefact::MANIFEST).exists() {
-            artefact::open(dir, KIND, FORMAT_VERSION)?;
-            if let Some(problem) = artefact::verify(dir)?.into_iter().next() {
-                return Err(problem.into());
-            }
-        }
+        sealed::check(dir, KIND, FORMAT_VERSION)?;
         let path = dir.join(CONFIG);
         let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
         let fields: Fields = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
@@ -166,40 +162,13 @@ pub fn save<B: Serialize>(
     saved: &Saved<'_, B>,
     tensors: &BTreeMap<String, Tensor>,
 ) -> Result<()> {
-    if dir.exists() {
-        return Err(Error::file(dir, "already exists; an adapter is never written over another"));
-    }
-    let mut temporary = dir.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = Path::new(&temporary);
-    if temporary.exists() {
-        fs::remove_dir_all(temporary).map_err(Error::io(temporary))?;
-    }
-    fs::create_dir_all(temporary).map_err(Error::io(temporary))?;
     let (config, tensors) = as_peft(saved, tensors)?;
-    let path = temporary.join(CONFIG);
-    fs::write(&path, format!("{config:#}\n")).map_err(Error::io(&path))?;
-    candle_core::safetensors::save(&tensors, temporary.join(WEIGHTS))?;
-    let mut files = BTreeMap::new();
-    for name in [CONFIG, WEIGHTS] {
-        let path = temporary.join(name);
-        fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
-        let (bytes, blake3) = artefact::hash_file(&path)?;
-        files.insert(name.to_string(), FileEntry { file: name.to_string(), bytes, blake3 });
-    }
-    let failed = |e: serde_json::Error| Error::file(temporary.join(artefact::MANIFEST), e.to_string());
-    let manifest = Manifest {
-        kind: KIND.into(),
-        format_version: FORMAT_VERSION,
-        written_by: concat!("sidenote ", env!("CARGO_PKG_VERSION")).into(),
-        meta: serde_json::to_value(&saved.base).map_err(failed)?,
-        files,
-    };
-    let text = serde_json::to_string_pretty(&manifest).map_err(failed)?;
-    artefact::write_atomically(&temporary.join(artefact::MANIFEST), text.as_bytes())?;
-    fs::rename(temporary, dir).map_err(Error::io(dir))?;
-    artefact::sync_dir(dir.parent().unwrap_or(Path::new(".")))?;
-    Ok(())
+    sealed::write_folder(dir, "an adapter", |dir| {
+        let path = dir.join(CONFIG);
+        fs::write(&path, format!("{config:#}\n")).map_err(Error::io(&path))?;
+        candle_core::safetensors::save(&tensors, dir.join(WEIGHTS))?;
+        sealed::seal(dir, KIND, FORMAT_VERSION, &saved.base, &[CONFIG, WEIGHTS])
+    })
 }
 
 /// The configuration and the tensors as PEFT has them.

@@ -18,10 +18,10 @@ use super::precision::Precision;
 use super::retro::{Retrieved, Retro, RetroConfig};
 use super::source::{BASE_MODEL, BaseModel, ChatTemplate, Source};
 use super::weights::Weights;
-use crate::artefact::{self, FileEntry, Manifest};
 use crate::corpus::Store;
 use crate::corpus::Tokenizer;
 use crate::error::{Error, Result};
+use crate::sealed;
 
 const KIND: &str = "model";
 const FORMAT_VERSION: u32 = 1;
@@ -387,24 +387,13 @@ pub(super) fn write(
     weights: &BTreeMap<Place, Matrix>,
     precision: Precision,
 ) -> Result<()> {
-    if dir.exists() {
-        return Err(Error::file(dir, "already exists; a model is never written over another"));
-    }
-    let mut temporary = dir.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = Path::new(&temporary);
-    if temporary.exists() {
-        fs::remove_dir_all(temporary).map_err(Error::io(temporary))?;
-    }
-    fs::create_dir_all(temporary).map_err(Error::io(temporary))?;
-    let path = temporary.join("config.json");
-    fs::write(&path, format!("{config:#}\n")).map_err(Error::io(path))?;
-    tokenizer.save(&temporary.join("tokenizer.json"))?;
-    candle_core::safetensors::save(&whole_tensors(weights, precision)?, temporary.join("model.safetensors"))?;
-    seal(temporary)?;
-    fs::rename(temporary, dir).map_err(Error::io(dir))?;
-    artefact::sync_dir(dir.parent().unwrap_or(Path::new(".")))?;
-    Ok(())
+    sealed::write_folder(dir, "a model", |dir| {
+        let path = dir.join("config.json");
+        fs::write(&path, format!("{config:#}\n")).map_err(Error::io(path))?;
+        tokenizer.save(&dir.join("tokenizer.json"))?;
+        candle_core::safetensors::save(&whole_tensors(weights, precision)?, dir.join("model.safetensors"))?;
+        sealed::seal(dir, KIND, FORMAT_VERSION, &json!({}), &FILES)
+    })
 }
 
 /// The tensors of the checkpoint that the weights make up, by name.
@@ -424,7 +413,7 @@ pub(crate) fn whole_tensors(
 
 /// Opens the checkpoint `name`; every byte of one with a manifest is checked first.
 pub(super) fn open(name: &Path) -> Result<Source> {
-    check_manifest(name)?;
+    sealed::check(name, KIND, FORMAT_VERSION)?;
     Source::open(name)
 }
 
@@ -434,38 +423,4 @@ fn read_config(source: &Source) -> Result<(DecoderConfig, Option<RetroConfig>)> 
     let decoder = DecoderConfig::from_json(source.config()).map_err(|e| wrong(e.to_string()))?;
     let retro = source.config().get("retro").cloned().map(serde_json::from_value).transpose();
     Ok((decoder, retro.map_err(|e| wrong(format!("retro: {e}")))?))
-}
-
-/// Reads every byte of a model that has a manifest; one from elsewhere has none.
-fn check_manifest(dir: &Path) -> Result<()> {
-    if !dir.join(artefact::MANIFEST).exists() {
-        return Ok(());
-    }
-    artefact::open(dir, KIND, FORMAT_VERSION)?;
-    match artefact::verify(dir)?.into_iter().next() {
-        Some(problem) => Err(problem.into()),
-        None => Ok(()),
-    }
-}
-
-/// Syncs the files of a model and writes a manifest over them, under their own names.
-fn seal(dir: &Path) -> Result<()> {
-    let mut files = BTreeMap::new();
-    for name in FILES {
-        let path = dir.join(name);
-        fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
-        let (bytes, blake3) = artefact::hash_file(&path)?;
-        files.insert(name.to_string(), FileEntry { file: name.to_string(), bytes, blake3 });
-    }
-    let manifest = Manifest {
-        kind: KIND.into(),
-        format_version: FORMAT_VERSION,
-        written_by: concat!("sidenote ", env!("CARGO_PKG_VERSION")).into(),
-        meta: json!({}),
-        files,
-    };
-    let text = serde_json::to_string_pretty(&manifest)
-        .map_err(|e| Error::file(dir.join(artefact::MANIFEST), e.to_string()))?;
-    artefact::write_atomically(&dir.join(artefact::MANIFEST), text.as_bytes())?;
-    Ok(())
 }

@@ -15,6 +15,7 @@ use crate::artefact::{self, sync_dir};
 use crate::error::{Error, Result};
 use crate::model::Precision;
 use crate::model::store::whole_tensors;
+use crate::sealed;
 
 /// Ends of names of files that hold weights.
 const WEIGHT_FILES: [&str; 9] = ["safetensors", "bin", "pt", "pth", "onnx", "gguf", "h5", "msgpack", "ot"];
@@ -34,27 +35,18 @@ impl TrainableEncoder {
     /// # Errors
     /// As for [`save`](Self::save).
     pub fn save_as(&self, dir: &Path, precision: Precision) -> Result<()> {
-        if dir.exists() {
-            return Err(Error::file(dir, "already exists; an encoder is never written over another"));
-        }
-        let mut temporary = dir.as_os_str().to_owned();
-        temporary.push(".tmp");
-        let temporary = PathBuf::from(temporary);
-        if temporary.exists() {
-            fs::remove_dir_all(&temporary).map_err(Error::io(&temporary))?;
-        }
-        for (name, bytes) in &self.files {
-            let path = temporary.join(name);
-            let folder = path.parent().unwrap_or(&temporary);
-            fs::create_dir_all(folder).map_err(Error::io(folder))?;
-            fs::write(&path, bytes).map_err(Error::io(path))?;
-        }
-        for part in &self.weights {
-            part.save(&temporary, precision)?;
-        }
-        sync_all(&temporary)?;
-        fs::rename(&temporary, dir).map_err(Error::io(dir))?;
-        Ok(sync_dir(dir.parent().unwrap_or(Path::new(".")))?)
+        sealed::write_folder(dir, "an encoder", |dir| {
+            for (name, bytes) in &self.files {
+                let path = dir.join(name);
+                let folder = path.parent().unwrap_or(dir);
+                fs::create_dir_all(folder).map_err(Error::io(folder))?;
+                fs::write(&path, bytes).map_err(Error::io(path))?;
+            }
+            for part in &self.weights {
+                part.save(dir, precision)?;
+            }
+            sync_all(dir)
+        })
     }
 }
 

@@ -220,8 +220,7 @@ impl Asker<'_> {
         let written = self.model.generator(None).generate(&[question], &options, &mut |_| true)?;
         let written = written.into_iter().flatten().next().map(|text| text.text).unwrap_or_default();
         let written = written.trim().to_string();
-        let best =
-            |of: &dyn Fn(&str) -> f64| item.references.iter().map(|right| of(right)).fold(0.0, f64::max);
+        let best = |of: &dyn Fn(&str) -> f64| metrics::best(&item.references, of);
         let rouge = |right: &str| metrics::rouge(&written, right);
         let measured = BTreeMap::from([
             ("exact_match", best(&|right| metrics::exact_match(&written, right))),

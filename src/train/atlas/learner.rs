@@ -1,6 +1,5 @@
 //! A reader that learns to answer from what is retrieved, and a retriever that learns what helps the reader.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor, Var};
@@ -21,6 +20,7 @@ use crate::model::Dropout;
 use crate::progress::Progress;
 use crate::reader::{Source, Trained, folders, widened};
 use crate::retriever::{Filter, Retriever, SearchOptions, open_store};
+use crate::sealed;
 use crate::task::multiple_choice::ordered;
 use crate::task::{Example, masked, prefix, section};
 use crate::train::checkpoint;
@@ -370,24 +370,17 @@ impl Learner for AtlasLearner<'_> {
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
-        let mut temporary = dir.as_os_str().to_owned();
-        temporary.push(".tmp");
-        let temporary = PathBuf::from(temporary);
-        if temporary.exists() {
-            fs::remove_dir_all(&temporary).map_err(Error::io(&temporary))?;
-        }
-        fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
-        let (reader, retriever) = folders(&temporary);
-        let precision = self.config.training.precision;
-        self.reader.save_as(&reader, precision)?;
-        if let Some(encoder) = &self.encoder {
-            encoder.save_as(&retriever, precision)?;
-        }
-        let of_passages = || self.retriever.encoder().identity().to_string();
-        let passages = self.section.query_side.then(of_passages);
-        Trained { templates: self.section.templates.clone(), passages }.write(&temporary)?;
-        fs::rename(&temporary, dir).map_err(Error::io(dir))?;
-        Ok(crate::artefact::sync_dir(dir.parent().unwrap_or(Path::new(".")))?)
+        sealed::write_folder(dir, "a model", |dir| {
+            let (reader, retriever) = folders(dir);
+            let precision = self.config.training.precision;
+            self.reader.save_as(&reader, precision)?;
+            if let Some(encoder) = &self.encoder {
+                encoder.save_as(&retriever, precision)?;
+            }
+            let of_passages = || self.retriever.encoder().identity().to_string();
+            let passages = self.section.query_side.then(of_passages);
+            Trained { templates: self.section.templates.clone(), passages }.write(dir)
+        })
     }
 }
 
@@ -433,6 +426,8 @@ fn expanded(examples: Vec<Example>, section: &AtlasSection) -> Vec<Example> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::corpus::{OnError, Tokenizer};
     use crate::encoder;

@@ -1,0 +1,75 @@
+//! Folders of files under their own names, as other programs want them: written whole or not at all, and with a manifest
+//! that every byte can be checked against.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::artefact::{self, FileEntry, Manifest};
+use crate::error::{Error, Result};
+
+/// Writes the new folder `dir`, which appears whole or not at all: `fill` is given the folder that becomes it. `what` is
+/// what it holds, such as "a model".
+///
+/// # Errors
+/// A folder that is there already, a full disk; what `fill` reports.
+pub(crate) fn write_folder(dir: &Path, what: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if dir.exists() {
+        return Err(Error::file(dir, format!("already exists; {what} is never written over another")));
+    }
+    let mut temporary = dir.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
+    if temporary.exists() {
+        fs::remove_dir_all(&temporary).map_err(Error::io(&temporary))?;
+    }
+    fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
+    fill(&temporary)?;
+    fs::rename(&temporary, dir).map_err(Error::io(dir))?;
+    Ok(artefact::sync_dir(dir.parent().unwrap_or(Path::new(".")))?)
+}
+
+/// Syncs the files `names` of the folder `dir` and writes a manifest over them.
+pub(crate) fn seal(
+    dir: &Path,
+    kind: &str,
+    format_version: u32,
+    meta: &impl Serialize,
+    names: &[&str],
+) -> Result<()> {
+    let mut files = BTreeMap::new();
+    for name in names {
+        let path = dir.join(name);
+        fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
+        let (bytes, blake3) = artefact::hash_file(&path)?;
+        files.insert(name.to_string(), FileEntry { file: name.to_string(), bytes, blake3 });
+    }
+    let path = dir.join(artefact::MANIFEST);
+    let failed = |e: serde_json::Error| Error::file(&path, e.to_string());
+    let manifest = Manifest {
+        kind: kind.into(),
+        format_version,
+        written_by: concat!("sidenote ", env!("CARGO_PKG_VERSION")).into(),
+        meta: serde_json::to_value(meta).map_err(failed)?,
+        files,
+    };
+    let text = serde_json::to_string_pretty(&manifest).map_err(failed)?;
+    Ok(artefact::write_atomically(&path, text.as_bytes())?)
+}
+
+/// Reads every byte of a folder that has a manifest; one from elsewhere has none.
+///
+/// # Errors
+/// Another kind or version of folder; the first file that is not what its manifest says.
+pub(crate) fn check(dir: &Path, kind: &str, format_version: u32) -> Result<()> {
+    if !dir.join(artefact::MANIFEST).exists() {
+        return Ok(());
+    }
+    artefact::open(dir, kind, format_version)?;
+    match artefact::verify(dir)?.into_iter().next() {
+        Some(problem) => Err(problem.into()),
+        None => Ok(()),
+    }
+}
