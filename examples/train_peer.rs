@@ -6,7 +6,8 @@
 //! Each line of standard input is a number of steps; each is answered with a line of JSON: seconds and
 //! loss of every step, and the most memory that the process has held. A number below zero asks for the
 //! machine's rate in products of two large matrices instead. With a file name, the weights are saved
-//! there before the first step, for a peer that starts from the same ones. `SIDENOTE_MEMORY=plain` leaves memory to the
+//! there before the first step, for a peer that starts from the same ones. With `SIDENOTE_PRECISION=bf16` steps are those of
+//! `training.precision = "bf16"`. `SIDENOTE_MEMORY=plain` leaves memory to the
 //! C library, `kept` has it keep what is freed; otherwise large blocks are on huge pages, as in `sidenote train`.
 
 use std::collections::HashMap;
@@ -19,7 +20,7 @@ use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use sidenote::model::weights::Weights;
 use sidenote::model::{Decoder, DecoderConfig, Initialisation, Network, Retrieved, Retro, RetroConfig};
-use sidenote_kernels::{AdamW, AdamWOptions, CrossEntropyOptions, backward, linear_cross_entropy};
+use sidenote_kernels::{AdamW, AdamWOptions, CrossEntropyOptions, Precision, backward, linear_cross_entropy};
 
 #[global_allocator]
 static ALLOCATOR: sidenote_kernels::LargeBlocks = sidenote_kernels::LargeBlocks;
@@ -36,6 +37,7 @@ struct Trainer {
     network: Network,
     optimiser: AdamW,
     batch: usize,
+    precision: Precision,
     step: usize,
 }
 
@@ -70,6 +72,10 @@ fn main() -> Result<()> {
 
 impl Trainer {
     fn new(kind: &str, width: usize, layers: usize, batch: usize, file: Option<&Path>) -> Result<Self> {
+        let precision = match std::env::var("SIDENOTE_PRECISION").as_deref() {
+            Ok("bf16") => Precision::Bf16,
+            _ => Precision::F32,
+        };
         let retro = match kind {
             "decoder" => false,
             "retro" => true,
@@ -111,14 +117,14 @@ impl Trainer {
             candle_core::safetensors::save(&named, file)?;
         }
         let options = AdamWOptions { beta2: 0.95, weight_decay: 0.1, ..Default::default() };
-        Ok(Self { network, optimiser: AdamW::new(variables, options), batch, step: 0 })
+        Ok(Self { network, optimiser: AdamW::new(variables, options), batch, precision, step: 0 })
     }
 
     fn run(&mut self, steps: usize) -> Result<Value> {
         let (mut seconds, mut losses) = (vec![], vec![]);
         for _ in 0..steps {
             let clock = Instant::now();
-            losses.push(self.step()?);
+            losses.push(self.precision.run(|| self.step())?);
             seconds.push(clock.elapsed().as_secs_f64());
         }
         Ok(json!({ "seconds": seconds, "losses": losses, "peak_bytes": peak_bytes()? }))

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::autograd::{View, fusible, lock, record};
 use crate::backward::gradient;
 use crate::composed;
-use crate::matrix::{Matrix, Threads, multiply};
+use crate::matrix::{Matrix, Precision, Threads, multiply};
 use crate::parallel::for_pieces;
 use crate::simd::{add, exp, max, sum, vectorised};
 
@@ -137,7 +137,7 @@ fn run(
     let zeros = |like: &Tensor| like.track_op().then(|| vec![0f32; like.elem_count()]);
     let (mut dhidden, mut dweight) = (zeros(hidden), zeros(weight));
     let (hidden, weight) = (View::of(hidden)?, View::of(weight)?);
-    let problem = Problem { dim, vocabulary, weight: &weight, options };
+    let problem = Problem { dim, vocabulary, weight: &weight, options, precision: Precision::current() };
     let tile = (TILE / vocabulary.max(1)).clamp(1, ROWS);
     let (mut loss, mut logits) = (0f64, vec![]);
     for rows in rows.chunks(tile) {
@@ -167,6 +167,8 @@ struct Problem<'a> {
     vocabulary: usize,
     weight: &'a [f32],
     options: &'a CrossEntropyOptions,
+    /// That of the thread that asked.
+    precision: Precision,
 }
 
 /// The rows that are worked on at a time.
@@ -211,6 +213,11 @@ impl Problem<'_> {
         Matrix::rows(&self.weight[column * self.dim..][..columns * self.dim], self.dim)
     }
 
+    /// A product on this thread, whose output has no gaps.
+    fn multiply(&self, sizes: [usize; 3], a: Matrix, b: Matrix, out: &mut [f32], accumulate: bool) {
+        self.precision.run(|| multiply(sizes, 1.0, a, b, out, sizes[2], accumulate, Threads::One));
+    }
+
     /// The losses of a tile's rows. Leaves in `kept` the exponentials of the logits less the highest of
     /// their block: block by block, `[rows, columns]` each.
     fn losses(&self, tile: &Tile, kept: Option<&mut [f32]>) -> Vec<Row> {
@@ -235,7 +242,7 @@ impl Problem<'_> {
                     }
                 };
                 let sizes = [rows, self.dim, columns];
-                multiply(sizes, 1.0, hidden, self.weight(block).t(), logits, columns, false, Threads::One);
+                self.multiply(sizes, hidden, self.weight(block).t(), logits, false);
                 for (row, logits) in logits.chunks_exact_mut(columns).enumerate() {
                     if let Some(at) = tile.targets[row].checked_sub(column).filter(|&at| at < columns) {
                         targets[row] = Some(logits[at]);
@@ -307,12 +314,12 @@ impl Problem<'_> {
                     let (block, rest) = slice.split_at_mut(columns * dim);
                     dweight = Some(rest);
                     let dlogits = Matrix::rows(dlogits, columns).t();
-                    multiply([columns, rows, dim], 1.0, dlogits, hidden, block, dim, true, Threads::One);
+                    self.multiply([columns, rows, dim], dlogits, hidden, block, true);
                 }
                 if wanted {
                     let dlogits = Matrix::rows(dlogits, columns);
                     let sizes = [rows, columns, dim];
-                    multiply(sizes, 1.0, dlogits, self.weight(block), &mut dhidden, dim, true, Threads::One);
+                    self.multiply(sizes, dlogits, self.weight(block), &mut dhidden, true);
                 }
             }
             dhidden

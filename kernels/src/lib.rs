@@ -50,6 +50,7 @@ pub use embedding::embedding;
 pub use feed_forward::gated_feed_forward;
 pub use heads::{merge_heads, split_heads};
 pub use linear::{linear, linear_add};
+pub use matrix::Precision;
 pub use memory::{LargeBlocks, keep_freed_memory};
 pub use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm};
 pub use projection::{linear_from_heads, linear_to_heads};

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
+use sidenote_kernels as kernels;
 
 use crate::error::Result;
 
@@ -17,6 +18,14 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// In what a step multiplies.
+    pub fn of_products(self) -> kernels::Precision {
+        match self {
+            Self::F32 => kernels::Precision::F32,
+            Self::Bf16 => kernels::Precision::Bf16,
+        }
+    }
+
     /// `tensor` as it is saved.
     ///
     /// # Errors

@@ -180,7 +180,8 @@ impl Run<'_> {
             let mut gradients: Option<GradStore> = None;
             let mut value = 0.0;
             for (number, batch) in numbers.zip(batches) {
-                let (loss, of_batch) = learner.gradients(batch, number, scored)?;
+                let gradients_of = || learner.gradients(batch, number, scored);
+                let (loss, of_batch) = training.precision.of_products().run(gradients_of)?;
                 value += loss;
                 match &mut gradients {
                     None => gradients = Some(of_batch),

@@ -37,14 +37,14 @@ thread_local! {
 
 /// Takes this thread's buffer, at least `len` long, for the duration of `work`. Taken, not borrowed: a
 /// thread that waits for others may begin another product meanwhile, which then finds none and makes one.
-pub(super) fn with_buffer<T>(
-    buffer: &'static std::thread::LocalKey<Cell<Vec<f32>>>,
+pub(super) fn with_buffer<N: Clone + Default, T>(
+    buffer: &'static std::thread::LocalKey<Cell<Vec<N>>>,
     len: usize,
-    work: impl FnOnce(&mut [f32]) -> T,
+    work: impl FnOnce(&mut [N]) -> T,
 ) -> T {
     let mut taken = buffer.take();
     if taken.len() < len {
-        taken.resize(len, 0.0);
+        taken.resize(len, N::default());
     }
     let result = work(&mut taken[..len]);
     buffer.set(taken);
@@ -244,6 +244,17 @@ unsafe fn transpose(from: *const f32, down: usize, rows: usize, to: *mut f32, ac
             *x = _mm512_loadu_ps(from.add(i * down));
         }
     }
+    let mask = ((1u32 << wide) - 1) as u16;
+    for (i, x) in transpose_lanes(x).into_iter().enumerate() {
+        // SAFETY: as promised by the caller.
+        unsafe { _mm512_mask_storeu_ps(to.add(i * across), mask, x) };
+    }
+}
+
+/// 16 vectors of 16 lanes as a square, rows and columns exchanged.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn transpose_lanes(mut x: [__m512; 16]) -> [__m512; 16] {
     // Pairs of rows, fours of rows within quarters of vectors, then the quarters.
     let mut y = [_mm512_setzero_ps(); 16];
     for i in 0..8 {
@@ -268,11 +279,7 @@ unsafe fn transpose(from: *const f32, down: usize, rows: usize, to: *mut f32, ac
         x[i] = _mm512_shuffle_f32x4::<0x88>(y[i], y[i + 8]);
         x[i + 8] = _mm512_shuffle_f32x4::<0xdd>(y[i], y[i + 8]);
     }
-    let mask = ((1u32 << wide) - 1) as u16;
-    for (i, x) in x.into_iter().enumerate() {
-        // SAFETY: as promised by the caller.
-        unsafe { _mm512_mask_storeu_ps(to.add(i * across), mask, x) };
-    }
+    x
 }
 
 pub(super) type Tile = unsafe fn(usize, *const f32, *const f32, f32, bool, *mut f32, usize, u32);

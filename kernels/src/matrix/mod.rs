@@ -4,10 +4,13 @@ use gemm::Parallelism;
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bf16;
 pub mod few;
 mod packed;
+mod precision;
 
 pub use packed::PackedLinear;
+pub use precision::Precision;
 
 /// From how many multiplications on, and how many rows, packing the operands pays.
 #[cfg(target_arch = "x86_64")]
@@ -55,7 +58,8 @@ pub enum Threads {
 
 /// `out = scale * a b`, or `out += scale * a b` with `accumulate`.
 ///
-/// `a` is `[m, k]`, `b` is `[k, n]`, `out` is `[m, n]` whose rows are `out_row` apart.
+/// `a` is `[m, k]`, `b` is `[k, n]`, `out` is `[m, n]` whose rows are `out_row` apart. Products of many rows are made in the
+/// thread's [`Precision`].
 pub fn multiply(
     [m, k, n]: [usize; 3],
     scale: f32,
@@ -78,6 +82,23 @@ pub fn multiply(
         return;
     }
     assert!(a.covers(m, k) && b.covers(k, n), "product reads beyond its operands");
+    if Precision::current() == Precision::Bf16 && bf16::pays([m, k, n]) {
+        return bf16::multiply([m, k, n], scale, a, b, out, out_row, accumulate, threads);
+    }
+    in_f32([m, k, n], scale, a, b, out, out_row, accumulate, threads);
+}
+
+/// [`multiply`] in `f32`, sizes checked.
+fn in_f32(
+    [m, k, n]: [usize; 3],
+    scale: f32,
+    a: Matrix,
+    b: Matrix,
+    out: &mut [f32],
+    out_row: usize,
+    accumulate: bool,
+    threads: Threads,
+) {
     if m < few::MANY && a.column == 1 && b.row == 1 {
         let (a, b) = ((a.data, a.row), (b.data, b.column));
         return few::multiply([m, k, n], scale, a, b, (out, out_row), accumulate, threads);

@@ -1,0 +1,240 @@
+//! Which tiles are multiplied when, and by whom.
+
+use std::arch::is_x86_feature_detected as has;
+use std::arch::x86_64::*;
+use std::cell::Cell;
+
+use rayon::prelude::*;
+
+use super::super::avx512::{Output, with_buffer};
+use super::super::{Matrix, Threads};
+use super::dot;
+use super::pack::{ALONG, LINES, Row, TILE, pack};
+
+/// Lines of both operands that are multiplied at a time: two tiles.
+const WIDE: usize = 2 * LINES;
+
+/// How far `k` runs before sums are added to the output: a panel of the right operand then stays in the first cache.
+const DEPTH: usize = 16 * ALONG;
+
+/// Rows of the left operand that are packed at a time, at most.
+const BLOCK: usize = 8 * WIDE;
+
+/// How many numbers of the right operand are packed at a time, at most.
+const PACKED: usize = 8 << 20;
+
+thread_local! {
+    static LEFT: Cell<Vec<Row>> = const { Cell::new(Vec::new()) };
+    static RIGHT: Cell<Vec<Row>> = const { Cell::new(Vec::new()) };
+}
+
+/// What multiplies tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    #[cfg(target_os = "linux")]
+    Amx,
+    Avx512,
+}
+
+/// The best that this processor has.
+pub fn tiles() -> Option<Unit> {
+    if !(has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512bf16")) {
+        return None;
+    }
+    #[cfg(target_os = "linux")]
+    if super::amx::available() {
+        return Some(Unit::Amx);
+    }
+    Some(Unit::Avx512)
+}
+
+/// See [`super::multiply`].
+///
+/// # Safety
+/// The processor must have `unit` and AVX512-BF16, and the operands must cover `[m, k]`, `[k, n]` and `[m, n]`.
+pub unsafe fn multiply(
+    unit: Unit,
+    [m, k, n]: [usize; 3],
+    scale: f32,
+    a: Matrix,
+    b: Matrix,
+    out: &mut [f32],
+    out_row: usize,
+    accumulate: bool,
+    threads: Threads,
+) {
+    let out = Output { data: out.as_mut_ptr(), row: out_row };
+    let threads = match threads {
+        Threads::One => 1,
+        Threads::All => rayon::current_num_threads(),
+    };
+    // Columns as many as fit, in whole panels.
+    let width = (PACKED / k.min(DEPTH)).max(WIDE).min(n).next_multiple_of(WIDE);
+    for column in (0..n).step_by(width) {
+        let columns = width.min(n - column);
+        let panels = columns.div_ceil(WIDE);
+        for first in (0..k).step_by(DEPTH) {
+            let depth = DEPTH.min(k - first);
+            let panel_len = 2 * depth.div_ceil(ALONG) * TILE;
+            with_buffer(&RIGHT, panels * panel_len, |packed| {
+                let pack = |(panel, packed): (usize, &mut [Row])| {
+                    let at = column + panel * WIDE;
+                    // SAFETY: `b` covers these rows and columns.
+                    unsafe { pack_panel::<true>(b.t(), at, WIDE.min(n - at), first, depth, packed) };
+                };
+                match threads {
+                    1 => packed.chunks_exact_mut(panel_len).enumerate().for_each(pack),
+                    _ => packed.par_chunks_exact_mut(panel_len).enumerate().for_each(pack),
+                }
+                let product = Product {
+                    unit,
+                    a,
+                    scale,
+                    out,
+                    first,
+                    depth,
+                    column,
+                    columns,
+                    packed,
+                    accumulate: accumulate || first > 0,
+                };
+                if threads <= 1 {
+                    // SAFETY: as promised by the caller.
+                    (0..m)
+                        .step_by(BLOCK)
+                        .for_each(|row| unsafe { product.block(row, BLOCK.min(m - row), 0, panels) });
+                    return;
+                }
+                // About four tasks a thread, by rows first: a block of rows is packed once for all its columns.
+                let rows = m.div_ceil(4 * threads).next_multiple_of(WIDE).min(BLOCK);
+                let blocks = m.div_ceil(rows);
+                let groups = (4 * threads).div_ceil(blocks).min(panels.div_ceil(4)).max(1);
+                let group = panels.div_ceil(groups);
+                (0..blocks * groups).into_par_iter().for_each(|task| {
+                    let (row, panel) = (task / groups * rows, task % groups * group);
+                    if panel < panels {
+                        // SAFETY: as promised by the caller; no two tasks share a tile.
+                        unsafe { product.block(row, rows.min(m - row), panel, group.min(panels - panel)) };
+                    }
+                });
+            });
+        }
+    }
+}
+
+/// Packs two tiles of lines, the tiles of a depth side by side.
+///
+/// # Safety
+/// As [`pack`].
+unsafe fn pack_panel<const TURNED: bool>(
+    matrix: Matrix,
+    line: usize,
+    lines: usize,
+    first: usize,
+    depth: usize,
+    packed: &mut [Row],
+) {
+    assert!(packed.len() >= 2 * depth.div_ceil(ALONG) * TILE && lines <= WIDE);
+    for half in 0..2 {
+        let to = packed[half * TILE..].as_mut_ptr();
+        if half * LINES < lines {
+            // SAFETY: as promised by the caller, and asserted above.
+            unsafe {
+                let lines = LINES.min(lines - half * LINES);
+                pack::<TURNED>(matrix, line + half * LINES, lines, first, depth, to, 2 * TILE);
+            }
+        } else {
+            packed[half * TILE..].chunks_mut(2 * TILE).for_each(|tile| tile[..TILE].fill(Row::default()));
+        }
+    }
+}
+
+/// One packed part of the right operand, and what it is multiplied with.
+#[derive(Clone, Copy)]
+struct Product<'a> {
+    unit: Unit,
+    a: Matrix<'a>,
+    scale: f32,
+    out: Output,
+    /// The part of `k` that is packed.
+    first: usize,
+    depth: usize,
+    /// The columns that are packed, in panels of two tiles, those that are missing as zeros.
+    column: usize,
+    columns: usize,
+    packed: &'a [Row],
+    accumulate: bool,
+}
+
+/// Four tiles of sums, `[2][2][16][16]`.
+#[repr(align(64))]
+struct Sums([f32; 4 * TILE * LINES]);
+
+impl Product<'_> {
+    /// Rows `row..row + rows` times the panels `panel..panel + panels`.
+    ///
+    /// # Safety
+    /// As [`multiply`]; nobody else may touch this part of the output meanwhile.
+    unsafe fn block(&self, row: usize, rows: usize, panel: usize, panels: usize) {
+        let deep = self.depth.div_ceil(ALONG);
+        let len = 2 * deep * TILE;
+        // SAFETY: the unit was found to be there.
+        #[cfg(target_os = "linux")]
+        let _tiles = (self.unit == Unit::Amx).then(|| unsafe { super::amx::Tiles::begin() });
+        with_buffer(&LEFT, rows.div_ceil(WIDE) * len, |left| {
+            for (strip, left) in left.chunks_exact_mut(len).enumerate() {
+                let at = strip * WIDE;
+                // SAFETY: `a` covers these rows and columns.
+                unsafe {
+                    let rows = WIDE.min(rows - at);
+                    pack_panel::<false>(self.a, row + at, rows, self.first, self.depth, left);
+                }
+            }
+            let mut sums = Sums([0.0; 4 * TILE * LINES]);
+            for panel in panel..panel + panels {
+                let right = &self.packed[panel * len..][..len];
+                let columns = WIDE.min(self.columns - panel * WIDE);
+                for (strip, left) in left.chunks_exact(len).enumerate() {
+                    let (left, right, into) = (left.as_ptr(), right.as_ptr(), sums.0.as_mut_ptr());
+                    // SAFETY: both operands are `2 * deep` tiles, which is not zero, and the tiles have begun.
+                    unsafe {
+                        match self.unit {
+                            #[cfg(target_os = "linux")]
+                            Unit::Amx => super::amx::multiply(deep, left, right, into),
+                            Unit::Avx512 => dot::multiply(deep, left, right, into),
+                        }
+                    }
+                    let (row, rows) = (row + strip * WIDE, WIDE.min(rows - strip * WIDE));
+                    // SAFETY: these rows and columns lie within the output, and are this task's.
+                    unsafe { self.write(&sums, row, rows, self.column + panel * WIDE, columns) };
+                }
+            }
+        });
+    }
+
+    /// Scales sums and writes, or adds, them to the output.
+    ///
+    /// # Safety
+    /// The output has these rows and columns, and they are nobody else's.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn write(&self, sums: &Sums, row: usize, rows: usize, column: usize, columns: usize) {
+        let scale = _mm512_set1_ps(self.scale);
+        for i in 0..rows {
+            for half in 0..columns.div_ceil(LINES) {
+                let wide = LINES.min(columns - half * LINES);
+                let mask = ((1u32 << wide) - 1) as u16;
+                let from = ((2 * (i / LINES) + half) * TILE + i % LINES) * LINES;
+                // SAFETY: as promised by the caller; `mask` keeps to the row.
+                unsafe {
+                    let sum = _mm512_load_ps(sums.0[from..].as_ptr());
+                    let at = self.out.data.add((row + i) * self.out.row + column + half * LINES);
+                    let old = match self.accumulate {
+                        true => _mm512_maskz_loadu_ps(mask, at),
+                        false => _mm512_setzero_ps(),
+                    };
+                    _mm512_mask_storeu_ps(at, mask, _mm512_fmadd_ps(sum, scale, old));
+                }
+            }
+        }
+    }
+}
