@@ -3,7 +3,7 @@
     python memory.py WORK WIKITEXT2 SIMPLEWIKI --sidenote PROGRAM [--steps N] [--seeds 0,1,2] [--cells PATTERN]
 
 WIKITEXT2 is a folder with train.txt, valid.txt and test.txt (words, <unk>), SIMPLEWIKI one with train-*.jsonl, valid.jsonl
-and test.jsonl. For each corpus a tokenizer of 4,096 tokens is trained that all its systems share, and for each seed:
+and test.jsonl. For each corpus a tokenizer of 4,096 tokens is trained that all its systems share, and for each seed, in bf16 (asked in f32):
 
     plain           a decoder of 128 numbers and 4 layers, N steps of 2,048 tokens
     plain-longer    the same, going on for as many steps again
@@ -110,6 +110,7 @@ def train(args, folder, seed, name, sections, **overrides):
         file.write(
             f'kind = "{kind}"\nout = "{out}"\nindex = "{folder}/index"\nheld_out = "{folder}/held-out"\n{sections}\n{model}'
             f"[training]\nsteps = {steps}\nchunks = {CHUNKS}\nbatch_tokens = {BATCH}\nseed = {seed}\n"
+            f'precision = "bf16"\n'
             f"learning_rate = {overrides.pop('rate', 3e-3)}\nwarmup_steps = 50\ndecay_steps = {decay}\nevaluate_every = 200\n"
         )
     return out, once(os.path.join(out, "report.json"), partial(sidenote, args, "train", path, "--resume"))
