@@ -1,6 +1,6 @@
 """Training steps a second of Sidenote beside PyTorch: the same models, data and order, in alternation.
 
-    python train.py TRAIN_PEER [--models decoder:256:4,...] [--batch 4] [--rounds 3] [--steps 1] [--systems ...]
+    python train.py TRAIN_PEER [--models decoder:256:4,...] [--batch 4] [--rounds 3] [--steps 1] [--systems ...] [--dtype f32|bf16]
 
 TRAIN_PEER is the program made from examples/train_peer.rs. Each system runs as a process of its own; they take turns,
 some steps each, and the first turn is left out. Rows go to benches/results/train.json, from which train_report.py
@@ -24,9 +24,10 @@ TOKENS, VOCABULARY = 512, 32_768
 
 
 class Worker:
-    def __init__(self, command):
+    def __init__(self, command, dtype):
         # Fewer threads than processors would be slower for either; what they choose themselves is right.
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = {**os.environ, "SIDENOTE_PRECISION": dtype}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     def ask(self, number):
         self.process.stdin.write(f"{number}\n")
@@ -64,12 +65,12 @@ def measure(options, kind, width, layers):
     with tempfile.TemporaryDirectory() as folder:
         weights = os.path.join(folder, "weights.safetensors")
         file = [weights] if kind == "decoder" else []
-        workers = {"sidenote": Worker([options.program, *shape, *file])}
+        workers = {"sidenote": Worker([options.program, *shape, *file], options.dtype)}
         rates = [workers["sidenote"].ask(-1)["gflops"]]
         peer = "PyTorch" if kind == "decoder" else "retro-pytorch, PyTorch"
         for mode in options.systems.split(","):
             script = [sys.executable, os.path.join(HERE, "train_torch.py"), *shape, mode, *file]
-            workers[f"{peer} {version} {mode}"] = Worker(script)
+            workers[f"{peer} {version} {mode}"] = Worker(script, options.dtype)
         times, losses, peaks = {}, {}, {}
         for turn in range(options.rounds + 1):
             for system, worker in list(workers.items()):
@@ -94,7 +95,7 @@ def measure(options, kind, width, layers):
     if kind == "decoder":
         for system, values in losses.items():
             worst = max(abs(a - b) for a, b in zip(values, losses["sidenote"]))
-            if worst > 1e-3:
+            if worst > {"f32": 1e-3, "bf16": 3e-2}[options.dtype]:
                 raise SystemExit(f"{system}: losses differ from Sidenote's by {worst}: {values} {losses['sidenote']}")
     rows = []
     for system, seconds in times.items():
@@ -102,8 +103,10 @@ def measure(options, kind, width, layers):
         median = statistics.median(seconds)
         row = {
             "system": system,
-            "model": f"{kind} d={width} L={layers}",
-            "dtype": "f32",
+            "model": f"{kind} d={width} L={layers}" + (", bf16" if options.dtype == "bf16" else ""),
+            "dtype": options.dtype,
+            "machine": processor() + (f" ({options.note})" if options.note else ""),
+            "date": datetime.date.today().isoformat(),
             "batch": f"{options.batch} x {TOKENS}",
             "tokens_per_second": round(tokens / median, 1),
             "tokens_per_second_lowest": round(tokens / max(seconds), 1),
@@ -127,6 +130,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--systems", default="eager,compile", help="modes of PyTorch")
+    parser.add_argument("--dtype", default="f32", choices=["f32", "bf16"], help="bf16: mixed precision")
     parser.add_argument("--results", default=os.path.join(HERE, "..", "results"))
     parser.add_argument("--note", default="", help="about the machine, such as: others at work")
     options = parser.parse_args()

@@ -29,6 +29,10 @@ def table(result):
         spread = f"{row['tokens_per_second_lowest']:,.0f} to {row['tokens_per_second_highest']:,.0f}"
         cells = [row["model"], row["system"], row["batch"], f"{row['tokens_per_second']:,.0f}", spread]
         lines.append("| " + " | ".join([*cells, f"{row['peak_bytes'] / 1e6:,.0f}", part]) + " |")
+    lines.append("")
+    for where in unique((row.get("machine", result["machine"]), row.get("date", "")) for row in rows):
+        models = unique(row["model"] for row in rows if (row.get("machine", result["machine"]), row.get("date", "")) == where)
+        lines.append(f"- {'; '.join(models)}: {' '.join(where)}")
     lines += ["", "## Aims", "", "| model | speed to the better mode of PyTorch (aim 1.5) | memory to that mode's (aim 0.5) | met |", "|---|--:|--:|---|"]
     for model in unique(row["model"] for row in rows):
         here = [row for row in rows if row["model"] == model]
@@ -71,7 +75,7 @@ def drawing(result):
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 860 {y}" width="860" height="{y}">',
         "<style>text{font:11px sans-serif;fill:#333}.title{font-weight:bold;font-size:13px}</style>",
         '<rect width="100%" height="100%" fill="white"/>',
-        '<text x="16" y="20" class="title">Tokens a second in training, f32 (longer is better), and peak memory</text>',
+        '<text x="16" y="20" class="title">Tokens a second in training (longer is better), and peak memory</text>',
     ]
     return "\n".join([*head, *bars, "</svg>", ""])
 

@@ -2,10 +2,11 @@
 
     python train_torch.py decoder|retro WIDTH LAYERS BATCH eager|compile [WEIGHTS.safetensors]
 
-The protocol is that of examples/train_peer.rs.
+The protocol is that of examples/train_peer.rs, and so is SIDENOTE_PRECISION=bf16, which is PyTorch's automatic mixed precision here.
 """
 
 import json
+import os
 import sys
 import time
 
@@ -128,17 +129,19 @@ def main():
     groups = [{"params": decays, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.95), fused=True)
     run = torch.compile(model) if mode == "compile" else model
+    mixed = torch.autocast("cpu", dtype=torch.bfloat16, enabled=os.environ.get("SIDENOTE_PRECISION") == "bf16")
     step = 0
     for line in sys.stdin:
         seconds, losses = [], []
         for _ in range(int(line)):
             clock = time.perf_counter()
             text = tokens(step * batch * (TOKENS + 1), (batch, TOKENS + 1))
-            if kind == "decoder":
-                loss = run(text[:, :-1], text[:, 1:])
-            else:
-                shape = (batch, TOKENS // CHUNK, NEIGHBOURS, 2 * CHUNK)
-                loss = run(text, tokens(NEIGHBOURS_FROM + step * int(numpy.prod(shape)), shape))
+            with mixed:
+                if kind == "decoder":
+                    loss = run(text[:, :-1], text[:, 1:])
+                else:
+                    shape = (batch, TOKENS // CHUNK, NEIGHBOURS, 2 * CHUNK)
+                    loss = run(text, tokens(NEIGHBOURS_FROM + step * int(numpy.prod(shape)), shape))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
