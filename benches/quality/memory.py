@@ -111,7 +111,7 @@ def train(args, folder, seed, name, sections, **overrides):
             f'kind = "{kind}"\nout = "{out}"\nindex = "{folder}/index"\nheld_out = "{folder}/held-out"\n{sections}\n{model}'
             f"[training]\nsteps = {steps}\nchunks = {CHUNKS}\nbatch_tokens = {BATCH}\nseed = {seed}\n"
             f'precision = "bf16"\n'
-            f"learning_rate = {overrides.pop('rate', 3e-3)}\nwarmup_steps = 50\ndecay_steps = {decay}\nevaluate_every = 200\n"
+            f"learning_rate = {overrides.pop('rate', 3e-3)}\nwarmup_steps = 50\ndecay_steps = {decay}\nevaluate_every = 1000\n"
         )
     return out, once(os.path.join(out, "report.json"), partial(sidenote, args, "train", path, "--resume"))
 
