@@ -44,7 +44,7 @@ pub use attention::{
 };
 pub use backward::backward;
 pub use cache::KvCache;
-pub use cross_entropy::{CrossEntropyOptions, linear_cross_entropy};
+pub use cross_entropy::{CrossEntropyOptions, linear_cross_entropy, log_sum_exp};
 pub use dropout::dropout;
 pub use embedding::embedding;
 pub use feed_forward::gated_feed_forward;

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 use rayon::prelude::*;
+use sidenote_kernels::log_sum_exp;
 
 use super::batch::{Batch, assemble, gather};
 use super::store::LanguageModel;
@@ -178,9 +179,7 @@ fn token_predictions(hidden: &Tensor, model: &LanguageModel, targets: &Tensor) -
         let logits = logits.flatten_all()?.to_vec1::<f32>()?;
         all.par_extend(logits.par_chunks(vocabulary).zip(targets).map(|(row, target)| {
             let Some(own) = row.get(*target as usize) else { return (0.0, 0.0) };
-            let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum = row.iter().map(|logit| (logit - highest).exp()).sum::<f32>();
-            (highest + sum.ln() - own, *own)
+            (log_sum_exp(row) - own, *own)
         }));
     }
     Ok(all)
