@@ -177,6 +177,36 @@ pub fn linear_cross_entropy(
     losses.sum_all()
 }
 
+/// See [`crate::trime_cross_entropy`].
+pub fn trime_cross_entropy(
+    hidden: &Tensor,
+    weight: &Tensor,
+    contexts: &Tensor,
+    targets: &[u32],
+    sees: impl Fn(usize, usize) -> bool,
+) -> Result<Tensor> {
+    // What a score is where there is no memory: nothing, after exp.
+    const NOTHING: f32 = -1e9;
+    let n = targets.len();
+    let log_sum = |x: &Tensor| -> Result<Tensor> {
+        let highest = x.max_keepdim(1)?.detach();
+        (x.broadcast_sub(&highest)?.exp()?.sum_keepdim(1)?.log()? + highest)?.squeeze(1)
+    };
+    let logits = widen(&hidden.matmul(&weight.t()?)?)?;
+    let own = logits.gather(&Tensor::new(targets, hidden.device())?.unsqueeze(1)?, 1)?;
+    let scores = widen(&(contexts.matmul(&contexts.t()?)? / (contexts.dim(1)? as f64).sqrt())?)?;
+    let masked = |counts: &dyn Fn(usize, usize) -> bool| -> Result<Tensor> {
+        let mask = (0..n * n).map(|at| if counts(at / n, at % n) { 0.0 } else { NOTHING }).collect();
+        scores.broadcast_add(
+            &Tensor::from_vec::<_, f32>(mask, (n, n), hidden.device())?.to_dtype(scores.dtype())?,
+        )
+    };
+    let seen = masked(&|i, j| sees(i, j))?;
+    let right = masked(&|i, j| sees(i, j) && targets[i] == targets[j])?;
+    let everything = log_sum(&Tensor::cat(&[&logits, &seen], 1)?)?;
+    (everything - log_sum(&Tensor::cat(&[&own, &right], 1)?)?)?.sum_all()
+}
+
 /// Half precision becomes `f32` where sums and exponentials are taken; other dtypes stay.
 fn widen(x: &Tensor) -> Result<Tensor> {
     match x.dtype() {

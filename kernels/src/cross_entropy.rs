@@ -94,18 +94,27 @@ pub fn linear_cross_entropy(
     }
 
     let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
-    let (loss, gradients) = run(&hidden, &weight, &targets, options)?;
-    // The first backward pass takes the gradients; another works them out again.
-    let kept = Mutex::new(Some(gradients));
     let (hidden_in, weight_in, options) = (hidden.clone(), weight.clone(), *options);
-    record(&[&hidden, &weight], vec![loss as f32], (), move |_, grad| {
+    sum_of_losses([&hidden, &weight], move || run(&hidden_in, &weight_in, &targets, &options))
+}
+
+/// Puts a loss into the graph that `run` computes with the gradients of its inputs, contiguous tensors; those of an input that
+/// asks for none are `None`. The first backward pass takes the gradients; another has them computed again.
+pub(crate) fn sum_of_losses<const N: usize>(
+    inputs: [&Tensor; N],
+    run: impl Fn() -> Result<(f64, [Option<Vec<f32>>; N])> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    let (loss, gradients) = run()?;
+    let kept = Mutex::new(Some(gradients));
+    let owned = inputs.map(Tensor::clone);
+    record(&inputs, vec![loss as f32], (), move |_, grad| {
         let factor = grad.to_scalar::<f32>()?;
         let gradients = lock(&kept).take();
         let gradients = match gradients {
             Some(gradients) => gradients,
-            None => run(&hidden_in, &weight_in, &targets, &options)?.1,
+            None => run()?.1,
         };
-        let scaled = |values: Option<Vec<f32>>, input: &Tensor| match values {
+        let scaled = |(values, input): (Option<Vec<f32>>, &Tensor)| match values {
             Some(mut values) => {
                 if factor != 1.0 {
                     for_pieces(&mut values, 1, |_, values| scale(values, factor, 0.0));
@@ -114,23 +123,17 @@ pub fn linear_cross_entropy(
             }
             None => Ok(None),
         };
-        Ok(vec![scaled(gradients.hidden, &hidden_in)?, scaled(gradients.weight, &weight_in)?])
+        gradients.into_iter().zip(&owned).map(scaled).collect()
     })
 }
 
-/// The gradients of the sum of the losses, of those inputs that ask for one.
-struct Gradients {
-    hidden: Option<Vec<f32>>,
-    weight: Option<Vec<f32>>,
-}
-
-/// The sum of the losses, and its gradients.
+/// The sum of the losses, and the gradients of `hidden` and `weight`.
 fn run(
     hidden: &Tensor,
     weight: &Tensor,
     targets: &[u32],
     options: &CrossEntropyOptions,
-) -> Result<(f64, Gradients)> {
+) -> Result<(f64, [Option<Vec<f32>>; 2])> {
     let (vocabulary, dim) = weight.dims2()?;
     // Only the rows that count.
     let rows: Vec<usize> = (0..targets.len()).filter(|&row| Some(targets[row]) != options.ignore).collect();
@@ -159,7 +162,7 @@ fn run(
             }
         }
     }
-    Ok((loss, Gradients { hidden: dhidden, weight: dweight }))
+    Ok((loss, [dhidden, dweight]))
 }
 
 struct Problem<'a> {

@@ -35,6 +35,7 @@ mod quantised;
 mod rotary;
 mod simd;
 mod team;
+mod trime;
 
 pub use activation::{Activation, activate, gated, gelu, swiglu};
 pub use adafactor::{Adafactor, AdafactorOptions};
@@ -56,6 +57,7 @@ pub use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm};
 pub use projection::{linear_from_heads, linear_to_heads};
 pub use quantised::{Bits, BlockKind, QuantisedLinear};
 pub use rotary::{rotary, rotary_heads};
+pub use trime::trime_cross_entropy;
 
 #[cfg(test)]
 mod properties;

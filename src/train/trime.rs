@@ -10,7 +10,7 @@
 //! the token see. A model so trained has contexts that find each other, and keeps its memories when it is asked:
 //! [`crate::memory::Memories::trime`].
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sidenote_kernels as kernels;
@@ -20,39 +20,24 @@ use crate::corpus::Store;
 use crate::error::Result;
 use crate::model::batch::{Batch, IGNORE};
 
-/// What a score is where there is no memory: nothing, after exp.
-const NOTHING: f64 = -1e9;
-
 /// The sum of the negative log likelihoods of a batch's targets under the network and the memories that `seen` gives, in
 /// nats: a scalar. `hidden` and `contexts` are `[batch, tokens, d]`, `head` is `[vocabulary, d]`; all three get
 /// gradients.
 pub fn loss(hidden: &Tensor, head: &Tensor, contexts: &Tensor, batch: &Batch, seen: &Seen) -> Result<Tensor> {
     // Only positions that predict something count, as queries and as memories.
     let targets = batch.targets.to_vec1::<u32>()?;
-    let places: Vec<u32> =
-        (0..targets.len() as u32).filter(|place| targets[*place as usize] != IGNORE).collect();
-    let device = hidden.device();
-    let n = places.len();
-    let index = Tensor::from_vec(places.clone(), n, device)?;
+    let places: Vec<usize> = (0..targets.len()).filter(|&place| targets[place] != IGNORE).collect();
+    let index: Vec<u32> = places.iter().map(|&place| place as u32).collect();
+    let index = Tensor::from_vec(index, places.len(), hidden.device())?;
     let rows = |x: &Tensor| x.flatten(0, 1)?.index_select(&index, 0);
-    let (hidden, contexts) = (rows(hidden)?, rows(contexts)?);
-    let tokens: Vec<u32> = places.iter().map(|place| targets[*place as usize]).collect();
-    let own = Tensor::from_vec(tokens.clone(), (n, 1), device)?;
-
-    let logits = kernels::linear(&hidden, head)?;
-    let all = log_sum(&logits)?;
-    let own = logits.gather(&own, 1)?.squeeze(1)?;
-
-    let width = contexts.dim(1)? as f64;
-    let scores = (contexts.matmul(&contexts.t()?)? / width.sqrt())?;
-    let (memory, right) = seen.masks(&places, &tokens, device)?;
-    let of = |mask: &Tensor| -> Result<Tensor> { log_sum(&(&scores + mask)?) };
-    let predicted = log_sum_of_two(&own, &of(&right)?)?;
-    let everything = log_sum_of_two(&all, &of(&memory)?)?;
-    Ok((everything - predicted)?.sum_all()?)
+    let tokens: Vec<u32> = places.iter().map(|&place| targets[place]).collect();
+    let seen = seen.clone();
+    let sees = move |query: usize, other: usize| seen.sees(places[query], places[other]);
+    Ok(kernels::trime_cross_entropy(&rows(hidden)?, head, &rows(contexts)?, &tokens, sees)?)
 }
 
 /// Which tokens of a batch see which.
+#[derive(Clone)]
 pub struct Seen {
     kind: TrimeKind,
     /// Whether tokens see those before them in their own sequence.
@@ -95,40 +80,11 @@ impl Seen {
             TrimeKind::External => document != other_document,
         }
     }
-
-    /// What is added to scores `[n, n]`: 0 for memories that are seen, and for those of them that are right.
-    fn masks(&self, places: &[u32], tokens: &[u32], device: &Device) -> Result<(Tensor, Tensor)> {
-        let n = places.len();
-        let (mut memory, mut right) = (vec![NOTHING as f32; n * n], vec![NOTHING as f32; n * n]);
-        for (i, query) in places.iter().enumerate() {
-            for (j, other) in places.iter().enumerate() {
-                if self.sees(*query as usize, *other as usize) {
-                    memory[i * n + j] = 0.0;
-                    if tokens[i] == tokens[j] {
-                        right[i * n + j] = 0.0;
-                    }
-                }
-            }
-        }
-        Ok((Tensor::from_vec(memory, (n, n), device)?, Tensor::from_vec(right, (n, n), device)?))
-    }
-}
-
-/// `ln Σ exp` of each row of `[n, m]`: `[n]`.
-fn log_sum(x: &Tensor) -> Result<Tensor> {
-    let highest = x.max_keepdim(1)?.detach();
-    let sum = x.broadcast_sub(&highest)?.exp()?.sum(1)?;
-    Ok((sum.log()? + highest.squeeze(1)?)?)
-}
-
-/// `ln (exp a + exp b)`, number by number.
-fn log_sum_of_two(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    log_sum(&Tensor::stack(&[a, b], 1)?)
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
+    use candle_core::{DType, Device};
 
     use super::*;
     use crate::model::weights::normal;
