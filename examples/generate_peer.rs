@@ -4,7 +4,7 @@
 //!
 //! Each line of standard input is `BATCH PROMPT TOKENS`; prompts are made-up token numbers, see `prompt`. Each is answered
 //! with a line of JSON: seconds for the prompts, seconds for all steps after, the tokens, and the most memory that
-//! the process has held. `bandwidth` asks for the bytes a second that all threads read from memory together.
+//! the process has held. `SIDENOTE_DEVICE=cuda` writes on the first GPU (feature `cuda`). `bandwidth` asks for the bytes a second that all threads read from memory together.
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -23,19 +23,25 @@ fn main() -> Result<()> {
     sidenote_kernels::keep_freed_memory();
     sidenote_kernels::LargeBlocks::start();
     let Some(name) = std::env::args().nth(1) else { bail!("usage: generate_peer MODEL") };
+    let device = match std::env::var("SIDENOTE_DEVICE").unwrap_or_default().as_str() {
+        "" | "cpu" => Device::Cpu,
+        "cuda" => Device::new_cuda(0)?,
+        other => bail!("SIDENOTE_DEVICE={other}: neither cpu nor cuda"),
+    };
     let source = Source::open(&name)?;
     match source.config()["model_type"].as_str() {
         Some(kind) if MODEL_TYPES.contains(&kind) => {
-            answer_all(&EncoderDecoder::from_source(source, false, &Device::Cpu)?.network)
+            answer_all(&EncoderDecoder::from_source(source, false, &device)?.network, &device)
         }
         _ => answer_all(
-            LanguageModel::from_source(source, Trainable::Nothing, &Device::Cpu)?.network.decoder(),
+            LanguageModel::from_source(source, Trainable::Nothing, &device)?.network.decoder(),
+            &device,
         ),
     }
 }
 
 /// Answers line by line.
-fn answer_all(network: &impl Autoregressive) -> Result<()> {
+fn answer_all(network: &impl Autoregressive, device: &Device) -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let answer = match line.trim() {
@@ -48,7 +54,7 @@ fn answer_all(network: &impl Autoregressive) -> Result<()> {
                 let [batch, prompt, tokens] = numbers[..] else {
                     bail!("expected BATCH PROMPT TOKENS: {line:?}")
                 };
-                run(network, batch, prompt, tokens)?
+                run(network, device, batch, prompt, tokens)?
             }
         };
         println!("{answer}");
@@ -62,7 +68,13 @@ fn prompt(row: usize, length: usize, vocabulary: usize) -> Vec<u32> {
     (0..length).map(|i| ((i * 7919 + row * 104_729 + 13) % (vocabulary - 200) + 100) as u32).collect()
 }
 
-fn run(network: &impl Autoregressive, batch: usize, length: usize, tokens: usize) -> Result<Value> {
+fn run(
+    network: &impl Autoregressive,
+    device: &Device,
+    batch: usize,
+    length: usize,
+    tokens: usize,
+) -> Result<Value> {
     let vocabulary = network.vocab_size();
     let prompts: Vec<Vec<u32>> = (0..batch).map(|row| prompt(row, length, vocabulary)).collect();
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
@@ -76,7 +88,7 @@ fn run(network: &impl Autoregressive, batch: usize, length: usize, tokens: usize
     let begin = Instant::now();
     for _ in 0..tokens {
         text.iter_mut().zip(&next).for_each(|(text, token)| text.push(*token));
-        let hidden = network.read(&Tensor::from_vec(next, (batch, 1), &Device::Cpu)?, &mut cache)?;
+        let hidden = network.read(&Tensor::from_vec(next, (batch, 1), device)?, &mut cache)?;
         next = likeliest(&network.logits(&hidden.squeeze(1)?)?)?;
     }
     let seconds = begin.elapsed().as_secs_f64();

@@ -7,7 +7,8 @@
 //! loss of every step, and the most memory that the process has held. A number below zero asks for the
 //! machine's rate in products of two large matrices instead. With a file name, the weights are saved
 //! there before the first step, for a peer that starts from the same ones. With `SIDENOTE_PRECISION=bf16` steps are those of
-//! `training.precision = "bf16"`. `SIDENOTE_MEMORY=plain` leaves memory to the
+//! `training.precision = "bf16"`. `SIDENOTE_DEVICE=cuda` trains on the first GPU, all in bf16 (feature `cuda`; a negative number
+//! of steps still asks the processor). `SIDENOTE_MEMORY=plain` leaves memory to the
 //! C library, `kept` has it keep what is freed; otherwise large blocks are on huge pages, as in `sidenote train`.
 
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use sidenote::model::weights::Weights;
 use sidenote::model::{Decoder, DecoderConfig, Initialisation, Network, Retrieved, Retro, RetroConfig};
@@ -36,9 +37,19 @@ const NEIGHBOURS_FROM: u64 = 1 << 40;
 struct Trainer {
     network: Network,
     optimiser: AdamW,
+    device: Device,
     batch: usize,
     precision: Precision,
     step: usize,
+}
+
+/// Where it trains, and in what.
+fn place() -> Result<(Device, DType)> {
+    match std::env::var("SIDENOTE_DEVICE").unwrap_or_default().as_str() {
+        "" | "cpu" => Ok((Device::Cpu, DType::F32)),
+        "cuda" => Ok((Device::new_cuda(0)?, DType::BF16)),
+        other => bail!("SIDENOTE_DEVICE={other}: neither cpu nor cuda"),
+    }
 }
 
 fn main() -> Result<()> {
@@ -96,7 +107,9 @@ impl Trainer {
             ..DecoderConfig::llama()
         }
         .with_usual_heads();
-        let mut weights = Weights::from_seed(0, &Device::Cpu);
+        let (device, dtype) = place()?;
+        let mut weights = Weights::from_seed(0, &device);
+        weights.set_dtype(dtype);
         let base = Decoder::new(&decoder, &mut weights)?;
         let network = if retro {
             let config = RetroConfig {
@@ -117,7 +130,7 @@ impl Trainer {
             candle_core::safetensors::save(&named, file)?;
         }
         let options = AdamWOptions { beta2: 0.95, weight_decay: 0.1, ..Default::default() };
-        Ok(Self { network, optimiser: AdamW::new(variables, options), batch, precision, step: 0 })
+        Ok(Self { network, optimiser: AdamW::new(variables, options), device, batch, precision, step: 0 })
     }
 
     fn run(&mut self, steps: usize) -> Result<Value> {
@@ -136,8 +149,8 @@ impl Trainer {
         let text = tokens((self.step * rows) as u64, rows);
         let (inputs, targets): (Vec<_>, Vec<_>) =
             text.chunks(TOKENS + 1).map(|row| (row[..TOKENS].to_vec(), row[1..].to_vec())).unzip();
-        let inputs = Tensor::from_vec(inputs.concat(), (self.batch, TOKENS), &Device::Cpu)?;
-        let targets = Tensor::from_vec(targets.concat(), self.batch * TOKENS, &Device::Cpu)?;
+        let inputs = Tensor::from_vec(inputs.concat(), (self.batch, TOKENS), &self.device)?;
+        let targets = Tensor::from_vec(targets.concat(), self.batch * TOKENS, &self.device)?;
         let retrieved = match &self.network {
             Network::Plain(_) => None,
             Network::Retro(_) => {
@@ -145,8 +158,8 @@ impl Trainer {
                 let n = self.batch * TOKENS / CHUNK * NEIGHBOURS * 2 * CHUNK;
                 let tokens = tokens(NEIGHBOURS_FROM + (self.step * n) as u64, n);
                 Some(Retrieved {
-                    mask: Tensor::ones(shape, candle_core::DType::U8, &Device::Cpu)?,
-                    tokens: Tensor::from_vec(tokens, shape, &Device::Cpu)?,
+                    mask: Tensor::ones(shape, DType::U8, &self.device)?,
+                    tokens: Tensor::from_vec(tokens, shape, &self.device)?,
                 })
             }
         };

@@ -4,8 +4,10 @@
 #     export NVCC=$(scripts/fetch_nvcc.sh ~/cuda-compiler)
 #     scripts/gpu_folder.sh FOLDER
 #
-# Here it needs Rust and nvcc; there FOLDER/run needs NVIDIA's driver (580 or newer) and, for the peers, Python with
-# PyTorch. In the folder are the test and the benchmark program, stripped, with all kernels in them, and the peers' script.
+# Here it needs Rust, nvcc and a C++ compiler; there FOLDER/run needs NVIDIA's driver (580 or newer), cuBLAS, cuRAND and
+# NVRTC of CUDA 13, and, for the peers, Python with PyTorch. In the folder are the test and benchmark programs, stripped,
+# with all kernels in them, and the peers' scripts. Of candle's own kernels those are compiled that our models call
+# (scripts/nvcc_stand_in.sh), and programs are linked to libraries that stand in for CUDA's (scripts/emulated_gpu.sh).
 set -euo pipefail
 
 if [[ $# -ne 1 ]]; then
@@ -18,13 +20,21 @@ mkdir -p "$folder"
 
 built=$("${CARGO:-cargo}" build --release -p sidenote-kernels --features sidenote-kernels/cuda --test cuda --bench gpu \
     --message-format json-render-diagnostics)
-# What was built of this kind of target.
+of_candle=$(REAL_NVCC=$NVCC NVCC=$PWD/scripts/nvcc_stand_in.sh CUDA_COMPUTE_CAP=80 scripts/emulated_gpu.sh \
+    "${CARGO:-cargo}" build --release -p sidenote -p sidenote-kernels --features cuda --test candle_cuda --test gpu \
+    --example train_peer --example generate_peer --message-format json-render-diagnostics)
+# What was built under this name of this kind of target.
 program() {
-    sed -n '/"kind":\["'"$1"'"\]/s/.*"executable":"\([^"]*\)".*/\1/p' <<< "$built"
+    sed -n '/"kind":\["'"$1"'"\]/{/"name":"'"$2"'"/s/.*"executable":"\([^"]*\)".*/\1/p}' <<< "$built$of_candle" | tail -1
 }
-strip -o "$folder/test" "$(program test)"
-strip -o "$folder/bench" "$(program bench)"
-cp benches/peers/gpu.py "$folder/"
+strip -o "$folder/test" "$(program test cuda)"
+strip -o "$folder/bench" "$(program bench gpu)"
+strip -o "$folder/test_candle" "$(program test candle_cuda)"
+strip -o "$folder/test_models" "$(program test gpu)"
+for example in train_peer generate_peer; do
+    strip -o "$folder/$example" "$(program example $example)"
+done
+cp benches/peers/{gpu,train_torch}.py "$folder/"
 
 cat > "$folder/run" <<'END'
 #!/usr/bin/env bash
@@ -32,17 +42,23 @@ cat > "$folder/run" <<'END'
 #
 #     ./run [FOLDER]     gpu-kernels.json, gpu-train.json and gpu-topk.json to FOLDER, else here
 #
-# ROWS=1000000 ./run searches fewer than ten million rows. SANITIZE=1 ./run tests under compute-sanitizer too.
+# ROWS=1000000 ./run searches fewer than ten million rows. SANITIZE=1 ./run tests under compute-sanitizer too. MODEL=FOLDER
+# of a checkpoint ./run also measures generation with it (`transformers` is the peer).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 to=$(realpath -m "${1:-$here}")
 mkdir -p "$to"
 cd "$here"
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-./test --ignored gpu --test-threads 1
-if [[ -n ${SANITIZE:-} ]]; then
-    compute-sanitizer --error-exitcode 1 ./test --ignored gpu --test-threads 1
-fi
+# CUDA's libraries, of the toolkit and of PyTorch's packages.
+packages=$(python3 -c 'import glob, nvidia; print(":".join(glob.glob(nvidia.__path__[0] + "/*/lib")))' 2> /dev/null || true)
+export LD_LIBRARY_PATH=/usr/local/cuda/lib64:$packages${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+for test in test test_candle test_models; do
+    ./$test --ignored gpu --test-threads 1
+    if [[ -n ${SANITIZE:-} ]]; then
+        compute-sanitizer --error-exitcode 1 ./$test --ignored gpu --test-threads 1
+    fi
+done
 ours=$(mktemp)
 trap 'rm -f "$ours"' EXIT
 ./bench "$ours" "${ROWS:-10000000}"

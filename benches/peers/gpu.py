@@ -2,14 +2,17 @@
 
     gpu.py OURS.json FOLDER
 
-OURS.json is what that benchmark wrote a moment ago on the same machine. Writes gpu-kernels.json, gpu-train.json and
-gpu-topk.json into FOLDER: milliseconds of ours and of PyTorch (eager, torch.compile, its scaled_dot_product_attention),
+OURS.json is what that benchmark wrote a moment ago on the same machine; train_peer, generate_peer and train_torch.py lie
+beside this file. Writes gpu-kernels.json, gpu-train.json and gpu-topk.json into FOLDER: milliseconds of ours and of PyTorch (eager, torch.compile, its scaled_dot_product_attention),
 and which part of the device's peaks, measured here too, ours reaches. A peer that fails is named with its error.
 """
 
 import datetime
 import json
+import os
 import pathlib
+import statistics
+import subprocess
 import sys
 import time
 
@@ -173,7 +176,7 @@ def generation(peers):
     w = random(4096, 4096)
     for rows in (1, 512):
         x = random(rows, 4096)
-        for kind in ("q8_0", "q4_0", "q4_1"):  # torch has no such weights: its product in bf16
+        for kind in ("q8_0", "q4_0", "q4_1", "q4_k", "q5_k", "q6_k"):  # torch has no such weights: its product in bf16
             peers.forward(f"{kind} linear, {rows} rows", F.linear, x, w)
 
 
@@ -242,6 +245,72 @@ def training():
     return peers.found
 
 
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def answers(command, lines):
+    """What a peer of examples/ answers to these lines, on the GPU."""
+    done = subprocess.run(command, cwd=HERE, input="\n".join(lines), text=True, capture_output=True,
+                          env=os.environ | {"SIDENOTE_DEVICE": "cuda"}, timeout=1800)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no error was written"])[-1])
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def models():
+    """Whole steps of sidenote's own models through candle's graph, RETRO too, beside PyTorch's decoder and retro-pytorch."""
+    rows = []
+    for kind in ("decoder", "retro"):
+        for width, layers in ((512, 8), (1024, 24)):
+            arguments = [kind, str(width), str(layers), "4"]
+            row = {"name": f"train_peer {kind} d={width} L={layers}, step of 2048 tokens", "torch_ms": {}}
+            commands = {"ours": ["./train_peer", *arguments]}
+            for mode in ("eager", "compile"):
+                commands[mode] = [sys.executable, "train_torch.py", *arguments, mode]
+            for name, command in commands.items():
+                try:
+                    # The first steps make room and compile.
+                    _, timed = answers(command, ["5", "20"])
+                    value = statistics.median(timed["seconds"]) * 1e3
+                except Exception as error:  # a peer that fails is part of the result
+                    value = f"{type(error).__name__}: {error}"
+                if name == "ours":
+                    row["ms"] = value
+                else:
+                    row["torch_ms"][name] = value
+            rows.append(row)
+    return rows + written()
+
+
+def written():
+    """Generation with the checkpoint that MODEL names: a prompt of 128 tokens and 64 more, one text and eight."""
+    name = os.environ.get("MODEL")
+    if not name:
+        return []
+    rows = []
+    for batch in (1, 8):
+        row = {"name": f"generate_peer, {batch} texts, 64 tokens after 128", "model": name, "torch_ms": {}}
+        try:
+            row["ms"] = answers(["./generate_peer", name], [f"{batch} 128 64"] * 2)[1]["seconds"] * 1e3 / 64
+        except Exception as error:
+            row["ms"] = f"{type(error).__name__}: {error}"
+        try:
+            from transformers import AutoModelForCausalLM
+
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(GPU)
+            ids = torch.randint(100, model.config.vocab_size - 100, (batch, 128), device=GPU)
+
+            def write():
+                model.generate(ids, max_new_tokens=64, min_new_tokens=64, do_sample=False)
+
+            with torch.no_grad():
+                row["torch_ms"]["transformers"] = milliseconds(write) / 64
+        except Exception as error:
+            row["torch_ms"]["transformers"] = f"{type(error).__name__}: {error}"
+        rows.append(row)
+    return rows
+
+
 def searches(ours):
     """All scores and torch.topk, a million rows at a time. The codes' peer is the exact search."""
     peers = Peers()
@@ -287,6 +356,8 @@ def main():
                 "of_operations": result["operations"] / seconds / head["peaks"]["operations"],
             }
             rows.append(result | share | {"torch_ms": of_torch.get(result["name"], {})})
+        if part == "train":
+            rows += models()
         to = pathlib.Path(sys.argv[2]) / f"gpu-{part}.json"
         to.write_text(json.dumps(head | {"results": rows}, indent=1) + "\n")
         print(to)

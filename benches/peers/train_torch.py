@@ -2,7 +2,8 @@
 
     python train_torch.py decoder|retro WIDTH LAYERS BATCH eager|compile [WEIGHTS.safetensors]
 
-The protocol is that of examples/train_peer.rs, and so is SIDENOTE_PRECISION=bf16, which is PyTorch's automatic mixed precision here.
+The protocol is that of examples/train_peer.rs, and so are SIDENOTE_DEVICE=cuda, where all is in bf16, and
+SIDENOTE_PRECISION=bf16, which is PyTorch's automatic mixed precision here.
 """
 
 import json
@@ -18,6 +19,7 @@ from torch import nn
 VOCABULARY, TOKENS, CHUNK, NEIGHBOURS = 32_768, 512, 64, 2
 NEIGHBOURS_FROM = 1 << 40
 HEADS = 8
+DEVICE = os.environ.get("SIDENOTE_DEVICE", "cpu")
 
 
 def tokens(start, shape):
@@ -28,7 +30,7 @@ def tokens(start, shape):
     z = (z ^ (z >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
     z = 1 + (z ^ (z >> numpy.uint64(31))) % numpy.uint64(VOCABULARY - 1)
-    return torch.from_numpy(z.astype(numpy.int64)).reshape(shape)
+    return torch.from_numpy(z.astype(numpy.int64)).reshape(shape).to(DEVICE)
 
 
 class Block(nn.Module):
@@ -124,6 +126,7 @@ def main():
     model = Decoder(width, layers) if kind == "decoder" else Retro(width, layers)
     if file:
         model.read(file[0])
+    model.to(DEVICE, torch.bfloat16 if DEVICE == "cuda" else torch.float32)
     decays = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decays, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]

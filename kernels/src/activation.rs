@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::autograd::{View, fusible, record};
+use crate::autograd::{View, fusible, on_gpu, record};
 use crate::backward::gradient;
 use crate::composed;
 use crate::parallel::{for_pieces, for_pieces2};
@@ -25,6 +25,7 @@ pub enum Activation {
 
 /// `activation(x)`, element by element; `x` gets a gradient.
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    on_gpu!(crate::gpu::takes(&[x]) => crate::gpu::activate(x, activation));
     if !fusible(&[x]) {
         return composed::activate(x, activation);
     }
@@ -61,6 +62,7 @@ pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tenso
     if gate.dims() != up.dims() {
         bail!("gated: gate is {:?} but up is {:?}", gate.dims(), up.dims());
     }
+    on_gpu!(crate::gpu::takes(&[gate, up]) => crate::gpu::gated(gate, up, activation));
     if !fusible(&[gate, up]) {
         return composed::gated(gate, up, activation);
     }

@@ -169,14 +169,24 @@ impl Parameter {
         }
         let AdafactorOptions { decay, eps, clip, relative, weight_decay } = *options;
         let steps = self.steps + 1;
-        let keep = 1.0 - f64::from(steps).powf(-decay);
-        let grad = (grad.to_dtype(DType::F32)? * factor)?;
-        let square = (grad.sqr()? + eps)?;
-        let mean = |old: &Tensor, new: Tensor| (old * keep)? + (new * (1.0 - keep))?;
         let old = match &self.moment {
             Some(moment) => moment.clone(),
             None => self.start()?,
         };
+        #[cfg(feature = "candle-cuda")]
+        if crate::gpu::takes(&[&self.var, grad]) {
+            let moments = match &old {
+                Moment::Whole(whole) => (whole, None),
+                Moment::Factored { row, column } => (row, Some(column)),
+            };
+            crate::gpu::adafactor(&self.var, grad, moments, self.steps, options, lr, factor)?;
+            (self.steps, self.moment) = (steps, Some(old));
+            return Ok(());
+        }
+        let keep = 1.0 - f64::from(steps).powf(-decay);
+        let grad = (grad.to_dtype(DType::F32)? * factor)?;
+        let square = (grad.sqr()? + eps)?;
+        let mean = |old: &Tensor, new: Tensor| (old * keep)? + (new * (1.0 - keep))?;
         let (moment, update) = match old {
             Moment::Whole(whole) => {
                 let whole = mean(&whole, square)?;

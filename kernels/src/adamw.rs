@@ -7,7 +7,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
-use crate::autograd::{View, fusible};
+use crate::autograd::{View, fusible, on_gpu};
 use crate::simd::vectorised;
 
 /// How many elements one task handles.
@@ -97,7 +97,8 @@ impl AdamW {
         for parameter in &self.parameters {
             let (first, second) = match &parameter.moments {
                 None => continue,
-                Some(Moments::Composed { first, second }) => (first.clone(), second.clone()),
+                // Copies, for a GPU's kernel steps them in place.
+                Some(Moments::Composed { first, second }) => (first.copy()?, second.copy()?),
                 Some(Moments::Fused { first, second }) => {
                     let tensor = |m: &Vec<f32>| Tensor::from_slice(m, parameter.var.shape(), &Device::Cpu);
                     (tensor(first)?, tensor(second)?)
@@ -180,8 +181,8 @@ impl Parameter {
                 let zeros = vec![0f32; self.var.elem_count()];
                 Moments::Fused { first: zeros.clone(), second: zeros }
             } else {
-                let zeros = Tensor::zeros(self.var.shape(), DType::F32, self.var.device())?;
-                Moments::Composed { first: zeros.clone(), second: zeros }
+                let zeros = || Tensor::zeros(self.var.shape(), DType::F32, self.var.device());
+                Moments::Composed { first: zeros()?, second: zeros()? }
             });
         }
         match &mut self.moments {
@@ -189,6 +190,10 @@ impl Parameter {
                 let grad = grad.to_dtype(DType::F32)?.contiguous()?;
                 let op = InPlace { update, grad: &View::of(&grad)?, moments: RefCell::new((first, second)) };
                 self.var.inplace_op1(&op)?;
+            }
+            #[cfg(feature = "candle-cuda")]
+            Some(Moments::Composed { first, second }) if crate::gpu::takes(&[&self.var, grad]) => {
+                crate::gpu::adamw(&self.var, grad, [first, second], self.steps, options, lr, factor)?;
             }
             Some(Moments::Composed { first, second }) => {
                 (*first, *second) = update.composed(&self.var, grad, first, second)?;
@@ -269,16 +274,22 @@ pub(crate) fn clipped<'a>(
     vars: impl Iterator<Item = &'a Var>,
     clip: Option<f64>,
 ) -> Result<(f64, Option<f64>)> {
-    let mut square = 0f64;
-    for grad in vars.filter_map(|var| grads.get(var)) {
-        square += squared_norm(grad)?;
-    }
-    let norm = square.sqrt();
+    let grads: Vec<&Tensor> = vars.filter_map(|var| grads.get(var)).collect();
+    let norm = norm(&grads)?;
     let factor = match clip {
         Some(clip) if norm > clip => clip / norm,
         _ => 1.0,
     };
     Ok((norm, norm.is_finite().then_some(factor)))
+}
+
+fn norm(grads: &[&Tensor]) -> Result<f64> {
+    on_gpu!(crate::gpu::takes(grads) => crate::gpu::norm(grads));
+    let mut square = 0f64;
+    for grad in grads {
+        square += squared_norm(grad)?;
+    }
+    Ok(square.sqrt())
 }
 
 pub(crate) fn squared_norm(grad: &Tensor) -> Result<f64> {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::autograd::{View, fusible, record};
+use crate::autograd::{View, fusible, on_gpu, record};
 use crate::backward::gradient;
 use crate::composed;
 use crate::matrix::{Matrix, Threads, multiply};
@@ -174,6 +174,8 @@ fn run(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions, chunks: C
     let (bias, sink) = (options.bias, options.sink);
     let table = options.relative.map(|relative| relative.table);
     let inputs: Vec<&Tensor> = [Some(q), Some(k), Some(v), bias, table, sink].into_iter().flatten().collect();
+    on_gpu!(crate::gpu::takes_attention(q, k, v, options)
+        => crate::gpu::attention(q, k, v, options, chunks.shifted.then_some(chunks.queries)));
     if !fusible(&inputs) {
         return match chunks.shifted {
             false => composed::attention(q, k, v, options),

@@ -4,15 +4,27 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
+use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, StorageRef,
-    Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage,
+    StorageRef, Tensor, bail,
 };
 
 /// Whether the fused kernels can take these tensors: `f32` in main memory.
 pub fn fusible(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
 }
+
+/// `on_gpu!(takes => result)`: where the kernels of a GPU take the tensors, returns what they make of them.
+macro_rules! on_gpu {
+    ($takes:expr => $result:expr) => {
+        #[cfg(feature = "candle-cuda")]
+        if $takes {
+            return $result;
+        }
+    };
+}
+pub(crate) use on_gpu;
 
 /// The elements of a CPU tensor of `f32` from its first element to the end of its storage.
 ///
@@ -67,11 +79,20 @@ pub fn record(
     inputs: &[&Tensor],
     value: Vec<f32>,
     shape: impl Into<Shape>,
-    backward: impl Fn(&Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+    backward: impl Fn(&Tensor, &Tensor) -> Result<Gradients> + Send + Sync + 'static,
 ) -> Result<Tensor> {
-    let shape = shape.into();
+    record_storage(inputs, Storage::Cpu(CpuStorage::F32(value)), shape.into(), backward)
+}
+
+/// [`record`] of a value on any device, that of the inputs.
+pub fn record_storage(
+    inputs: &[&Tensor],
+    value: Storage,
+    shape: Shape,
+    backward: impl Fn(&Tensor, &Tensor) -> Result<Gradients> + Send + Sync + 'static,
+) -> Result<Tensor> {
     if !inputs.iter().any(|input| input.track_op()) {
-        return Tensor::from_vec(value, shape, &Device::Cpu);
+        return Ok(Tensor::from_storage(value, shape, BackpropOp::none(), false));
     }
     let value = Mutex::new(Some((value, shape)));
     let backward = Box::new(backward);
@@ -94,14 +115,16 @@ pub fn record(
     }
 }
 
-type Gradients = Vec<Option<Tensor>>;
+/// Of the inputs, in order; None where there is none.
+pub type Gradients = Vec<Option<Tensor>>;
 type Backward = dyn Fn(&Tensor, &Tensor) -> Result<Gradients> + Send + Sync;
 
 /// A node of the graph with any number of arguments.
 trait Node {
     const NAME: &'static str;
 
-    fn value(&self) -> Result<(CpuStorage, Shape)>;
+    /// On the device of the arguments, of which `cuda` is one if it is a GPU.
+    fn value(&self, cuda: Option<&CudaStorage>) -> Result<(Storage, Shape)>;
 
     /// The gradients of the arguments, in order.
     fn gradients(&self, value: &Tensor, grad: &Tensor) -> Result<Gradients>;
@@ -109,7 +132,7 @@ trait Node {
 
 /// A value that is computed already.
 struct Recorded {
-    value: Mutex<Option<(Vec<f32>, Shape)>>,
+    value: Mutex<Option<(Storage, Shape)>>,
     backward: Box<Backward>,
     bundle: Option<Bundle>,
 }
@@ -117,9 +140,9 @@ struct Recorded {
 impl Node for Recorded {
     const NAME: &'static str = "sidenote-kernel";
 
-    fn value(&self) -> Result<(CpuStorage, Shape)> {
+    fn value(&self, _: Option<&CudaStorage>) -> Result<(Storage, Shape)> {
         match lock(&self.value).take() {
-            Some((value, shape)) => Ok((CpuStorage::F32(value), shape)),
+            Some(value) => Ok(value),
             None => bail!("{}: the value was taken twice", Self::NAME),
         }
     }
@@ -144,8 +167,15 @@ struct Bundle(Arc<Mutex<Vec<(ThreadId, Gradients)>>>);
 impl Node for Bundle {
     const NAME: &'static str = "sidenote-bundle";
 
-    fn value(&self) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(vec![0.0]), Shape::from(1)))
+    fn value(&self, cuda: Option<&CudaStorage>) -> Result<(Storage, Shape)> {
+        #[cfg(feature = "candle-cuda")]
+        if let Some(argument) = cuda {
+            let zero = argument.device.alloc_zeros::<f32>(1)?;
+            let zero = CudaStorage::wrap_cuda_slice(zero, argument.device.clone());
+            return Ok((Storage::Cuda(zero), Shape::from(1)));
+        }
+        let _ = cuda;
+        Ok((Storage::Cpu(CpuStorage::F32(vec![0.0])), Shape::from(1)))
     }
 
     fn gradients(&self, _: &Tensor, _: &Tensor) -> Result<Gradients> {
@@ -165,6 +195,20 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Op<N>(N);
 
 impl<N: Node> Op<N> {
+    fn on_cpu(&self) -> Result<(CpuStorage, Shape)> {
+        match self.0.value(None)? {
+            (Storage::Cpu(value), shape) => Ok((value, shape)),
+            _ => bail!("{}: the inputs are in main memory, the value is not", N::NAME),
+        }
+    }
+
+    fn on_cuda(&self, argument: &CudaStorage) -> Result<(CudaStorage, Shape)> {
+        match self.0.value(Some(argument))? {
+            (Storage::Cuda(value), shape) => Ok((value, shape)),
+            _ => bail!("{}: the inputs are on a GPU, the value is not", N::NAME),
+        }
+    }
+
     /// candle panics where an argument that is tracked and no variable gets no gradient, so it gets zeros.
     fn gradients<const ARGS: usize>(
         &self,
@@ -191,7 +235,11 @@ impl<N: Node> CustomOp1 for Op<N> {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.0.value()
+        self.on_cpu()
+    }
+
+    fn cuda_fwd(&self, a: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.on_cuda(a)
     }
 
     fn bwd(&self, a: &Tensor, value: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
@@ -206,7 +254,17 @@ impl<N: Node> CustomOp2 for Op<N> {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.0.value()
+        self.on_cpu()
+    }
+
+    fn cuda_fwd(
+        &self,
+        a: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.on_cuda(a)
     }
 
     fn bwd(
@@ -235,7 +293,19 @@ impl<N: Node> CustomOp3 for Op<N> {
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.0.value()
+        self.on_cpu()
+    }
+
+    fn cuda_fwd(
+        &self,
+        a: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.on_cuda(a)
     }
 
     fn bwd(

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::autograd::{View, fusible, lock, record};
+use crate::autograd::{View, fusible, lock, on_gpu, record};
 use crate::backward::gradient;
 use crate::composed;
 use crate::matrix::{Matrix, Precision, Threads, multiply};
@@ -81,6 +81,8 @@ pub fn linear_cross_entropy(
              a finite number"
         );
     }
+    on_gpu!(crate::gpu::takes(&[hidden, weight])
+        => crate::gpu::linear_cross_entropy(hidden, weight, targets.to_vec1()?, *options));
     if !fusible(&[hidden, weight]) {
         return composed::linear_cross_entropy(hidden, weight, targets, options);
     }

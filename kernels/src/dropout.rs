@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::autograd::{View, fusible, record};
+use crate::autograd::{View, fusible, on_gpu, record};
 use crate::backward::gradient;
 use crate::composed;
 use crate::parallel::for_pieces;
@@ -26,6 +26,7 @@ pub fn dropout(x: &Tensor, rate: f32, seed: u64) -> Result<Tensor> {
     if rate == 0.0 {
         return Ok(x.clone());
     }
+    on_gpu!(crate::gpu::takes(&[x]) => crate::gpu::dropout(x, rate, seed));
     if !fusible(&[x]) {
         return composed::dropout(x, rate, seed);
     }

@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::autograd::{View, fusible, record};
+use crate::autograd::{View, fusible, on_gpu, record};
 use crate::backward::accumulate;
 use crate::composed;
 use crate::parallel::for_pieces;
@@ -24,13 +24,20 @@ pub fn embedding(table: &Tensor, tokens: &Tensor) -> Result<Tensor> {
     if tokens.dtype() != DType::U32 {
         bail!("embedding: tokens are {:?}, expected u32", tokens.dtype());
     }
+    let ids = || -> Result<Vec<u32>> {
+        let ids = tokens.flatten_all()?.to_vec1::<u32>()?;
+        if let Some(at) = ids.iter().position(|&id| id as usize >= vocabulary) {
+            bail!("embedding: token {} at {at} is outside the vocabulary of {vocabulary}", ids[at]);
+        }
+        Ok(ids)
+    };
+    let mut shape = tokens.dims().to_vec();
+    shape.push(dim);
+    on_gpu!(crate::gpu::takes(&[table]) && tokens.elem_count() > 0 => crate::gpu::embedding(table, ids()?, shape));
     if !fusible(&[table]) {
         return composed::embedding(table, tokens);
     }
-    let ids = tokens.flatten_all()?.to_vec1::<u32>()?;
-    if let Some(at) = ids.iter().position(|&id| id as usize >= vocabulary) {
-        bail!("embedding: token {} at {at} is outside the vocabulary of {vocabulary}", ids[at]);
-    }
+    let ids = ids()?;
     let table = table.contiguous()?;
     let mut out = vec![0f32; ids.len() * dim];
     if dim > 0 {
@@ -42,8 +49,6 @@ pub fn embedding(table: &Tensor, tokens: &Tensor) -> Result<Tensor> {
             }
         });
     }
-    let mut shape = tokens.dims().to_vec();
-    shape.push(dim);
     let table_in = table.clone();
     record(&[&table], out, shape, move |_, grad| {
         let grad = View::of(grad)?;

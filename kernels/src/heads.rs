@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::autograd::{View, fusible, record};
+use crate::autograd::{View, fusible, on_gpu, record};
 use crate::backward::gradient;
 use crate::composed;
 use crate::parallel::for_pieces;
@@ -16,6 +16,7 @@ pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
     if heads == 0 || width % heads != 0 {
         bail!("split_heads: a width of {width} does not split into {heads} heads");
     }
+    on_gpu!(crate::gpu::takes_heads(x, width / heads) => crate::gpu::split_heads(x, heads));
     if !fusible(&[x]) {
         return composed::split_heads(x, heads);
     }
@@ -31,6 +32,7 @@ pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
 /// `[batch, heads, tokens, dim]` to `[batch, tokens, heads * dim]`, contiguous; gets a gradient.
 pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
     let (batch, heads, tokens, dim) = x.dims4()?;
+    on_gpu!(crate::gpu::takes_heads(x, dim) => crate::gpu::merge_heads(x));
     if !fusible(&[x]) {
         return composed::merge_heads(x);
     }

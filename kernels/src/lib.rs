@@ -5,8 +5,9 @@
 //! `rope`, ...) have no backward: a gradient that meets one stops there without a word. Every
 //! operation here is differentiable in every floating-point input named in its documentation.
 //!
-//! On the CPU in `f32` an operation runs as one fused kernel; on any other device or dtype, and as
-//! the reference in the tests, it runs as the plain candle operations in [`composed`].
+//! On the CPU in `f32` an operation runs as one fused kernel, and with the feature `candle-cuda` on a GPU in `f32` and
+//! `bf16` as kernels of CUDA; on any other device or dtype, and as the reference in the tests, it runs as the plain candle
+//! operations in [`composed`].
 
 mod activation;
 mod adafactor;
@@ -22,6 +23,8 @@ pub mod cuda;
 mod dropout;
 mod embedding;
 mod feed_forward;
+#[cfg(feature = "candle-cuda")]
+mod gpu;
 mod heads;
 pub mod inference;
 mod linear;

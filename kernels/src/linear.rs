@@ -2,7 +2,7 @@
 
 use candle_core::{D, Result, Tensor, bail};
 
-use crate::autograd::{View, fusible, record};
+use crate::autograd::{View, fusible, on_gpu, record};
 use crate::backward::{accumulate, gradient};
 use crate::composed;
 use crate::matrix::{Matrix, Threads, multiply};
@@ -43,6 +43,7 @@ fn run(x: &Tensor, weight: &Tensor, residual: Option<&Tensor>) -> Result<Tensor>
         );
     }
     let inputs: Vec<&Tensor> = [Some(x), Some(weight), residual].into_iter().flatten().collect();
+    on_gpu!(crate::gpu::takes(&inputs) => crate::gpu::linear(x, weight, residual));
     if !fusible(&inputs) {
         let product = composed::linear(x, weight)?;
         return residual.map_or(Ok(product.clone()), |residual| residual + product);

@@ -3,7 +3,7 @@
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::autograd::{View, fusible, record};
+use crate::autograd::{View, fusible, on_gpu, record};
 use crate::backward::gradient;
 use crate::composed;
 use crate::parallel::{for_pieces, for_pieces2, rows_per_task};
@@ -18,6 +18,7 @@ use crate::simd::{add, sum, vectorised};
 /// When the shapes do not fit together.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let dim = check("rms_norm", x, &[weight])?;
+    on_gpu!(crate::gpu::takes(&[x, weight]) => crate::gpu::rms_norm(x, weight, eps));
     if !fusible(&[x, weight]) {
         return composed::rms_norm(x, weight, eps);
     }
@@ -40,6 +41,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
 pub fn add_rms_norm(x: &Tensor, residual: &Tensor, weight: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     let dim = check("add_rms_norm", x, &[weight])?;
     same("add_rms_norm", x, residual)?;
+    on_gpu!(crate::gpu::takes(&[x, residual, weight]) => crate::gpu::add_rms_norm(x, residual, weight, eps));
     if !fusible(&[x, residual, weight]) {
         let sum = (x + residual)?;
         let normal = composed::rms_norm(&sum, weight, eps)?;
@@ -95,6 +97,7 @@ fn rms_record(x: &Tensor, weight: &Tensor, eps: f32, out: Vec<f32>) -> Result<Te
 /// When the shapes do not fit together.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
     let dim = check("layer_norm", x, &[weight, bias])?;
+    on_gpu!(crate::gpu::takes(&[x, weight, bias]) => crate::gpu::layer_norm(x, weight, bias, eps));
     if !fusible(&[x, weight, bias]) {
         return composed::layer_norm(x, weight, bias, eps);
     }
@@ -124,6 +127,8 @@ pub fn add_layer_norm(
 ) -> Result<(Tensor, Tensor)> {
     let dim = check("add_layer_norm", x, &[weight, bias])?;
     same("add_layer_norm", x, residual)?;
+    on_gpu!(crate::gpu::takes(&[x, residual, weight, bias])
+        => crate::gpu::add_layer_norm(x, residual, weight, bias, eps));
     if !fusible(&[x, residual, weight, bias]) {
         let sum = (x + residual)?;
         let normal = composed::layer_norm(&sum, weight, bias, eps)?;

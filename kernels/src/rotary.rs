@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::autograd::{View, fusible, record};
+use crate::autograd::{View, fusible, on_gpu, record};
 use crate::backward::gradient;
 use crate::composed;
 use crate::heads::split_heads;
@@ -21,6 +21,8 @@ use crate::simd::vectorised;
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (batch, _, tokens, dim) = x.dims4()?;
     check_angles("rotary", [batch, tokens, dim], cos, sin)?;
+    on_gpu!(crate::gpu::takes(&[x]) && crate::gpu::takes(&[cos, sin]) && cos.device().same_device(x.device())
+        => crate::gpu::rotary(x, cos, sin));
     if !fusible(&[x, cos, sin]) {
         return composed::rotary(x, cos, sin);
     }

@@ -143,7 +143,8 @@ fn attention<T: Storage + From32>(device: &Device, dim: usize, retro: bool) -> R
     let buckets: Vec<u32> = (0..queries * keys).map(|_| rng.random_range(0..40)).collect();
     let host_buckets = Host::from_vec(buckets.clone(), (queries, keys), &Cpu::Cpu)?;
     let mask: Vec<u8> = (0..batch * chunks * keys).map(|_| u8::from(rng.random_bool(0.7))).collect();
-    let host_mask = Host::from_vec(mask.clone(), (batch * chunks, keys), &Cpu::Cpu)?;
+    let key_mask = device.upload(&mask, &[batch * chunks, keys])?;
+    let host_mask = Host::from_vec(mask, (batch * chunks, keys), &Cpu::Cpu)?;
     let scale = (dim as f32).powf(-0.5);
     let options = AttentionOptions {
         causal,
@@ -158,7 +159,7 @@ fn attention<T: Storage + From32>(device: &Device, dim: usize, retro: bool) -> R
         causal,
         window,
         offset: keys as i32 - queries as i32,
-        keys: masked.then_some(&mask),
+        keys: masked.then_some(&key_mask),
         bias: match biased {
             1 => Some(Bias::Each(&bias)),
             2 => Some(Bias::Relative { table: &table, buckets: &buckets }),
@@ -389,25 +390,30 @@ fn gpu_dropout_and_heads() -> Result<()> {
 
 /// Few and many rows, against the CPU's reading of the same blocks.
 fn quantised<T: Storage + From32>(device: &Device) -> Result<()> {
-    for kind in [BlockKind::Q8_0, BlockKind::Q4_0, BlockKind::Q4_1] {
+    use BlockKind::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+    for kind in [Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4K, Q5K, Q6K] {
         for rows in [1, 7, 150] {
             let mut rng = rng();
-            let (output, blocks) = (rng.random_range(1..300), rng.random_range(1..20));
+            let most = 20 * 32 / kind.weights();
+            let (output, blocks) = (rng.random_range(1..300), rng.random_range(1..=most));
             let mut bytes = vec![];
             for _ in 0..output * blocks {
                 let mut block: Vec<u8> = (0..kind.bytes()).map(|_| rng.random()).collect();
-                block[..2].copy_from_slice(&half::f16::from_f32(rng.random_range(-0.1..0.1)).to_le_bytes());
-                if kind == BlockKind::Q4_1 {
-                    block[2..4]
-                        .copy_from_slice(&half::f16::from_f32(rng.random_range(-1.0..1.0)).to_le_bytes());
+                let mut put = |at: usize, most: f32| {
+                    let x = half::f16::from_f32(rng.random_range(-most..most));
+                    block[at..at + 2].copy_from_slice(&x.to_le_bytes());
+                };
+                put(if kind == Q6K { 208 } else { 0 }, if kind.weights() == 32 { 0.1 } else { 0.01 });
+                if matches!(kind, Q4_1 | Q5_1 | Q4K | Q5K) {
+                    put(2, if kind.weights() == 32 { 1.0 } else { 0.01 });
                 }
                 bytes.extend(block);
             }
-            let shape = [output, blocks * 32];
+            let shape = [output, blocks * kind.weights()];
             let host = QuantisedLinear::from_blocks(kind, &bytes, shape, &Cpu::Cpu)?.weight()?;
             let host = host.to_dtype(DType::F64)?;
             let weight = cuda::QuantisedLinear::from_blocks(device, kind, &bytes, shape)?;
-            let (x, host_x) = random::<T>(device, &[rows, blocks * 32])?;
+            let (x, host_x) = random::<T>(device, &[rows, shape[1]])?;
             let what = format!("{kind:?} {rows} x {shape:?}");
             close(device, &what, &weight.forward(device, &x)?, &host_x.matmul(&host.t()?)?)?;
             let ids: Vec<u32> = (0..9).map(|_| rng.random_range(0..output as u32)).collect();

@@ -30,6 +30,7 @@ pub enum Start {
 pub struct Weights {
     seed: u64,
     device: Device,
+    dtype: DType,
     source: Option<Source>,
     /// Tensors of several weights that are not all handed out, with the number of those that are.
     shared: HashMap<String, (Tensor, usize)>,
@@ -49,6 +50,7 @@ impl Weights {
         Self {
             seed,
             device: device.clone(),
+            dtype: DType::F32,
             source: None,
             shared: HashMap::new(),
             ignored: Vec::new(),
@@ -63,6 +65,12 @@ impl Weights {
     /// Weights taken out of `source`, as f32.
     pub fn from_source(source: Source, device: &Device) -> Self {
         Self { source: Some(source), ..Self::from_seed(0, device) }
+    }
+
+    /// What weights handed out from now on are in, and so all that is computed with them; f32 unless it is said. Layers in
+    /// bf16 are for GPUs.
+    pub fn set_dtype(&mut self, dtype: DType) {
+        self.dtype = dtype;
     }
 
     /// Whether weights handed out from now on are trained.
@@ -104,6 +112,7 @@ impl Weights {
             Some(_) => self.read(&place, shape.dims())?.to_device(&self.device)?,
             None => self.start(&place.to_string(), shape, start)?,
         };
+        let tensor = tensor.to_dtype(self.dtype)?;
         let tensor = match &mut self.attached {
             Some(attached) if place.tensor.ends_with(".bias") => attached.bias(&place, tensor)?,
             _ => tensor,
@@ -123,7 +132,9 @@ impl Weights {
 
     /// The matrix at `place`, of this shape.
     pub fn matrix(&mut self, place: &Place, shape: [usize; 2], start: Start) -> Result<Matrix> {
-        let may_be_blocks = self.keeps_blocks && !self.trainable && self.device.is_cpu();
+        // On a GPU only where there are kernels for them.
+        let has_products = self.device.is_cpu() || cfg!(feature = "cuda");
+        let may_be_blocks = self.keeps_blocks && !self.trainable && has_products;
         if may_be_blocks && place.is_whole() && self.source.is_some() {
             let stored = self.take(place, &shape)?;
             let kept = match &stored {
@@ -134,7 +145,7 @@ impl Weights {
             };
             let matrix = match kept {
                 Some(weight) => Matrix::Quantised(Arc::new(weight?)),
-                None => Matrix::Dense(stored.to_f32()?),
+                None => Matrix::Dense(stored.to_f32()?.to_device(&self.device)?),
             };
             self.tensors.insert(place.clone(), matrix.clone());
             return Ok(matrix);

@@ -149,8 +149,15 @@ fn generation(results: &mut Results) -> Result<()> {
     let operations = 4 * batch * heads * tokens * dim;
     results.add("decode attention", moved, operations, || cache.attention(device, &q, 0.088, &masks))?;
     let (output, input) = (4096, 4096);
-    for (kind, name) in [(BlockKind::Q8_0, "q8_0"), (BlockKind::Q4_0, "q4_0"), (BlockKind::Q4_1, "q4_1")] {
-        let bytes = vec![17u8; output * input / 32 * kind.bytes()];
+    for (kind, name) in [
+        (BlockKind::Q8_0, "q8_0"),
+        (BlockKind::Q4_0, "q4_0"),
+        (BlockKind::Q4_1, "q4_1"),
+        (BlockKind::Q4K, "q4_k"),
+        (BlockKind::Q5K, "q5_k"),
+        (BlockKind::Q6K, "q6_k"),
+    ] {
+        let bytes = vec![17u8; output * input / kind.weights() * kind.bytes()];
         let weight = cuda::QuantisedLinear::from_blocks(device, kind, &bytes, [output, input])?;
         for rows in [1, 512] {
             let x = random(device, &[rows, input], 1.0)?;

@@ -18,8 +18,8 @@ pub struct Masks<'a> {
     pub offset: i32,
     /// Of so many positions, its own included, a query sees the keys.
     pub window: Option<usize>,
-    /// `[batch, keys]` by rows; 0: no query sees this key.
-    pub keys: Option<&'a [u8]>,
+    /// `[batch, keys]`; 0: no query sees this key.
+    pub keys: Option<&'a Tensor<u8>>,
     /// Added to the scores.
     pub bias: Option<Bias<'a>>,
     /// A score without a value for each head, `[heads]`.
@@ -89,7 +89,7 @@ fn tiles<T: Storage>() -> (Source, usize, usize) {
     if T::WIDE == 4 { (Source::AttentionF32, 32, 8) } else { (Source::Attention, 64, 32) }
 }
 
-/// A problem whose shapes fit together, with its mask and buckets on the device.
+/// A problem whose shapes fit together, with its buckets on the device.
 pub(super) struct Problem<'a> {
     pub batch: usize,
     pub heads: usize,
@@ -100,7 +100,7 @@ pub(super) struct Problem<'a> {
     /// Sequences of keys.
     pub sequences: usize,
     pub sizes: Sizes,
-    pub mask: Option<CudaSlice<u8>>,
+    pub mask: Option<&'a Tensor<u8>>,
     pub bias: Option<&'a Tensor<f32>>,
     pub buckets: Option<CudaSlice<u32>>,
     pub sink: Option<&'a Tensor<f32>>,
@@ -141,7 +141,7 @@ impl<'a> Problem<'a> {
         if m.is_some() && (masks.causal || masks.window.is_some()) {
             bail!("attention: neither causal nor a window is for chunks");
         }
-        if masks.keys.is_some_and(|mask| mask.len() != sequences * keys) {
+        if masks.keys.is_some_and(|mask| mask.dims() != [sequences, keys]) {
             bail!("attention: the key mask is [{sequences}, {keys}]");
         }
         if masks.sink.is_some_and(|sink| sink.dims() != [heads]) {
@@ -190,9 +190,8 @@ impl<'a> Problem<'a> {
             shift: size(shift)?,
             columns: size(buckets.and(bias).map_or(0, |table| table.dims()[1]))?,
         };
-        let mask = masks.keys.map(|mask| device.upload_slice(mask)).transpose()?;
         let buckets = buckets.map(|buckets| device.upload_slice(buckets)).transpose()?;
-        let sink = masks.sink;
+        let (mask, sink) = (masks.keys, masks.sink);
         Ok(Self { batch, heads, key_heads, queries, keys, dim, sequences, sizes, mask, bias, buckets, sink })
     }
 

@@ -1,5 +1,7 @@
 //! The output layer and its loss, `cuda/cross_entropy.cu`.
 
+use std::any::Any;
+
 use candle_core::{Error, Result, bail};
 
 use super::device::{Device, Source, Storage, Tensor, grid, launch, size};
@@ -147,10 +149,10 @@ pub fn linear_cross_entropy_backward<T: Storage>(
     let none: Option<Tensor<T>> = None;
     for first in (0..tokens).step_by(held) {
         let some = first..tokens.min(first + held);
-        let of_hidden = hidden.data.slice(some.start * dim..some.end * dim);
-        let of_dhidden = dhidden.data.slice(some.start * dim..some.end * dim);
+        let of_hidden = hidden.from(device, some.start * dim);
+        let of_dhidden = dhidden.from(device, some.start * dim);
         let of_targets = targets.slice(some.clone());
-        let of_log_total = result.log_total.data.slice(some.clone());
+        let of_log_total = result.log_total.from(device, some.start);
         let rows = size(some.len())?;
         let name = format!("cross_entropy_gradient_{}", T::NAME);
         let blocks = grid(some.len().div_ceil(TILE), vocabulary.div_ceil(TILE), THREADS)?;
@@ -201,17 +203,13 @@ pub fn linear_cross_entropy_backward<T: Storage>(
             launch!(device, Source::Matmul, &name, blocks, logits, of_hidden, sums, words, width, rows)
         };
     }
+    // In `f32` the sums are what is asked for.
+    let sums: Box<dyn Any> = Box::new(sums);
+    let sums = match sums.downcast::<Tensor<T>>() {
+        Ok(dweight) => return Ok((dhidden, *dweight)),
+        Err(sums) => *sums.downcast::<Tensor<f32>>().map_err(|_| Error::msg("cuda: sums are not f32"))?,
+    };
     let dweight: Tensor<T> = device.unwritten(&[vocabulary, dim])?;
-    if T::WIDE == 4 {
-        // `f32` to `f32`.
-        let mut to = dweight.data;
-        let from = sums.data;
-        // SAFETY: `T` is `f32`, the one storage of 4 bytes.
-        let from = unsafe { from.transmute::<T>(vocabulary * dim) };
-        let from = from.ok_or_else(|| Error::Msg("cuda: a sum of the wrong size".into()))?;
-        device.stream.memcpy_dtod(&from, &mut to).map_err(Error::wrap)?;
-        return Ok((dhidden, Tensor { data: to, shape: vec![vocabulary, dim] }));
-    }
     let count = (vocabulary * dim) as u64;
     let blocks = grid((vocabulary * dim).div_ceil(THREADS as usize).min(1 << 16), 1, THREADS)?;
     // SAFETY: as above.

@@ -72,39 +72,53 @@ impl<T: Storage> KvCache<T> {
     /// # Errors
     /// When the shapes do not fit together.
     pub fn attention(&self, device: &Device, q: &Tensor<T>, scale: f32, masks: &Masks) -> Result<Tensor<T>> {
-        let &[batch, _, queries, dim] = q.dims() else {
-            bail!("attention: q is [batch, heads, queries, dim], not {:?}", q.dims());
-        };
-        if queries > self.tokens || matches!(masks.bias, Some(Bias::Relative { .. })) {
-            bail!(
-                "attention: {queries} queries on a cache of {} tokens; a bias is one of each place",
-                self.tokens
-            );
-        }
-        let &[key_batch, key_heads, room, key_dim] = self.keys.dims() else {
-            bail!("key cache: not of four dimensions");
-        };
-        // What is in use; the kernel steps over the rest.
-        let used = [key_batch, key_heads, self.tokens, key_dim];
-        let masks = Masks { offset: size(self.tokens)? - size(queries)?, ..*masks };
-        let problem = Problem::new(device, [q.dims(), &used, &used], None, scale, &masks)?;
-        let Problem { mask, bias, sink, sizes, heads, .. } = &problem;
-        let pieces = self.tokens.div_ceil(SPLIT);
-        let partial: Tensor<f32> = device.unwritten(&[batch * heads * queries, pieces, dim + 2])?;
-        let out = device.unwritten(q.dims())?;
-        let room = size(room)?;
-        let groups = (heads / key_heads * queries).div_ceil(ROWS);
-        let blocks = grid3([pieces, batch * key_heads, groups], THREADS)?;
-        let (keys, values) = (&self.keys, &self.values);
-        let name = format!("decode_part_{}_{dim}", T::NAME);
-        // SAFETY: the arguments are the kernel's, and `Problem::new` made sure of their sizes.
-        unsafe {
-            launch!(device, Source::Decode, &name, blocks, q, keys, values, mask, bias, partial, room, sizes);
-        }
-        let blocks = grid(batch * heads * queries, 1, THREADS)?;
-        let (pieces, name) = (size(pieces)?, format!("decode_combine_{}_{dim}", T::NAME));
-        // SAFETY: as above.
-        unsafe { launch!(device, Source::Decode, &name, blocks, partial, sink, out, pieces, sizes) };
-        Ok(out)
+        decode(device, q, &self.keys, &self.values, self.tokens, scale, masks)
     }
+}
+
+/// Attention of the last tokens, `q` `[batch, heads, queries, dim]`, on the first `tokens` of the keys and values, `[batch,
+/// key_heads, room, dim]` each; see [`KvCache::attention`].
+///
+/// # Errors
+/// When the shapes do not fit together.
+pub(crate) fn decode<T: Storage>(
+    device: &Device,
+    q: &Tensor<T>,
+    keys: &Tensor<T>,
+    values: &Tensor<T>,
+    tokens: usize,
+    scale: f32,
+    masks: &Masks,
+) -> Result<Tensor<T>> {
+    let (&[batch, _, queries, dim], &[key_batch, key_heads, room, key_dim]) = (q.dims(), keys.dims()) else {
+        bail!("attention: q and k are [batch, heads, tokens, dim], not {:?} and {:?}", q.dims(), keys.dims());
+    };
+    if queries > tokens
+        || tokens > room
+        || values.dims() != keys.dims()
+        || matches!(masks.bias, Some(Bias::Relative { .. }))
+    {
+        bail!("attention: {queries} queries on a cache of {tokens} tokens; a bias is one of each place");
+    }
+    // What is in use; the kernel steps over the rest.
+    let used = [key_batch, key_heads, tokens, key_dim];
+    let masks = Masks { offset: size(tokens)? - size(queries)?, ..*masks };
+    let problem = Problem::new(device, [q.dims(), &used, &used], None, scale, &masks)?;
+    let Problem { mask, bias, sink, sizes, heads, .. } = &problem;
+    let pieces = tokens.div_ceil(SPLIT);
+    let partial: Tensor<f32> = device.unwritten(&[batch * heads * queries, pieces, dim + 2])?;
+    let out = device.unwritten(q.dims())?;
+    let room = size(room)?;
+    let groups = (heads / key_heads * queries).div_ceil(ROWS);
+    let blocks = grid3([pieces, batch * key_heads, groups], THREADS)?;
+    let name = format!("decode_part_{}_{dim}", T::NAME);
+    // SAFETY: the arguments are the kernel's, and `Problem::new` made sure of their sizes.
+    unsafe {
+        launch!(device, Source::Decode, &name, blocks, q, keys, values, mask, bias, partial, room, sizes);
+    }
+    let blocks = grid(batch * heads * queries, 1, THREADS)?;
+    let (pieces, name) = (size(pieces)?, format!("decode_combine_{}_{dim}", T::NAME));
+    // SAFETY: as above.
+    unsafe { launch!(device, Source::Decode, &name, blocks, partial, sink, out, pieces, sizes) };
+    Ok(out)
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use candle_core::{Error, Result, bail};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, DeviceRepr, LaunchArgs,
-    LaunchConfig, PushKernelArg, ValidAsZeroBits,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, DevicePtr, DeviceRepr,
+    LaunchArgs, LaunchConfig, PushKernelArg, ValidAsZeroBits,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -36,14 +36,66 @@ pub struct Device {
 
 /// Numbers on a GPU, by rows.
 pub struct Tensor<T> {
-    pub(super) data: CudaSlice<T>,
-    pub(super) shape: Vec<usize>,
+    data: Data<T>,
+    shape: Vec<usize>,
+}
+
+enum Data<T> {
+    Own(CudaSlice<T>),
+    /// Where the numbers begin, and the tensor whose memory it is.
+    #[cfg(feature = "candle-cuda")]
+    Lent {
+        pointer: u64,
+        _of: candle_core::Tensor,
+    },
 }
 
 impl<T> Tensor<T> {
+    pub(super) fn new(data: CudaSlice<T>, shape: Vec<usize>) -> Self {
+        Self { data: Data::Own(data), shape }
+    }
+
+    /// The numbers of a tensor of candle's that begin at `pointer`, by rows.
+    #[cfg(feature = "candle-cuda")]
+    pub(crate) fn lent(pointer: u64, of: &candle_core::Tensor) -> Self {
+        Self { data: Data::Lent { pointer, _of: of.clone() }, shape: of.dims().to_vec() }
+    }
+
     /// The sizes of the dimensions.
     pub fn dims(&self) -> &[usize] {
         &self.shape
+    }
+
+    /// The same numbers in another shape.
+    #[cfg(feature = "candle-cuda")]
+    pub(crate) fn reshaped(self, shape: &[usize]) -> Self {
+        debug_assert_eq!(self.shape.iter().product::<usize>(), shape.iter().product::<usize>());
+        Self { shape: shape.to_vec(), ..self }
+    }
+
+    /// Numbers of which only those before the room that is left are read, as the whole that they lie in.
+    #[cfg(feature = "candle-cuda")]
+    pub(crate) fn with_room(self, shape: &[usize]) -> Self {
+        Self { shape: shape.to_vec(), ..self }
+    }
+
+    /// The memory, which an operation's result owns.
+    #[cfg(feature = "candle-cuda")]
+    pub(crate) fn into_slice(self) -> Result<CudaSlice<T>> {
+        match self.data {
+            Data::Own(slice) => Ok(slice),
+            Data::Lent { .. } => bail!("cuda: a result that is an input"),
+        }
+    }
+
+    /// Where the numbers from the place `first` on lie, as a kernel's argument.
+    pub(super) fn from(&self, device: &Device, first: usize) -> u64 {
+        let start = match &self.data {
+            Data::Own(slice) => slice.device_ptr(&device.stream).0,
+            #[cfg(feature = "candle-cuda")]
+            Data::Lent { pointer, .. } => *pointer,
+        };
+        start + (first * size_of::<T>()) as u64
     }
 }
 
@@ -80,14 +132,25 @@ impl Device {
     /// # Errors
     /// Without a driver or such a GPU, or when the driver refuses the kernels: it is too old for CUDA 13.0.
     pub fn new(ordinal: usize) -> Result<Self> {
-        // SAFETY: only looks for the library.
+        // SAFETY: only looks for the library, which a program that is linked to it has.
+        #[cfg(not(feature = "candle-cuda"))]
         if !unsafe { cudarc::driver::sys::is_culib_present() } {
             bail!("cuda: no driver (libcuda) on this machine");
         }
         let context = CudaContext::new(ordinal).map_err(Error::wrap)?;
-        let load = |image: &[u8]| context.load_module(Ptx::from_binary(image.to_vec())).map_err(Error::wrap);
+        Self::of(context.default_stream())
+    }
+
+    /// Loads the kernels for operations queued in this stream.
+    ///
+    /// # Errors
+    /// When the driver refuses the kernels.
+    pub(crate) fn of(stream: Arc<CudaStream>) -> Result<Self> {
+        let load = |image: &[u8]| {
+            stream.context().load_module(Ptx::from_binary(image.to_vec())).map_err(Error::wrap)
+        };
         let modules = IMAGES.iter().map(|image| load(image)).collect::<Result<_>>()?;
-        Ok(Self { stream: context.default_stream(), modules })
+        Ok(Self { stream, modules })
     }
 
     /// The GPU's name.
@@ -102,11 +165,11 @@ impl Device {
     ///
     /// # Errors
     /// When their count does not fit the shape, or the GPU's memory does not suffice.
-    pub fn upload<T: Storage>(&self, numbers: &[T], shape: &[usize]) -> Result<Tensor<T>> {
+    pub fn upload<T: DeviceRepr>(&self, numbers: &[T], shape: &[usize]) -> Result<Tensor<T>> {
         if numbers.len() != shape.iter().product::<usize>() {
             bail!("cuda: {} numbers are not {shape:?}", numbers.len());
         }
-        Ok(Tensor { data: self.upload_slice(numbers)?, shape: shape.to_vec() })
+        Ok(Tensor::new(self.upload_slice(numbers)?, shape.to_vec()))
     }
 
     pub(super) fn upload_slice<T: DeviceRepr>(&self, numbers: &[T]) -> Result<CudaSlice<T>> {
@@ -118,7 +181,11 @@ impl Device {
     /// # Errors
     /// When an operation before failed.
     pub fn download<T: Storage>(&self, tensor: &Tensor<T>) -> Result<Vec<T>> {
-        self.stream.clone_dtoh(&tensor.data).map_err(Error::wrap)
+        match &tensor.data {
+            Data::Own(slice) => self.stream.clone_dtoh(slice).map_err(Error::wrap),
+            #[cfg(feature = "candle-cuda")]
+            Data::Lent { .. } => bail!("cuda: only results are downloaded"),
+        }
     }
 
     pub(super) fn download_slice<T: DeviceRepr>(&self, slice: &CudaSlice<T>) -> Result<Vec<T>> {
@@ -134,9 +201,9 @@ impl Device {
     }
 
     /// A tensor for an operation to write.
-    pub(super) fn unwritten<T: Storage>(&self, shape: &[usize]) -> Result<Tensor<T>> {
+    pub(crate) fn unwritten<T: Storage>(&self, shape: &[usize]) -> Result<Tensor<T>> {
         let count = shape.iter().product::<usize>().max(1);
-        Ok(Tensor { data: self.unwritten_slice(count)?, shape: shape.to_vec() })
+        Ok(Tensor::new(self.unwritten_slice(count)?, shape.to_vec()))
     }
 
     pub(super) fn unwritten_slice<T: DeviceRepr + ValidAsZeroBits>(
@@ -153,7 +220,7 @@ impl Device {
     /// When the GPU's memory does not suffice.
     pub fn zeros<T: Storage>(&self, shape: &[usize]) -> Result<Tensor<T>> {
         let data = self.stream.alloc_zeros(shape.iter().product::<usize>().max(1)).map_err(Error::wrap)?;
-        Ok(Tensor { data, shape: shape.to_vec() })
+        Ok(Tensor::new(data, shape.to_vec()))
     }
 
     pub(super) fn kernel(&self, source: Source, name: &str) -> Result<CudaFunction> {
@@ -171,7 +238,11 @@ pub(super) trait Argument {
 
 impl<T> Argument for Tensor<T> {
     fn push<'a>(&'a self, launch: &mut LaunchArgs<'a>) {
-        launch.arg(&self.data);
+        match &self.data {
+            Data::Own(slice) => _ = launch.arg(slice),
+            #[cfg(feature = "candle-cuda")]
+            Data::Lent { pointer, .. } => _ = launch.arg(pointer),
+        }
     }
 }
 

@@ -90,11 +90,49 @@ pub fn linear_backward<T: Storage>(
     grad: &Tensor<T>,
     more: Option<&Tensor<T>>,
 ) -> Result<(Tensor<T>, Tensor<T>)> {
-    let [rows, columns, inner] = check(x, weight, &[grad])?;
-    if more.is_some_and(|more| more.dims() != x.dims()) {
-        bail!("linear: another gradient of another shape than {:?}", x.dims());
+    check(x, weight, &[grad])?;
+    let dx = linear_input_gradient(device, weight, grad, more)?;
+    Ok((dx, linear_weight_gradient(device, x, grad)?))
+}
+
+/// That of `x` in [`linear_backward`].
+///
+/// # Errors
+/// When the shapes do not fit together.
+pub fn linear_input_gradient<T: Storage>(
+    device: &Device,
+    weight: &Tensor<T>,
+    grad: &Tensor<T>,
+    more: Option<&Tensor<T>>,
+) -> Result<Tensor<T>> {
+    let (&[rows, columns], &[weight_columns, inner]) = (grad.dims(), weight.dims()) else {
+        bail!("linear: a gradient of {:?} and a weight of {:?}", grad.dims(), weight.dims());
+    };
+    if columns != weight_columns || more.is_some_and(|more| more.dims() != [rows, inner]) {
+        bail!(
+            "linear: a gradient of {:?}, a weight of {:?} and another gradient of {:?} do not fit together",
+            grad.dims(),
+            weight.dims(),
+            more.map(Tensor::dims)
+        );
     }
-    let dx = product(device, Kind::Nn, grad, weight, more, [rows, inner, columns])?;
-    let dweight = product(device, Kind::Tn, grad, x, None, [columns, inner, rows])?;
-    Ok((dx, dweight))
+    product(device, Kind::Nn, grad, weight, more, [rows, inner, columns])
+}
+
+/// That of the weight in [`linear_backward`].
+///
+/// # Errors
+/// When the shapes do not fit together.
+pub fn linear_weight_gradient<T: Storage>(
+    device: &Device,
+    x: &Tensor<T>,
+    grad: &Tensor<T>,
+) -> Result<Tensor<T>> {
+    let (&[rows, inner], &[grad_rows, columns]) = (x.dims(), grad.dims()) else {
+        bail!("linear: {:?} and a gradient of {:?}", x.dims(), grad.dims());
+    };
+    if rows != grad_rows {
+        bail!("linear: {:?} and a gradient of {:?} do not fit together", x.dims(), grad.dims());
+    }
+    product(device, Kind::Tn, grad, x, None, [columns, inner, rows])
 }

@@ -21,9 +21,11 @@ pub use attention::{
 };
 pub use cross_entropy::{CrossEntropy, linear_cross_entropy, linear_cross_entropy_backward};
 pub use decode::KvCache;
+#[cfg(feature = "candle-cuda")]
+pub(crate) use decode::decode;
 pub use device::{Device, Storage, Tensor};
 pub use embedding::{embedding, embedding_backward};
-pub use matmul::{linear, linear_backward};
+pub use matmul::{linear, linear_backward, linear_input_gradient, linear_weight_gradient};
 pub use norm::{NormGradients, Normalised, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use optimiser::{Adafactor, AdamW, Clip, Variable, clip};
 pub use pointwise::{dropout, gated, gated_backward, merge_heads, rotary, split_heads};

@@ -21,6 +21,15 @@ pub struct Clip {
 }
 
 impl Clip {
+    /// Leaves this factor of the gradients.
+    ///
+    /// # Errors
+    /// When the GPU's memory does not suffice.
+    #[cfg(feature = "candle-cuda")]
+    pub(crate) fn to(device: &Device, factor: f32) -> Result<Self> {
+        Ok(Self { result: device.upload(&[factor, f32::NAN], &[2])? })
+    }
+
     /// The Euclidean norm over all gradients before clipping, and whether a gradient held a NaN or an infinity: then a
     /// step changes nothing. Waits for the device.
     ///
@@ -43,7 +52,7 @@ pub fn clip<T: Storage>(device: &Device, grads: &[&Tensor<T>], limit: Option<f32
     let partial: Tensor<f32> = device.zeros(&[grads.len() * PARTS])?;
     let name = format!("squares_{}", T::NAME);
     for (grad, n) in grads.iter().zip(0..) {
-        let part = partial.data.slice(n * PARTS..(n + 1) * PARTS);
+        let part = partial.from(device, n * PARTS);
         let count: usize = grad.dims().iter().product();
         let (blocks, count) = (parts(count)?, count as u64);
         // SAFETY: the arguments are the kernel's; there are at most PARTS blocks.
@@ -109,6 +118,12 @@ impl AdamW {
     /// When the GPU's memory does not suffice.
     pub fn new(device: &Device, shape: &[usize]) -> Result<Self> {
         Ok(Self { first: device.zeros(shape)?, second: device.zeros(shape)?, steps: 0 })
+    }
+
+    /// A state that is kept elsewhere, after so many steps.
+    #[cfg(feature = "candle-cuda")]
+    pub(crate) fn from_parts(first: Tensor<f32>, second: Tensor<f32>, steps: u32) -> Self {
+        Self { first, second, steps }
     }
 
     /// One step, in place. Weight decay is for tensors of two or more dimensions.
@@ -202,6 +217,17 @@ impl Adafactor {
             shape => (device.zeros(shape)?, None),
         };
         Ok(Self { row, column, shape: shape.to_vec(), steps: 0 })
+    }
+
+    /// A state that is kept elsewhere, after so many steps of a variable of this shape.
+    #[cfg(feature = "candle-cuda")]
+    pub(crate) fn from_parts(
+        row: Tensor<f32>,
+        column: Option<Tensor<f32>>,
+        shape: &[usize],
+        steps: u32,
+    ) -> Self {
+        Self { row, column, shape: shape.to_vec(), steps }
     }
 
     /// One step, in place.

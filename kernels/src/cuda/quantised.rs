@@ -14,12 +14,28 @@ const MANY: usize = 17;
 /// Rows of the weight that a block of that kernel takes.
 const WARPS: usize = 8;
 
-/// A linear layer whose weight stays in the blocks of a GGUF file: [`crate::QuantisedLinear`] on a GPU, in `Q8_0`, `Q4_0`
-/// and `Q4_1`. Inputs are not rounded to 8 bits.
+/// A linear layer whose weight stays in the blocks of a GGUF file: [`crate::QuantisedLinear`] on a GPU, in every kind but
+/// the halves of `f32`. Inputs are not rounded to 8 bits.
 pub struct QuantisedLinear {
     blocks: CudaSlice<u8>,
-    kind: BlockKind,
+    /// As kernels' names have it.
+    name: &'static str,
     shape: [usize; 2],
+}
+
+/// As kernels' names have a kind; none for the halves.
+fn name(kind: BlockKind) -> Option<&'static str> {
+    Some(match kind {
+        BlockKind::F16 | BlockKind::BF16 => return None,
+        BlockKind::Q4_0 => "q4_0",
+        BlockKind::Q4_1 => "q4_1",
+        BlockKind::Q5_0 => "q5_0",
+        BlockKind::Q5_1 => "q5_1",
+        BlockKind::Q8_0 => "q8_0",
+        BlockKind::Q4K => "q4_k",
+        BlockKind::Q5K => "q5_k",
+        BlockKind::Q6K => "q6_k",
+    })
 }
 
 impl QuantisedLinear {
@@ -29,9 +45,7 @@ impl QuantisedLinear {
     /// When a row is not whole blocks, there are more or fewer bytes than the shape says, or the kind is another.
     pub fn from_blocks(device: &Device, kind: BlockKind, bytes: &[u8], shape: [usize; 2]) -> Result<Self> {
         let [output, input] = shape;
-        if !matches!(kind, BlockKind::Q8_0 | BlockKind::Q4_0 | BlockKind::Q4_1) {
-            bail!("quantised linear: {kind:?}; on the GPU there are Q8_0, Q4_0 and Q4_1");
-        }
+        let Some(name) = name(kind) else { bail!("quantised linear: {kind:?}, which has no blocks") };
         let expected = output * (input / kind.weights()) * kind.bytes();
         if input % kind.weights() != 0 || bytes.len() != expected || bytes.is_empty() {
             bail!(
@@ -41,15 +55,7 @@ impl QuantisedLinear {
                 kind.bytes()
             );
         }
-        Ok(Self { blocks: device.upload_slice(bytes)?, kind, shape })
-    }
-
-    fn name(&self) -> &'static str {
-        match self.kind {
-            BlockKind::Q4_0 => "q4_0",
-            BlockKind::Q4_1 => "q4_1",
-            _ => "q8_0",
-        }
+        Ok(Self { blocks: device.upload_slice(bytes)?, name, shape })
     }
 
     /// `x`, `[rows, in]`, to `[rows, out]`. Few rows read each weight once; from 17 rows on products in `bf16` run on the
@@ -67,10 +73,10 @@ impl QuantisedLinear {
         }
         let out = device.unwritten(&[rows, output])?;
         let (name, blocks) = if rows >= MANY && T::WIDE == 8 {
-            let name = format!("quantised_many_{}", self.name());
+            let name = format!("quantised_many_{}", self.name);
             (name, grid(rows.div_ceil(TILE), output.div_ceil(TILE), THREADS)?)
         } else {
-            let name = format!("quantised_few_{}_{}", self.name(), T::NAME);
+            let name = format!("quantised_few_{}_{}", self.name, T::NAME);
             (name, grid(output.div_ceil(WARPS), rows.div_ceil(FEW), THREADS)?)
         };
         let (rows, columns, inner) = (size(rows)?, size(output)?, size(input)?);
@@ -92,7 +98,7 @@ impl QuantisedLinear {
         let out = device.unwritten(&[ids.len(), input])?;
         let (blocks, inner) = (grid(ids.len(), 1, THREADS)?, size(input)?);
         let (ids, weight) = (device.upload_slice(ids)?, &self.blocks);
-        let name = format!("quantised_rows_{}_{}", self.name(), T::NAME);
+        let name = format!("quantised_rows_{}_{}", self.name, T::NAME);
         // SAFETY: the arguments are the kernel's, and every id is a row of the table.
         unsafe { launch!(device, Source::Quantised, &name, blocks, weight, ids, out, inner) };
         Ok(out)

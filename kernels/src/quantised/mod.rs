@@ -54,6 +54,8 @@ pub struct QuantisedLinear {
 enum Weight {
     Packed(Packed),
     Halves(Halves),
+    #[cfg(feature = "candle-cuda")]
+    Gpu(crate::gpu::Quantised),
 }
 
 impl QuantisedLinear {
@@ -76,6 +78,13 @@ impl QuantisedLinear {
             let row = &values[row * input..][..input];
             round(&row[i * GROUP..((i + 1) * GROUP).min(input)], kind)
         };
+        #[cfg(feature = "candle-cuda")]
+        if device.is_cuda() && input % GROUP == 0 && output * input > 0 {
+            let mut bytes = Vec::with_capacity(output * (input / GROUP) * kind.bytes());
+            (0..output)
+                .for_each(|row| (0..input / GROUP).for_each(|i| write(&blocks(row, i), kind, &mut bytes)));
+            return Self::from_blocks(kind, &bytes, [output, input], &device);
+        }
         Ok(Self { weight: Weight::Packed(Packed::new(kind, output, input, blocks)), device })
     }
 
@@ -86,6 +95,11 @@ impl QuantisedLinear {
     pub fn from_blocks(kind: BlockKind, bytes: &[u8], shape: [usize; 2], device: &Device) -> Result<Self> {
         let [output, input] = shape;
         check(kind, bytes, shape)?;
+        #[cfg(feature = "candle-cuda")]
+        if device.is_cuda() && !bytes.is_empty() {
+            let weight = Weight::Gpu(crate::gpu::Quantised::new(kind, bytes, shape, device)?);
+            return Ok(Self { weight, device: device.clone() });
+        }
         let weight = match kind {
             BlockKind::F16 | BlockKind::BF16 => Weight::Halves(Halves::new(kind, shape, bytes)),
             _ => {
@@ -102,6 +116,8 @@ impl QuantisedLinear {
         match &self.weight {
             Weight::Packed(weight) => weight.kind,
             Weight::Halves(weight) => weight.kind,
+            #[cfg(feature = "candle-cuda")]
+            Weight::Gpu(weight) => weight.kind,
         }
     }
 
@@ -110,6 +126,8 @@ impl QuantisedLinear {
         match &self.weight {
             Weight::Packed(weight) => [weight.output, weight.input],
             Weight::Halves(weight) => weight.shape,
+            #[cfg(feature = "candle-cuda")]
+            Weight::Gpu(weight) => weight.shape,
         }
     }
 
@@ -123,6 +141,8 @@ impl QuantisedLinear {
         match &self.weight {
             Weight::Packed(weight) => weight.bytes(),
             Weight::Halves(weight) => weight.bytes(),
+            #[cfg(feature = "candle-cuda")]
+            Weight::Gpu(weight) => weight.bytes(),
         }
     }
 
@@ -145,6 +165,12 @@ impl QuantisedLinear {
         if let Some(at) = ids.iter().position(|&id| id as usize >= output) {
             bail!("embedding: token {} at {at} is outside the vocabulary of {output}", ids[at]);
         }
+        let mut shape = tokens.dims().to_vec();
+        shape.push(input);
+        #[cfg(feature = "candle-cuda")]
+        if let (Weight::Gpu(weight), false) = (&self.weight, ids.is_empty()) {
+            return weight.rows(&ids)?.reshape(shape);
+        }
         let mut values = vec![0f32; ids.len() * input];
         if input > 0 {
             for_pieces(&mut values, input, |at, values| {
@@ -152,12 +178,13 @@ impl QuantisedLinear {
                     match &self.weight {
                         Weight::Packed(weight) => weight.expand(*id as usize, values),
                         Weight::Halves(weight) => weight.expand(*id as usize, values),
+                        // Answered above.
+                        #[cfg(feature = "candle-cuda")]
+                        Weight::Gpu(_) => {}
                     }
                 }
             });
         }
-        let mut shape = tokens.dims().to_vec();
-        shape.push(input);
         Tensor::from_vec(values, shape, &self.device)
     }
 
@@ -197,6 +224,14 @@ impl QuantisedLinear {
         if let Some(layer) = layers.iter().find(|layer| layer.shape()[1] != input) {
             bail!("quantised linear: x is {:?}, the weight {:?}", x.dims(), layer.shape());
         }
+        #[cfg(feature = "candle-cuda")]
+        if layers.iter().any(|layer| matches!(layer.weight, Weight::Gpu(_))) {
+            let product = |layer: &&Self| match &layer.weight {
+                Weight::Gpu(weight) => weight.forward(x),
+                _ => composed::linear(x, &layer.weight()?.to_dtype(x.dtype())?),
+            };
+            return layers.iter().map(product).collect();
+        }
         if !fusible(&[x]) {
             let each = layers.iter().map(|layer| composed::linear(x, &layer.weight()?.to_dtype(x.dtype())?));
             return each.collect();
@@ -226,6 +261,8 @@ fn multiply(weights: &[&Weight], x: &Tensor, out: &mut [Vec<f32>]) -> Result<()>
         match weight {
             Weight::Packed(weight) => packed.push((weight, out)),
             Weight::Halves(weight) => weight.multiply(&x, out),
+            #[cfg(feature = "candle-cuda")]
+            Weight::Gpu(_) => bail!("quantised linear: the weight is on a GPU, the input is not"),
         }
     }
     multiply_packed(Instructions::best(), packed, &x);
@@ -270,6 +307,17 @@ fn check(kind: BlockKind, bytes: &[u8], [output, input]: [usize; 2]) -> Result<(
         bail!("{kind:?}: {} bytes are not [{output}, {input}] weights", bytes.len());
     }
     Ok(())
+}
+
+/// Appends a block of `Q4_0` or `Q8_0` as a GGUF file holds it.
+#[cfg(feature = "candle-cuda")]
+fn write(block: &Block, kind: BlockKind, bytes: &mut Vec<u8>) {
+    bytes.extend(block.unit.to_le_bytes());
+    let codes = &block.codes[..GROUP];
+    match kind {
+        BlockKind::Q4_0 => bytes.extend((0..16).map(|i| codes[i] | codes[i + 16] << 4)),
+        _ => bytes.extend(codes.iter().map(|code| code ^ 0x80)),
+    }
 }
 
 /// Rounds up to 32 weights to a block of `Q4_0` or `Q8_0`.
