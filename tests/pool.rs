@@ -74,7 +74,9 @@ fn each_format_is_found_by_its_content() {
         (&zero[0]["task"], &zero[0]["cluster"]),
         (&json!("task9_capital"), &json!("Question Answering"))
     );
+    assert_eq!(zero[0]["own"], "France", "what is not the instruction is kept apart");
     let shown = one("task9_capital.json", &sni, "task9_capital.json --shots 3");
+    assert_eq!(shown[0]["own"], "France");
     assert!(
         shown[0]["input"]
             .as_str()
@@ -106,6 +108,7 @@ fn each_format_is_found_by_its_content() {
     let thought = "Is 2 prime?\\nOptions:\\n- yes\\n- no\tyes\tOnly 1 and 2 divide it.";
     let thought = one("prime_train.tsv", thought, "prime_train.tsv");
     assert_eq!(thought[0]["input"], "Is 2 prime?\nOptions:\n- yes\n- no\nLet's think step by step.");
+    assert_eq!(thought[0]["own"], "Is 2 prime?\nOptions:\n- yes\n- no");
     assert_eq!(thought[0]["target"], "Only 1 and 2 divide it. The answer is yes.");
 }
 

@@ -381,3 +381,77 @@ fn a_choice_is_explained() {
         fail(dir, "explain target.jsonl --pool pool.jsonl --target target.jsonl", 1).contains("index_id")
     );
 }
+
+/// Rows of two tasks: one asks what the target asks, of other things; the other asks another thing, of the same things. Fails when
+/// templates are not told from own texts, or only one of them counts.
+#[test]
+fn a_task_counts_as_much_as_its_topic() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let topics: [&[&str]; 4] = [TOPICS[0], TOPICS[1], &["same", "meaning"], &["translate", "french"]];
+    tiny::write_encoder(&dir.join("encoder"), &topics);
+    let (animals, colours) = (TOPICS[0], TOPICS[1]);
+    let four = |i: usize| [0, 1, 2, 3].map(|k| animals[(i * (k + 1) + k + i / 5) % 5]).join(" ");
+    let mut pool = Vec::new();
+    for i in 0..10 {
+        let other = [0, 1, 2].map(|k| colours[(i * (k + 1) + k + i / 5) % 5]).join(" ");
+        let input = format!("meaning same: {} {other}", animals[i % 5]);
+        pool.push(json!({"input": input, "target": "yes", "task": "paraphrase"}));
+        pool.push(
+            json!({"input": format!("translate french: {}", four(i)), "target": "non", "task": "translate"}),
+        );
+    }
+    let lines = |rows: &[Value]| rows.iter().map(|row| format!("{row}\n")).collect::<String>();
+    fs::write(dir.join("pool.jsonl"), lines(&pool)).unwrap();
+    let target: Vec<_> = (0..10).map(|i| json!({"input": format!("{} same meaning", four(i + 3))})).collect();
+    fs::write(dir.join("target.jsonl"), lines(&target)).unwrap();
+    let chosen = |method: &str| {
+        let options = "--target target.jsonl --encoder encoder -n 10 --out out.jsonl --vectors";
+        succeed(dir, &format!("pool.jsonl --method {method} {options} vectors-{method}"));
+        let tasks =
+            rows(&dir.join("out.jsonl")).into_iter().map(|row| row["task"].as_str().unwrap().to_string());
+        tasks.filter(|task| task == "paraphrase").count()
+    };
+    assert_eq!(chosen("deft"), 0);
+    assert_eq!(chosen("task-aware"), 10);
+    assert_eq!(chosen("task-aware"), 10, "the vectors are found again");
+    let options = "--target target.jsonl --encoder encoder -n 10 --out out.jsonl --vectors vectors-deft";
+    let said = fail(dir, &format!("pool.jsonl --method task-aware {options}"), 1);
+    assert!(said.contains("own texts and tasks here, inputs in"), "{said}");
+}
+
+/// Fails when gradients are not those of the target's answers.
+#[test]
+fn gradients_choose_what_teaches_the_targets_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models");
+    fs::create_dir(dir.join("model")).unwrap();
+    for file in fs::read_dir(models.join("gpt2")).unwrap().map(|entry| entry.unwrap().path()) {
+        fs::copy(&file, dir.join("model").join(file.file_name().unwrap())).unwrap();
+    }
+    fs::copy(models.join("tokenizer.json"), dir.join("model/tokenizer.json")).unwrap();
+    let words = ["moon", "text", "line", "read", "side", "note"];
+    let row = |i: usize, answer: &str| json!({"input": format!("{} {}", words[i % 6], words[i / 2 % 6]), "target": answer});
+    let pool: Vec<_> =
+        (0..24).map(|i| row(i, if i % 3 == 0 { "moon moon" } else { "the line is read" })).collect();
+    let lines = |rows: &[Value]| rows.iter().map(|row| format!("{row}\n")).collect::<String>();
+    fs::write(dir.join("pool.jsonl"), lines(&pool)).unwrap();
+    let target: Vec<_> = (30..34).map(|i| row(i, "moon moon")).collect();
+    fs::write(dir.join("target.jsonl"), lines(&target)).unwrap();
+    let command = "pool.jsonl --method less --model model --target target.jsonl -n 8 --seed 3 --out";
+    succeed(dir, &format!("{command} one.jsonl"));
+    let found = rows(&dir.join("one.jsonl"));
+    assert_eq!(found.iter().filter(|row| row["target"] == "moon moon").count(), 8, "{found:?}");
+    succeed(dir, &format!("{command} two.jsonl"));
+    assert_eq!(found, rows(&dir.join("two.jsonl")));
+
+    fs::write(dir.join("bare.jsonl"), format!("{}\n{}\n", target[0], json!({"input": "moon"}))).unwrap();
+    let said = fail(dir, "pool.jsonl --method less --model model --target bare.jsonl -n 8 --out no.jsonl", 1);
+    assert!(said.contains("bare.jsonl:2:") && said.contains("\"target\""), "{said}");
+    assert!(
+        fail(dir, "pool.jsonl --method less --target target.jsonl -n 8 --out no.jsonl", 2)
+            .contains("--model")
+    );
+    assert!(!dir.join("no.jsonl").exists());
+}

@@ -126,7 +126,8 @@ def datastore(args, folder, model, retro=False, trime=None):
     memory = os.path.join(os.path.dirname(model), "memory")
     if not os.path.exists(os.path.join(memory, "manifest.json")):
         reading = ["--neighbours", f"{folder}/neighbours"] if retro else []
-        sidenote(args, "memory", "build", model, "--text-of", f"{folder}/index", "--out", memory, *reading)
+        kind = ("--index", "IVF4096,RaBitQ")  # a graph over millions of contexts would take longer than training
+        sidenote(args, "memory", "build", model, "--text-of", f"{folder}/index", "--out", memory, *kind, *reading)
     reading = (["--index", f"{folder}/index"] if retro else []) + (["--trime", trime] if trime else [])
     tune = ("memory", "tune", memory, model, "--corpus", f"{folder}/valid.jsonl", "--adaptive", "-k", 256, *reading)
     once(os.path.join(os.path.dirname(model), "tuned.json"), partial(sidenote, args, *tune))

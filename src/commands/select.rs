@@ -32,8 +32,9 @@ enum Command {
 struct Select {
     /// The instances to choose from: a folder that `pool build` made, or JSON Lines, plain, .gz or .zst.
     pool: PathBuf,
-    /// Unlabelled examples of a task to choose for; several tasks take turns. Some methods do not read them.
-    #[arg(long = "target", value_name = "FILE", required_if_eq_any([("method", "deft"), ("method", "rds+"), ("method", "bm25"), ("method", "dsir"), ("method", "two-stage")]))]
+    /// Examples of a task to choose for, which need no labels but for "less"; several tasks take turns. Some methods do not
+    /// read them.
+    #[arg(long = "target", value_name = "FILE", required_if_eq_any([("method", "deft"), ("method", "rds+"), ("method", "task-aware"), ("method", "bm25"), ("method", "dsir"), ("method", "less"), ("method", "two-stage")]))]
     targets: Vec<PathBuf>,
     /// How to choose (rows without a task count as the task "unknown").
     #[arg(long, value_enum)]
@@ -59,8 +60,8 @@ struct Select {
     /// What looks at every row first, of two stages: "dsir", or an encoder as for --encoder.
     #[arg(long, value_name = "NAME|PATH", default_value = "default")]
     first: String,
-    /// The language model of the methods perplexity and ifd.
-    #[arg(long, value_name = "MODEL", required_if_eq_any([("method", "perplexity"), ("method", "ifd")]))]
+    /// The language model of the methods less, perplexity and ifd.
+    #[arg(long, value_name = "MODEL", required_if_eq_any([("method", "less"), ("method", "perplexity"), ("method", "ifd")]))]
     model: Option<PathBuf>,
     /// Where chance starts, also for the balanced random draw in the report.
     #[arg(long, default_value_t = 0)]

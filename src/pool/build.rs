@@ -128,17 +128,16 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<BuildReport> 
     for file in &files {
         let before = (report.read, report.kept);
         let how = Options { shots: options.shots, seed: options.seed };
-        formats::read(file, how, &mut |example| {
+        formats::read(file, how, &mut |instance| {
             if interrupt::requested() {
                 return Err(Error::Interrupted("nothing was written; run the command again".to_string()));
             }
             report.read += 1;
-            let instance = &example.instance;
             let task = instance.task.as_deref().unwrap_or(UNKNOWN_TASK);
-            if patterns.excludes(instance) {
+            if patterns.excludes(&instance) {
                 return count(&mut report.excluded, task);
             }
-            match duplicates.add(&example)? {
+            match duplicates.add(&instance)? {
                 Seen::New => {}
                 Seen::Exactly => {
                     report.duplicates += 1;
@@ -146,7 +145,7 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<BuildReport> 
                 }
                 Seen::Nearly => return count(&mut report.near_duplicates, task),
             }
-            if evaluation.touches(&example) {
+            if evaluation.touches(&instance) {
                 report.contaminated += 1;
                 if options.drop_contaminated {
                     return Ok(());
@@ -156,7 +155,7 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<BuildReport> 
             count(&mut report.tasks, task)?;
             count(&mut report.sources, instance.source.as_deref().unwrap_or("unknown"))?;
             count(&mut report.clusters, instance.cluster.as_deref().unwrap_or("unknown"))?;
-            parts.push(instance)
+            parts.push(&instance)
         })?;
         let (read, kept) = (report.read - before.0, report.kept - before.1);
         report.files.push(FileReport { file: file.path.clone(), format: file.format.name(), read, kept });

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::formats::{Example, records_of};
+use super::Instance;
+use super::formats::records_of;
 use super::ngrams::{self, WORDS};
 use crate::error::{Error, Result};
 
@@ -81,10 +82,10 @@ impl Evaluation {
         }
     }
 
-    /// Whether an evaluation file has a run of words of this example; counted if so.
-    pub fn touches(&mut self, example: &Example) -> bool {
+    /// Whether an evaluation file has a run of words of this instance; counted if so.
+    pub fn touches(&mut self, instance: &Instance) -> bool {
         let mut files = HashSet::new();
-        for text in [example.own_text(), &example.instance.target] {
+        for text in [instance.own_text(), &instance.target] {
             let words = ngrams::words(text);
             for (n, of_length) in &self.runs {
                 for evaluated in ngrams::runs(&words, *n).filter_map(|run| of_length.get(&run)) {
@@ -94,7 +95,7 @@ impl Evaluation {
             }
         }
         for file in &files {
-            let task = example.instance.task.clone().unwrap_or_else(|| super::UNKNOWN_TASK.to_string());
+            let task = instance.task.clone().unwrap_or_else(|| super::UNKNOWN_TASK.to_string());
             *self.files[*file as usize].tasks.entry(task).or_insert(0) += 1;
         }
         !files.is_empty()
@@ -128,7 +129,7 @@ mod tests {
         let mut evaluation = Evaluation::open(std::slice::from_ref(&path)).unwrap();
         let mut touches = |input: &str| {
             let task = Some("t".to_string());
-            evaluation.touches(&Instance { input: input.to_string(), task, ..Instance::default() }.into())
+            evaluation.touches(&Instance { input: input.to_string(), task, ..Instance::default() })
         };
         assert!(touches(&format!("So: {}, and more", long[3..16].join(", "))));
         assert!(!touches(&long[3..15].join(" ")), "twelve words are no run");

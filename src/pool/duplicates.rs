@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use super::formats::Example;
+use super::Instance;
 use super::ngrams;
 use crate::error::{Error, Result};
 
@@ -44,12 +44,11 @@ impl Duplicates {
         Ok(Self { exact: HashSet::new(), last: HashMap::new(), before: Vec::new(), sets, near })
     }
 
-    /// Whether `example` is new; if so, later ones are compared with it.
+    /// Whether `instance` is new; if so, later ones are compared with it.
     ///
     /// Near are instances of one task and template with the same target: what is alike then are the examples' own texts, not
     /// the instructions before them.
-    pub fn add(&mut self, example: &Example) -> Result<Seen> {
-        let instance = &example.instance;
+    pub fn add(&mut self, instance: &Instance) -> Result<Seen> {
         let mut hasher = blake3::Hasher::new();
         for part in [&instance.input, &instance.target] {
             hasher.update(&(part.len() as u64).to_le_bytes());
@@ -63,11 +62,11 @@ impl Duplicates {
         if !self.near {
             return Ok(Seen::New);
         }
-        let set = ngrams::set(example.own_text());
+        let set = ngrams::set(instance.own_text());
         if set.is_empty() {
             return Ok(Seen::New);
         }
-        let bands = bands(&set, kin(example));
+        let bands = bands(&set, kin(instance));
         let mut compared = HashSet::new();
         for (band, value) in bands.iter().enumerate() {
             let mut row = self.last.get(value).copied().unwrap_or(NONE);
@@ -86,8 +85,7 @@ impl Duplicates {
 }
 
 /// A hash of what near instances share.
-fn kin(example: &Example) -> u64 {
-    let instance = &example.instance;
+fn kin(instance: &Instance) -> u64 {
     let target = ngrams::words(&instance.target).into_iter().fold(1, |all, word| ngrams::mix(all ^ word));
     // A target of signs alone is told apart by them.
     let target = if target == 1 { text_hash(&instance.target) } else { target };
@@ -159,12 +157,11 @@ impl Sets {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Instance;
     use super::*;
 
-    fn example(task: &str, input: &str, target: &str) -> Example {
+    fn example(task: &str, input: &str, target: &str) -> Instance {
         let (input, target, task) = (input.to_string(), target.to_string(), Some(task.to_string()));
-        Instance { input, target, task, ..Instance::default() }.into()
+        Instance { input, target, task, ..Instance::default() }
     }
 
     /// Sixty words, the last `changed` of them others.

@@ -28,6 +28,17 @@ pub struct Instance {
     /// The answers to choose between; none where the answer is free text.
     #[serde(default, alias = "answer_choices", skip_serializing_if = "Vec::is_empty")]
     pub choices: Vec<String>,
+    /// The example's own text, where `input` has more than that: an instruction, a template's words, or other examples. It is
+    /// what tells instances of one task from each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<String>,
+}
+
+impl Instance {
+    /// The text by which it is told from others of its task.
+    pub fn own_text(&self) -> &str {
+        self.own.as_deref().unwrap_or(&self.input)
+    }
 }
 
 #[cfg(test)]
@@ -36,7 +47,7 @@ mod tests {
 
     #[test]
     fn a_line_keeps_every_field_and_leaves_out_the_unknown() {
-        let line = r#"{"input":"i","target":"a","task":"t","template":"p","cluster":"c","source":"s","choices":["a","b"]}"#;
+        let line = r#"{"input":"i","target":"a","task":"t","template":"p","cluster":"c","source":"s","choices":["a","b"],"own":"o"}"#;
         let instance: Instance = serde_json::from_str(line).unwrap();
         assert_eq!(serde_json::to_string(&instance).unwrap(), line);
         let deft = r#"{"input":"i","target":"a","answer_choices":["a"],"index_id":7}"#;

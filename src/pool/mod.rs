@@ -1,7 +1,7 @@
 //! Pools of training instances of many tasks.
 //!
 //! ```text
-//! files --formats--> Example --exclude, duplicates, contamination--> a folder of instances      `pool build`
+//! files --formats--> Instance --exclude, duplicates, contamination--> a folder of instances      `pool build`
 //! ```
 
 mod artefact;
@@ -12,14 +12,14 @@ mod exclude;
 mod formats;
 mod instance;
 pub(crate) mod lines;
-mod ngrams;
+pub(crate) mod ngrams;
 mod sources;
 
 pub use artefact::parts;
 pub use build::{BuildOptions, BuildReport, FileReport, build};
 pub use contamination::Contamination;
 pub use exclude::Patterns;
-pub use formats::{Example, Format, Options as FormatOptions, SourceFile, read};
+pub use formats::{Format, Options as FormatOptions, SourceFile, read};
 pub use instance::Instance;
 pub use sources::find;
 

@@ -4,13 +4,18 @@
 //!   2023: the union of the examples' neighbours.
 //! - RDS+: Ivison, Zhang, Brahman, Koh, Dasigi: *Large-Scale Data Selection for Instruction Tuning*, 2025: round robin over the
 //!   examples; with a decoder as the encoder its vectors are the paper's.
+//! - task-aware, Sidenote's own: DEFT's union by the sum of two cosines, that of the own texts without instruction or template
+//!   ([`templates`](super::templates)) and that of the tasks' descriptions ([`tasks`](super::tasks)). Whole inputs are near
+//!   by what they are about, whatever is asked of it.
 //!
 //! Only inputs are compared, never targets. Examples and pool rows go through the same encoder with the same truncation, every
 //! example is searched for, and rows are told apart by their number, so two rows with the same text can both be chosen.
 
 use super::nearest::{Order, rank};
 use super::selector::{Ranking, Selector};
-use super::vectors::{Place, Vectors, of_target};
+use super::tasks::Tasks;
+use super::vectors::{Place, Vectors};
+use super::view::{View, Viewer};
 use super::{Pool, Target};
 use crate::encoder::Encoder;
 use crate::error::Result;
@@ -19,16 +24,19 @@ use crate::progress::Progress;
 /// Nearest rows, by an encoder's vectors.
 pub struct Nearest {
     encoder: Box<dyn Encoder>,
+    view: View,
     place: Place,
     order: Order,
     k: Option<usize>,
+    tasks: Option<Tasks>,
     vectors: Option<Vectors>,
 }
 
 impl Nearest {
-    /// By the vectors of `encoder`, those of the pool in `place`; `k` neighbours of each example, or as many as are needed.
-    pub fn new(encoder: Box<dyn Encoder>, place: Place, order: Order, k: Option<usize>) -> Self {
-        Self { encoder, place, order, k, vectors: None }
+    /// By the vectors that `encoder` gives to that `view` of rows and examples, those of the pool in `place`; `k` neighbours of
+    /// each example, or as many as are needed.
+    pub fn new(encoder: Box<dyn Encoder>, view: View, place: Place, order: Order, k: Option<usize>) -> Self {
+        Self { encoder, view, place, order, k, tasks: None, vectors: None }
     }
 }
 
@@ -41,10 +49,14 @@ impl Selector for Nearest {
         progress: Progress,
     ) -> Result<Ranking> {
         let target = super::needed(target)?;
-        let queries = of_target(target, self.encoder.as_ref())?;
+        if self.view == View::OwnAndTask && self.tasks.is_none() {
+            self.tasks = Some(Tasks::of_pool(pool, self.encoder.as_ref())?);
+        }
+        let viewer = Viewer::new(self.encoder.as_ref(), self.tasks.as_ref());
+        let queries = viewer.of_target(target)?;
         let vectors = match self.vectors.take() {
             Some(vectors) => vectors,
-            None => Vectors::of_pool(pool, self.encoder.as_ref(), &self.place, progress)?,
+            None => Vectors::of_pool(pool, &viewer, &self.place, progress)?,
         };
         let vectors = self.vectors.insert(vectors);
         rank(pool, target, (n, self.k), self.order, |k| vectors.search(&queries, k, progress))
@@ -91,7 +103,8 @@ mod tests {
     }
 
     fn nearest(dir: &Path, order: Order, k: Option<usize>) -> Nearest {
-        Nearest::new(Box::new(Circle::default()), Place::Scratch(dir.join("scratch")), order, k)
+        let place = Place::Scratch(dir.join("scratch"));
+        Nearest::new(Box::new(Circle::default()), View::Input, place, order, k)
     }
 
     #[test]
@@ -155,13 +168,14 @@ mod tests {
         let (dir, mine) = pool(&[("a", 4200)]);
         let target = [target(dir.path(), &["x 10"])];
         let folder = dir.path().join("vectors");
-        let run = |pool: &Pool| -> Result<_> {
+        let run_on = |pool: &Pool, view: View| -> Result<_> {
             let circle = Circle::default();
             let mut selector =
-                Nearest::new(Box::new(circle.clone()), Place::Kept(folder.clone()), Order::Union, None);
+                Nearest::new(Box::new(circle.clone()), view, Place::Kept(folder.clone()), Order::Union, None);
             let selection = choose(&mut selector, pool, &target, 5, false, Progress::Silent)?;
             Ok((selection, circle.0.load(Ordering::Relaxed)))
         };
+        let run = |pool: &Pool| run_on(pool, View::Input);
         let (first, encoded) = run(&mine).unwrap();
         assert_eq!(encoded, 4201);
         let (again, encoded) = run(&mine).unwrap();
@@ -170,6 +184,8 @@ mod tests {
         fs::remove_file(folder.join("part-00001/manifest.json")).unwrap();
         let (again, encoded) = run(&mine).unwrap();
         assert_eq!((again, encoded), (first, 4200 - 4096 + 1));
+        let why = run_on(&mine, View::OwnAndTask).unwrap_err().to_string();
+        assert!(why.contains("vectors do not match: own texts and tasks here, inputs in"), "{why}");
         let (_other_dir, other) = pool(&[("a", 4201)]);
         let why = run(&other).unwrap_err().to_string();
         assert!(why.contains("pools do not match") && why.contains("--vectors"), "{why}");

@@ -9,15 +9,20 @@ mod by_vectors;
 mod by_words;
 mod dsir;
 pub mod explain;
+mod less;
 mod likelihood;
 mod nearest;
 mod output;
 mod pool;
+mod projection;
 mod random;
 mod report;
 pub mod selector;
+mod tasks;
+mod templates;
 mod two_stage;
 mod vectors;
+mod view;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -36,6 +41,7 @@ pub use pool::{Pool, Row, Target};
 pub use report::{NearestTasks, Report, Share};
 pub use selector::{Neighbours, Ranked, Ranking, Selector};
 pub use vectors::Place;
+use view::View;
 
 /// A way of choosing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -45,10 +51,14 @@ pub enum Method {
     /// The same, the examples taking turns; with a decoder's vectors as RDS+ has it (Ivison et al., 2025).
     #[value(name = "rds+")]
     RdsPlus,
+    /// DEFT's neighbours by what is asked as well as by what it is about: own texts and tasks' descriptions, told apart.
+    TaskAware,
     /// The rows that share the most telling words with the target's examples.
     Bm25,
     /// Rows drawn by how much likelier the target makes their words than the pool does (Xie et al., 2023).
     Dsir,
+    /// The rows whose gradients point where those of the target's labelled examples do (Xia et al., 2024).
+    Less,
     /// A cheap first stage over all, an encoder over what it let through, and of that the rows that speak for the rest.
     TwoStage,
     /// The rows whose targets a model finds neither easy nor hard.
@@ -64,12 +74,21 @@ pub enum Method {
 impl Method {
     /// Whether it looks at the target's examples.
     pub fn wants_target(self) -> bool {
-        matches!(self, Self::Deft | Self::RdsPlus | Self::Bm25 | Self::Dsir | Self::TwoStage)
+        matches!(
+            self,
+            Self::Deft
+                | Self::RdsPlus
+                | Self::TaskAware
+                | Self::Bm25
+                | Self::Dsir
+                | Self::Less
+                | Self::TwoStage
+        )
     }
 
     /// Whether it looks for each example's neighbours.
     fn asks_neighbours(self) -> bool {
-        matches!(self, Self::Deft | Self::RdsPlus | Self::Bm25)
+        matches!(self, Self::Deft | Self::RdsPlus | Self::TaskAware | Self::Bm25)
     }
 }
 
@@ -78,8 +97,10 @@ impl fmt::Display for Method {
         f.write_str(match self {
             Self::Deft => "deft",
             Self::RdsPlus => "rds+",
+            Self::TaskAware => "task-aware",
             Self::Bm25 => "bm25",
             Self::Dsir => "dsir",
+            Self::Less => "less",
             Self::TwoStage => "two-stage",
             Self::Perplexity => "perplexity",
             Self::Ifd => "ifd",
@@ -126,7 +147,7 @@ pub struct Job {
     pub encoder: String,
     /// What looks at all rows first, of two stages: an encoder's name, or `dsir`.
     pub first: String,
-    /// The model that says how likely a target is.
+    /// The model that says how likely a target is, or whose gradients are compared.
     pub model: Option<PathBuf>,
     /// Where the pool's vectors are kept for the next run.
     pub vectors: Option<PathBuf>,
@@ -182,29 +203,32 @@ fn needed(target: Option<&Target>) -> Result<&Target> {
 
 /// What ranks the rows as `job` says.
 fn selector(job: &Job) -> Result<Box<dyn Selector>> {
-    let by_vectors = |encoder: &str, order| -> Result<Box<dyn Selector>> {
+    let by_vectors = |encoder: &str, view, order| -> Result<Box<dyn Selector>> {
         let place = match &job.vectors {
             Some(dir) => Place::Kept(dir.clone()),
             None => Place::Scratch(scratch(&job.out)),
         };
-        Ok(Box::new(by_vectors::Nearest::new(encoder::load(encoder)?, place, order, job.k)))
+        Ok(Box::new(by_vectors::Nearest::new(encoder::load(encoder)?, view, place, order, job.k)))
+    };
+    let model = || -> Result<&Path> {
+        let why = || format!("the method {} needs a language model; name one", job.method);
+        job.model.as_deref().ok_or_else(|| Error::setting("--model", why()))
     };
     let by_likelihood = |by| -> Result<Box<dyn Selector>> {
-        let Some(model) = &job.model else {
-            let why = format!("the method {} needs a language model; name one", job.method);
-            return Err(Error::setting("--model", why));
-        };
-        Ok(Box::new(likelihood::Likelihood::new(WritingModel::load(model, &Device::Cpu)?, by)))
+        let model = WritingModel::load(model()?, &Device::Cpu)?;
+        Ok(Box::new(likelihood::Likelihood::new(model, by)))
     };
     Ok(match job.method {
-        Method::Deft => by_vectors(&job.encoder, Order::Union)?,
-        Method::RdsPlus => by_vectors(&job.encoder, Order::RoundRobin)?,
+        Method::Deft => by_vectors(&job.encoder, View::Input, Order::Union)?,
+        Method::RdsPlus => by_vectors(&job.encoder, View::Input, Order::RoundRobin)?,
+        Method::TaskAware => by_vectors(&job.encoder, View::OwnAndTask, Order::Union)?,
         Method::Bm25 => Box::new(by_words::ByWords::new(job.k)),
         Method::Dsir => Box::new(dsir::Importance::new(Some(job.seed))),
+        Method::Less => Box::new(less::Less::new(model()?.to_path_buf(), job.seed)),
         Method::TwoStage => {
             let first = match job.first.as_str() {
                 "dsir" => Box::new(dsir::Importance::new(None)),
-                encoder => by_vectors(encoder, Order::RoundRobin)?,
+                encoder => by_vectors(encoder, View::Input, Order::RoundRobin)?,
             };
             Box::new(two_stage::TwoStage::new(first, encoder::load(&job.encoder)?))
         }

@@ -68,6 +68,11 @@ impl Pool {
         Ok(Self { path: path.to_path_buf(), parts, identity, tasks, task_of })
     }
 
+    /// The folder or file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Hash over all its lines.
     pub fn identity(&self) -> &str {
         &self.identity
@@ -120,6 +125,10 @@ pub struct Row {
     pub target: String,
     /// The task that the row belongs to.
     pub task: Option<String>,
+    /// The template that made the input.
+    pub template: Option<String>,
+    /// The row's own text, where `input` has an instruction or a template's words around it.
+    pub own: Option<String>,
     index_id: Option<IgnoredAny>,
     attribution_frequency: Option<IgnoredAny>,
 }
@@ -138,16 +147,20 @@ impl Row {
     }
 }
 
-/// The unlabelled examples of the task to choose for.
-#[derive(Debug)]
+/// The examples of the task to choose for, which need no labels but for methods that say so.
+#[derive(Debug, Default)]
 pub struct Target {
     path: PathBuf,
     inputs: Vec<String>,
+    own: Vec<Option<String>>,
+    /// The first example without a label.
+    unlabelled: Option<usize>,
     lines: Vec<u64>,
 }
 
 impl Target {
-    /// Reads the examples at `path`: objects with the string `input`, any other field ignored.
+    /// Reads the examples at `path`: objects with the string `input`, and where they say it with `own`, what of the input is the
+    /// example's own text apart from instructions; any other field is ignored.
     ///
     /// # Errors
     /// An unreadable line, with its number; a file without a single example.
@@ -155,8 +168,11 @@ impl Target {
         #[derive(Deserialize)]
         struct Query {
             input: String,
+            own: Option<String>,
+            target: Option<IgnoredAny>,
+            targets: Option<IgnoredAny>,
         }
-        let mut target = Self { path: path.to_path_buf(), inputs: Vec::new(), lines: Vec::new() };
+        let mut target = Self { path: path.to_path_buf(), ..Self::default() };
         let mut lines = Lines::open(path)?;
         while let Some((line, text)) = lines.next()? {
             let query: Query = serde_json::from_str(text).map_err(|why| {
@@ -164,6 +180,10 @@ impl Target {
                 Error::line(path, line, format!("{}; {wanted}", reason(&why)))
             })?;
             target.inputs.push(query.input);
+            target.own.push(query.own);
+            if query.target.is_none() && query.targets.is_none() {
+                target.unlabelled.get_or_insert(target.lines.len());
+            }
             target.lines.push(line);
         }
         if target.inputs.is_empty() {
@@ -175,6 +195,21 @@ impl Target {
     /// The examples' texts, in the file's order; never empty.
     pub fn inputs(&self) -> &[String] {
         &self.inputs
+    }
+
+    /// The examples' own texts, of those that say it.
+    pub fn own(&self) -> &[Option<String>] {
+        &self.own
+    }
+
+    /// The first example that does not say what is right.
+    pub fn unlabelled(&self) -> Option<usize> {
+        self.unlabelled
+    }
+
+    /// The file that they are from.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// An error about example `query`, naming its line.

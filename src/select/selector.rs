@@ -41,7 +41,8 @@ pub struct Neighbours {
     /// Row numbers.
     pub ids: Vec<u32>,
     /// Squared Euclidean distances between the unit vectors, so 2 - 2 cos: the number that faiss
-    /// calls an L2 distance, and that DEFT logs.
+    /// calls an L2 distance, and that DEFT logs. Of two such vectors side by side, 4 - 2 (cos + cos); of words, minus the
+    /// score.
     pub distances: Vec<f32>,
 }
 

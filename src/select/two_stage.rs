@@ -47,7 +47,7 @@ impl Selector for TwoStage {
     ) -> Result<Ranking> {
         let target = super::needed(target)?;
         let encoder = self.encoder.as_ref();
-        let queries = super::vectors::of_target(target, encoder)?;
+        let queries = super::view::Viewer::inputs(encoder).of_target(target)?;
         let wanted = (CANDIDATES * n).min(pool.len());
         let mut candidates: Vec<usize> = self
             .first

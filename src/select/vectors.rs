@@ -4,18 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sidenote_index::{Builder, Hit, Index, Metric, Segments, Spec};
+use sidenote_index::{Builder, Hit, Index, Segments, Spec};
 
 use super::selector::Neighbours;
-use super::{Pool, Target};
+use super::view::{BATCH, View, Viewer};
+use super::{Pool, Row};
 use crate::artefact::write_atomically;
-use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::progress::Progress;
 
-/// Texts encoded, or examples searched for, at a time.
-const BATCH: usize = 256;
 /// Rows of a part: what a run that is cut off loses at most.
 const PART: usize = 4096;
 /// Says whose vectors these are.
@@ -26,6 +24,8 @@ const OF: &str = "of.json";
 struct Of {
     pool: String,
     encoder: String,
+    #[serde(default)]
+    view: View,
     rows: usize,
     part: usize,
 }
@@ -42,18 +42,21 @@ pub enum Place {
 /// Vectors of all the pool's rows.
 pub struct Vectors {
     index: Segments,
+    view: View,
     _scratch: Option<Scratch>,
 }
 
 impl Vectors {
-    /// Encodes the pool's inputs, but for what lies in `place` already. All rows are compared with every query.
+    /// Encodes the pool's rows as `viewer` sees them, but for what lies in `place` already. All rows are compared with every
+    /// query.
     ///
     /// # Errors
-    /// A folder with the vectors of another pool or encoder; an interruption, after which the same command goes on.
-    pub fn of_pool(pool: &Pool, encoder: &dyn Encoder, place: &Place, progress: Progress) -> Result<Self> {
+    /// A folder with the vectors of another pool, encoder or view; an interruption, after which the same command goes on.
+    pub fn of_pool(pool: &Pool, viewer: &Viewer<'_>, place: &Place, progress: Progress) -> Result<Self> {
         let of = Of {
             pool: pool.identity().into(),
-            encoder: encoder.identity().into(),
+            encoder: viewer.encoder().into(),
+            view: viewer.view(),
             rows: pool.len(),
             part: PART,
         };
@@ -61,10 +64,9 @@ impl Vectors {
             Place::Kept(dir) => (dir, None),
             Place::Scratch(dir) => (dir, Some(Scratch(dir.clone()))),
         };
-        let outcome =
-            prepare(dir, &of, scratch.is_some()).and_then(|()| encode(pool, encoder, dir, progress));
+        let outcome = prepare(dir, &of, scratch.is_some()).and_then(|()| encode(pool, viewer, dir, progress));
         match outcome {
-            Ok(index) => Ok(Self { index, _scratch: scratch }),
+            Ok(index) => Ok(Self { index, view: viewer.view(), _scratch: scratch }),
             Err(failure) => {
                 if let (Error::Interrupted(_), Some(scratch)) = (&failure, scratch) {
                     std::mem::forget(scratch);
@@ -85,7 +87,7 @@ impl Vectors {
             }
             let found = self.index.search_batch(queries, k, None)?;
             task.advance(found.len() as u64);
-            neighbours.extend(found.into_iter().map(of_hits));
+            neighbours.extend(found.into_iter().map(|hits| of_hits(hits, self.view)));
         }
         Ok(neighbours)
     }
@@ -93,7 +95,7 @@ impl Vectors {
     /// The `k` nearest of the rows that are `allowed` to each of `queries`.
     pub fn search_within(&self, queries: &[f32], k: usize, allowed: &[bool]) -> Result<Vec<Neighbours>> {
         let found = self.index.search_batch(queries, k, Some(&|_, id| allowed[id as usize]))?;
-        Ok(found.into_iter().map(of_hits).collect())
+        Ok(found.into_iter().map(|hits| of_hits(hits, self.view)).collect())
     }
 
     /// The vector of `row`.
@@ -102,10 +104,10 @@ impl Vectors {
     }
 }
 
-fn of_hits(hits: Vec<Hit>) -> Neighbours {
+fn of_hits(hits: Vec<Hit>, view: View) -> Neighbours {
     Neighbours {
         ids: hits.iter().map(|hit| hit.id).collect(),
-        distances: hits.iter().map(|hit| (-hit.score).max(0.0)).collect(),
+        distances: hits.iter().map(|hit| view.distance(hit.score)).collect(),
     }
 }
 
@@ -117,13 +119,20 @@ fn prepare(dir: &Path, of: &Of, ours: bool) -> Result<()> {
             Some(there) if there == *of => return Ok(()),
             _ if ours => fs::remove_dir_all(dir).map_err(Error::io(dir))?,
             Some(there) => {
-                let (what, left, right) = match there.encoder == of.encoder {
-                    true => ("pools", &of.pool, &there.pool),
-                    false => ("encoders", &of.encoder, &there.encoder),
+                let name = |view: View| match view {
+                    View::Input => "inputs",
+                    View::OwnAndTask => "own texts and tasks",
+                };
+                let (what, left, right) = if there.encoder != of.encoder {
+                    ("encoders", of.encoder.as_str(), there.encoder.as_str())
+                } else if there.view != of.view {
+                    ("vectors", name(of.view), name(there.view))
+                } else {
+                    ("pools", of.pool.as_str(), there.pool.as_str())
                 };
                 return Err(Error::Mismatch {
                     what: what.into(),
-                    left: left.clone(),
+                    left: left.into(),
                     right: format!("{right} in {}", dir.display()),
                     hint: "give --vectors another folder".into(),
                 });
@@ -143,13 +152,14 @@ fn prepare(dir: &Path, of: &Of, ours: bool) -> Result<()> {
 }
 
 /// The parts in `dir`, those made that are not there.
-fn encode(pool: &Pool, encoder: &dyn Encoder, dir: &Path, progress: Progress) -> Result<Segments> {
+fn encode(pool: &Pool, viewer: &Viewer<'_>, dir: &Path, progress: Progress) -> Result<Segments> {
     let part = |number: usize| dir.join(format!("part-{number:05}"));
     let parts = pool.len().div_ceil(PART);
+    let metric = viewer.view().metric();
     let there: Vec<bool> = (0..parts).map(|number| Index::open(&part(number)).is_ok()).collect();
     if there.iter().any(|there| !there) {
         let task = progress.task("encode the pool", pool.len() as u64, "rows");
-        let mut batch: Vec<String> = Vec::with_capacity(BATCH);
+        let mut batch: Vec<Row> = Vec::with_capacity(BATCH);
         let mut builder: Option<Builder> = None;
         pool.for_each(|row, _, fields| {
             let number = row / PART;
@@ -158,7 +168,7 @@ fn encode(pool: &Pool, encoder: &dyn Encoder, dir: &Path, progress: Progress) ->
                 task.advance(1);
                 return Ok(());
             }
-            batch.push(fields.input);
+            batch.push(fields);
             if batch.len() < BATCH && !last {
                 return Ok(());
             }
@@ -167,11 +177,10 @@ fn encode(pool: &Pool, encoder: &dyn Encoder, dir: &Path, progress: Progress) ->
             }
             let mut to = match builder.take() {
                 Some(builder) => builder,
-                None => Builder::create(&part(number), encoder.dim(), Metric::L2, &Spec::Flat, 0)?,
+                None => Builder::create(&part(number), viewer.dim(), metric, &Spec::Flat, 0)?,
             };
-            let inputs: Vec<_> = batch.iter().map(String::as_str).collect();
-            to.add(&encoder.encode(&inputs)?)?;
-            task.advance(inputs.len() as u64);
+            to.add(&viewer.of_rows(&batch)?)?;
+            task.advance(batch.len() as u64);
             batch.clear();
             match last {
                 true => drop(to.finish()?),
@@ -180,30 +189,11 @@ fn encode(pool: &Pool, encoder: &dyn Encoder, dir: &Path, progress: Progress) ->
             Ok(())
         })?;
     }
-    let mut index = Segments::empty(encoder.dim(), Metric::L2);
+    let mut index = Segments::empty(viewer.dim(), metric);
     for number in 0..parts {
         index.push(Index::open(&part(number))?, None)?;
     }
     Ok(index)
-}
-
-/// The vectors of a target's examples, `[examples, dim]`.
-///
-/// # Errors
-/// An example without a word that the encoder knows, named.
-pub fn of_target(target: &Target, encoder: &dyn Encoder) -> Result<Vec<f32>> {
-    let mut vectors = Vec::with_capacity(target.inputs().len() * encoder.dim());
-    for inputs in target.inputs().chunks(BATCH) {
-        let inputs: Vec<_> = inputs.iter().map(String::as_str).collect();
-        vectors.extend(encoder.encode(&inputs)?);
-    }
-    // A zero vector is equally far from everything: its neighbours would be the first rows.
-    match vectors.chunks(encoder.dim()).position(|vector| vector.iter().all(|&value| value == 0.0)) {
-        Some(query) => {
-            Err(target.error(query, "the encoder knows no word of this input; leave the line out"))
-        }
-        None => Ok(vectors),
-    }
 }
 
 /// A directory that goes away with this value.

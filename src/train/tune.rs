@@ -165,6 +165,18 @@ impl<'a> TuneLearner<'a> {
         Ok((hidden.flatten(0, 1)?.index_select(&places, 0)?, answers, head))
     }
 
+    /// The sum of the negative log likelihoods of the right answer's tokens of an instance, without dropout, and how many there
+    /// are.
+    ///
+    /// # Errors
+    /// An instance that does not fit the model.
+    pub fn nats_of(&self, item: &Item) -> Result<(Tensor, usize)> {
+        let example = Example::new(&ModelText(&self.model), item, &self.section)?;
+        let mut batch = self.batch(&[&example]);
+        batch.rows.retain(|row| row.right);
+        Ok((self.nats(&batch.rows, None)?, batch.count))
+    }
+
     /// The sum of the negative log likelihoods of the right answers' tokens.
     fn nats(&self, rows: &[Row], dropout: Option<Dropout>) -> Result<Tensor> {
         let (hidden, answers, head) = self.predict(rows, dropout)?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::super::Instance;
-use super::{Example, Visit, json, stem};
+use super::{Visit, json, stem};
 use crate::error::{Error, Result};
 
 #[derive(Deserialize)]
@@ -49,12 +49,10 @@ pub fn read(path: &Path, visit: Visit) -> Result<()> {
                 task: record.name.clone(),
                 template: Some(template.to_string()),
                 source: Some(source.clone()),
+                own: (!own.is_empty() && record.name.is_some()).then(|| own.to_string()),
                 ..Instance::default()
             };
-            visit(Example {
-                instance,
-                own: (!own.is_empty() && record.name.is_some()).then(|| own.to_string()),
-            })
+            visit(instance)
         };
         if let Some(output) = &record.output {
             let own = record.input.as_deref().unwrap_or_default();

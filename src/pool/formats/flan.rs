@@ -37,8 +37,9 @@ pub fn read(path: &Path, data: &Path, visit: Visit) -> Result<()> {
                     template: Some(format!("{}{}", i + 1, if inverted { ", inverted" } else { "" })),
                     source: Some("flan".to_string()),
                     choices: if inverted { Vec::new() } else { options.clone() },
+                    own: None,
                 };
-                visit(instance.into())?;
+                visit(instance)?;
             }
         }
         Ok(())

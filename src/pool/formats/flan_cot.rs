@@ -26,9 +26,10 @@ pub fn read(path: &Path, visit: Visit) -> Result<()> {
             task: Some(task.clone()),
             template: Some("chain of thought".to_string()),
             source: Some("flan-cot".to_string()),
+            own: Some(question.trim().to_string()),
             ..Instance::default()
         };
-        visit(instance.into())?;
+        visit(instance)?;
     }
     Ok(())
 }

@@ -34,7 +34,7 @@ pub fn read(path: &Path, visit: Visit) -> Result<()> {
             source: Some("instruction-induction".to_string()),
             ..Instance::default()
         };
-        visit(instance.into())?;
+        visit(instance)?;
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ pub fn read(path: &Path, visit: Visit) -> Result<()> {
             let wanted = "an instance is an object with the strings \"input\" and \"target\"";
             Error::line(path, line, format!("{}; {wanted}", reason(&why)))
         })?;
-        visit(instance.into())?;
+        visit(instance)?;
     }
     Ok(())
 }

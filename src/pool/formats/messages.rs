@@ -48,6 +48,6 @@ pub fn read(path: &Path, visit: Visit) -> Result<()> {
             source: Some(line.dataset.unwrap_or_else(|| name.clone())),
             ..Instance::default()
         };
-        visit(instance.into())
+        visit(instance)
     })
 }

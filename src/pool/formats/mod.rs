@@ -1,4 +1,4 @@
-//! The formats that pools are made of: one file each, all giving [`Example`]s.
+//! The formats that pools are made of: one file each, all giving [`Instance`]s.
 
 mod alpaca;
 mod detect;
@@ -100,33 +100,10 @@ pub struct Options {
     pub seed: u64,
 }
 
-/// An instance as it was found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Example {
-    /// The instance.
-    pub instance: Instance,
-    /// The example's own text, where the input has more than that: an instruction, or other examples.
-    /// It is what tells instances of one task from each other.
-    pub own: Option<String>,
-}
+/// What is done with each instance.
+pub type Visit<'a> = &'a mut dyn FnMut(Instance) -> Result<()>;
 
-impl Example {
-    /// The text by which it is told from others of its task.
-    pub fn own_text(&self) -> &str {
-        self.own.as_deref().unwrap_or(&self.instance.input)
-    }
-}
-
-impl From<Instance> for Example {
-    fn from(instance: Instance) -> Self {
-        Self { instance, own: None }
-    }
-}
-
-/// What is done with each example.
-pub type Visit<'a> = &'a mut dyn FnMut(Example) -> Result<()>;
-
-/// Reads the examples of `file`, in its order, a line, a row or (where the format is one document) a file at a time.
+/// Reads the instances of `file`, in its order, a line, a row or (where the format is one document) a file at a time.
 ///
 /// # Errors
 /// What `visit` returns; a line, row or field that is not what the format says, named.

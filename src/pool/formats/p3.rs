@@ -61,8 +61,9 @@ pub fn read(path: &Path, visit: Visit) -> Result<()> {
             task: Some(task),
             source: Some("p3".to_string()),
             choices: found.choices.unwrap_or_default(),
+            own: None,
         };
-        visit(instance.into())?;
+        visit(instance)?;
     }
     Ok(())
 }

@@ -48,7 +48,7 @@ pub fn read(path: &Path, data: &Path, seed: u64, visit: Visit) -> Result<()> {
                 )
             };
             if let Some(instance) = templates.apply(i, &row, draw).map_err(wrong)? {
-                visit(instance.into())?;
+                visit(instance)?;
             }
         }
         Ok(())
@@ -126,6 +126,7 @@ impl Templates {
             cluster: t0::cluster(&self.task).map(str::to_string),
             source: Some("promptsource".to_string()),
             choices,
+            own: None,
         }))
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::super::Instance;
-use super::{Example, Visit, json, stem};
+use super::{Visit, json, stem};
 use crate::error::{Error, Result};
 
 #[derive(Deserialize)]
@@ -82,8 +82,9 @@ pub fn read(path: &Path, shots: usize, visit: Visit) -> Result<()> {
                 _ => "sni".to_string(),
             }),
             choices: Vec::new(),
+            own: Some(own),
         };
-        visit(Example { instance, own: Some(own) })?;
+        visit(instance)?;
     }
     Ok(())
 }

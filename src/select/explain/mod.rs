@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::vectors::{Place, Vectors, of_target};
+use super::vectors::{Place, Vectors};
+use super::view::Viewer;
 use super::{Pool, Target};
 use crate::encoder;
 use crate::error::{Error, Result};
@@ -107,14 +108,14 @@ pub fn explain(question: &Question, progress: Progress) -> Result<Explanation> {
     let chosen = chosen_rows(question, &pool)?;
     let targets = question.targets.iter().map(|path| Target::open(path)).collect::<Result<Vec<_>>>()?;
     let encoder = encoder::load(&question.encoder)?;
-    let queries =
-        targets.iter().map(|target| of_target(target, encoder.as_ref())).collect::<Result<Vec<_>>>()?;
+    let viewer = Viewer::inputs(encoder.as_ref());
+    let queries = targets.iter().map(|target| viewer.of_target(target)).collect::<Result<Vec<_>>>()?;
     let scratch = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
     let place = match &question.vectors {
         Some(dir) => Place::Kept(dir.clone()),
         None => Place::Scratch(scratch.path().join("vectors")),
     };
-    let vectors = Vectors::of_pool(&pool, encoder.as_ref(), &place, progress)?;
+    let vectors = Vectors::of_pool(&pool, &viewer, &place, progress)?;
     let dim = encoder.dim();
     let mut is_chosen = vec![false; pool.len()];
     chosen.iter().for_each(|row| is_chosen[*row] = true);

@@ -1,0 +1,195 @@
+//! LESS: the rows whose gradients point where the target's do.
+//!
+//! Xia, Malladi, Gururangan, Arora, Chen: *LESS: Selecting Influential Data for Targeted Instruction Tuning*, ICML 2024
+//! (<https://arxiv.org/abs/2402.04333>). A LoRA adapter is learnt from a draw of the pool by Adam; after each quarter of the
+//! steps every row's gradient is put into the form of Adam's step and compared with those of the target's labelled examples
+//! (definition 3.1): `sum over i of rate_i cos(P grad l(z'; theta_i), P Gamma(z; theta_i))`, the mean over the examples z'. P is a
+//! [`Projection`].
+//!
+//! The pool is gone through four times with a backward pass for each row: for large pools, choose candidates by a cheaper
+//! method first.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+
+use candle_core::Device;
+use rand::SeedableRng;
+use rand::seq::index;
+use rand_chacha::ChaCha8Rng;
+
+use super::projection::Projection;
+use super::selector::{Ranked, Ranking, Selector};
+use super::{Pool, Target};
+use crate::error::{Error, Result};
+use crate::eval::tasks::{self, Item};
+use crate::interrupt;
+use crate::pool::Instance;
+use crate::progress::Progress;
+use crate::train::instance_gradients::{InstanceGradients, Moments, warm_up};
+
+/// Share of the pool that the adapter is learnt from, as in the paper; and rows that it is at least.
+const DRAWN: f64 = 0.05;
+const DRAWN_AT_LEAST: usize = 64;
+/// Times that gradients are taken; the paper's four epochs.
+const CHECKPOINTS: usize = 4;
+/// Steps before each. The paper's epochs are longer, on a machine of another kind.
+const STEPS: usize = 8;
+/// The paper's.
+const RATE: f64 = 2e-5;
+const PROJECTED: usize = 8192;
+/// Adam's, as Sidenote's optimiser has them.
+const BETAS: (f64, f64) = (0.9, 0.999);
+const EPSILON: f64 = 1e-8;
+
+/// Rows by their influence on the target.
+pub struct Less {
+    model: PathBuf,
+    seed: u64,
+}
+
+impl Less {
+    /// By the gradients of the model called `model`.
+    pub fn new(model: PathBuf, seed: u64) -> Self {
+        Self { model, seed }
+    }
+}
+
+impl Selector for Less {
+    fn rank(
+        &mut self,
+        pool: &Pool,
+        target: Option<&Target>,
+        _: usize,
+        progress: Progress,
+    ) -> Result<Ranking> {
+        let target = super::needed(target)?;
+        let examples = labelled(target)?;
+        let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+        let drawn = folder.path().join("drawn.jsonl");
+        draw(pool, &drawn, self.seed)?;
+        let out = folder.path().join("none");
+        let config = warm_up(self.model.clone(), drawn, out, CHECKPOINTS * STEPS, RATE, self.seed);
+        let mut run = InstanceGradients::open(&config, &Device::Cpu)?;
+        let projection = Projection::new(PROJECTED, self.seed);
+        let mut scores = vec![0f64; pool.len()];
+        let task = progress.task("take gradients", (CHECKPOINTS * pool.len()) as u64, "rows");
+        for _ in 0..CHECKPOINTS {
+            let mut rate = 0.0;
+            for _ in 0..STEPS {
+                rate += run.step()? / STEPS as f64;
+            }
+            let wanted = wanted(&run, &examples, projection)?;
+            let moments = run.moments()?;
+            pool.for_each(|number, _, row| {
+                if interrupt::requested() {
+                    return Err(Error::Interrupted("nothing was written; run the command again".to_string()));
+                }
+                let instance = Instance { input: row.input, target: row.target, ..Instance::default() };
+                let item = Item {
+                    references: vec![instance.target.clone()],
+                    instance,
+                    example: String::new(),
+                    path: pool.path().to_path_buf(),
+                    line: number as u64 + 1,
+                };
+                let step = adam(&run.of(&item)?, &moments);
+                scores[number] += rate * dot(&unit(projection.apply(&step)), &wanted);
+                task.advance(1);
+                Ok(())
+            })?;
+        }
+        let mut rows: Vec<usize> = (0..pool.len()).collect();
+        rows.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
+        let rows = rows.into_iter().map(|row| Ranked { row, depth: 0 }).collect();
+        Ok(Ranking { rows, neighbours: Vec::new() })
+    }
+}
+
+/// The target's examples with what is right.
+///
+/// # Errors
+/// An example without a target, named.
+fn labelled(target: &Target) -> Result<Vec<Item>> {
+    if let Some(query) = target.unlabelled() {
+        let why = "the method less compares gradients, so it needs the string \"target\" with every example; \
+                   the other methods need none";
+        return Err(target.error(query, why));
+    }
+    tasks::read(&[target.path().to_path_buf()])
+}
+
+/// Writes the rows that the adapter is learnt from.
+fn draw(pool: &Pool, path: &std::path::Path, seed: u64) -> Result<()> {
+    let count = ((pool.len() as f64 * DRAWN) as usize).max(DRAWN_AT_LEAST).min(pool.len());
+    let mut drawn = index::sample(&mut ChaCha8Rng::seed_from_u64(seed), pool.len(), count).into_vec();
+    drawn.sort_unstable();
+    let mut drawn = drawn.into_iter().peekable();
+    let mut file = BufWriter::new(File::create(path).map_err(Error::io(path))?);
+    pool.for_each(|number, _, row| {
+        if drawn.next_if_eq(&number).is_none() {
+            return Ok(());
+        }
+        // What is learnt is the target alone, whatever the row says that there is to choose from.
+        let line = serde_json::json!({"input": row.input, "target": row.target, "task": row.task});
+        writeln!(file, "{line}").map_err(Error::io(path))
+    })?;
+    file.flush().map_err(Error::io(path))
+}
+
+/// The mean of the examples' projected gradients, each of unit length: its inner product with a unit vector is the mean of
+/// their cosines.
+fn wanted(run: &InstanceGradients<'_>, examples: &[Item], projection: Projection) -> Result<Vec<f32>> {
+    let mut sum = vec![0f32; PROJECTED];
+    for example in examples {
+        let gradient = unit(projection.apply(&run.of(example)?));
+        sum.iter_mut().zip(gradient).for_each(|(sum, x)| *sum += x / examples.len() as f32);
+    }
+    Ok(sum)
+}
+
+/// Gamma (the paper's equation 3 and its definition of Adam's step): what Adam would take for its next step if `gradient` were
+/// the batch's.
+fn adam(gradient: &[f32], moments: &Moments) -> Vec<f32> {
+    let (first, second) = BETAS;
+    let steps = moments.steps + 1;
+    let (seen, seen_squared) = (1.0 - first.powi(steps), 1.0 - second.powi(steps));
+    let step = |((g, m), v): ((&f32, &f32), &f32)| {
+        let (g, m, v) = (f64::from(*g), f64::from(*m), f64::from(*v));
+        let m = (first * m + (1.0 - first) * g) / seen;
+        let v = (second * v + (1.0 - second) * g * g) / seen_squared;
+        (m / (v.sqrt() + EPSILON)) as f32
+    };
+    gradient.iter().zip(&moments.first).zip(&moments.second).map(step).collect()
+}
+
+/// `vector` at unit length; zero stays zero.
+fn unit(mut vector: Vec<f32>) -> Vec<f32> {
+    let length = dot(&vector, &vector).sqrt();
+    if length > 0.0 {
+        vector.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+    }
+    vector
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand: after one step, of a gradient of 2, the moments are 0.2 and 0.004.
+    #[test]
+    fn adams_form_of_a_gradient_is_the_papers() {
+        let moments = Moments { first: vec![0.2, 0.2, 0.0], second: vec![0.004, 0.004, 0.0], steps: 1 };
+        let found = adam(&[3.0, 2.0, 0.0], &moments);
+        // (0.9 * 0.2 + 0.1 * 3) / (1 - 0.81) over the root of (0.999 * 0.004 + 0.001 * 9) / (1 - 0.998001).
+        let m: f64 = (0.18 + 0.3) / 0.19;
+        let v: f64 = (0.003996 + 0.009) / 0.001999;
+        assert!((f64::from(found[0]) - m / v.sqrt()).abs() < 1e-5, "{found:?}");
+        // The same gradient again is a step of one.
+        assert!((found[1] - 1.0).abs() < 1e-4 && found[2] == 0.0, "{found:?}");
+    }
+}
