@@ -23,8 +23,9 @@ const SAMPLE: usize = 64;
 const ROUNDS: usize = 8;
 /// Rows that one product or task takes: fixed, so that threads have no say in the rounding.
 const STRIP: usize = 256;
-/// Cells whose lists a row is compared with.
-const CELLS: usize = 4;
+/// Cells whose lists a row is compared with. Of 400,000 rows in 4096 lists 96.4 in a hundred find the nearest of all
+/// with 4, 99.1 with 8 and 99.9 with 16; with 4, searches lose .003 of their recall, with 8 less than .001.
+const CELLS: usize = 8;
 
 /// The lists, by their centroids.
 pub(super) struct Lists {
@@ -349,6 +350,7 @@ mod tests {
         }
     }
 
+    /// Fails where rows are compared with the lists of one cell only.
     #[test]
     fn two_levels_are_nearly_as_good_as_one() {
         let points = clusters(20_000);
@@ -357,6 +359,16 @@ mod tests {
         let one = distortion(&rows, &Lists::train(&rows, &centre, ONE_LEVEL, 1));
         let two = Lists::train(&rows, &centre, ONE_LEVEL + 1, 1);
         assert!(two.coarse.is_some() && two.centroids().len() == (ONE_LEVEL + 1) * DIM);
+        let centroids = two.centroids();
+        let near = |id: usize, list: usize| {
+            crate::metric::squared_distance(rows.row(id), &centroids[list * DIM..][..DIM])
+        };
+        let right = |(id, list): (usize, u32)| {
+            let own = near(id, list as usize) - 1e-5;
+            (0..=ONE_LEVEL).all(|other| own <= near(id, other))
+        };
+        let some = two.assign(&rows).into_iter().enumerate().step_by(20).filter(|&row| right(row)).count();
+        assert!(some > 970, "{some} of 1000 are in the nearest list");
         let two = distortion(&rows, &two);
         assert!(two < 1.15 * one, "{two} with two levels, {one} with one");
     }
