@@ -13,7 +13,7 @@ use crate::meta::{KIND, Meta, VECTORS, VERSIONS};
 use crate::quantized::QuantizedRows;
 use crate::rabitq::Codes;
 use crate::rows::Rows;
-use crate::topk::{Allow, Hit};
+use crate::topk::{Allow, Hit, Least};
 use crate::{Builder, IndexError, Metric, Spec, flat, single};
 
 /// More breadth than this makes reading every row the better way.
@@ -81,6 +81,8 @@ impl Index {
             return Err(contradiction("meta: more rows than ids").into());
         }
         let rows = || Rows::open(&manifest.path(dir, VECTORS)?, meta.rows, meta.dim, meta.metric);
+        let scattered =
+            || Rows::open_scattered(&manifest.path(dir, VECTORS)?, meta.rows, meta.dim, meta.metric);
         let engine = match meta.spec {
             Spec::Flat => Engine::Flat(rows()?),
             Spec::Sq(quantizer) => {
@@ -95,7 +97,7 @@ impl Index {
             Spec::RaBitQ { .. } if manifest.format_version == 1 => Engine::Flat(rows()?),
             Spec::RaBitQ { bits } => {
                 let codes = Codes::open(dir, &manifest, meta.rows, meta.dim, bits, meta.seed)?;
-                Engine::RaBitQ(rows()?, codes)
+                Engine::RaBitQ(scattered()?, codes)
             }
             Spec::Graph { degree } => {
                 let path = manifest.path(dir, graph::NODES)?;
@@ -105,7 +107,7 @@ impl Index {
             Spec::Ivf { lists, graph, bits } => {
                 let lists = (CoarseSpec { lists, degree: graph }, bits);
                 let lists = Ivf::open(dir, &manifest, meta.dim, meta.metric, lists, meta.seed)?;
-                Engine::Ivf(rows()?, Box::new(lists))
+                Engine::Ivf(scattered()?, Box::new(lists))
             }
             Spec::Faiss(_) => {
                 let native = Native::open(dir, &manifest, meta.rows, meta.dim, meta.metric)?;
@@ -207,7 +209,19 @@ impl Index {
         k: usize,
         allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
     ) -> Result<Vec<Vec<Hit>>, IndexError> {
-        self.run(&self.prepare(queries)?, k.min(self.len()), self.breadth, allow)
+        self.search_above(queries, k, None, allow)
+    }
+
+    /// [`search_batch`](Index::search_batch), where only those rows are of use that reach `least`: a scan of codes leaves
+    /// others out. A graph finds them all the same, for a walk has to pass what is far.
+    pub(crate) fn search_above(
+        &self,
+        queries: &[f32],
+        k: usize,
+        least: Least,
+        allow: Allow,
+    ) -> Result<Vec<Vec<Hit>>, IndexError> {
+        self.run(&self.prepare(queries)?, k.min(self.len()), self.breadth, least, allow)
     }
 
     /// [`search_batch`](Index::search_batch) by comparing with every row as it is stored, whatever
@@ -261,6 +275,7 @@ impl Index {
         queries: &[f32],
         k: usize,
         breadth: Option<usize>,
+        least: Least,
         allow: Allow,
     ) -> Result<Vec<Vec<Hit>>, IndexError> {
         if k == 0 {
@@ -276,7 +291,7 @@ impl Index {
             Engine::RaBitQ(rows, codes) => {
                 // A row that is not scored is not found.
                 let breadth = breadth.map_or(usize::MAX, |breadth| breadth.max(k));
-                codes.search(rows, queries, k, breadth, allow)
+                codes.search(rows, queries, k, breadth, least, allow)
             }
             Engine::Graph(rows, graph) => {
                 let breadth = breadth.unwrap_or(graph.default_breadth(k));
@@ -284,7 +299,7 @@ impl Index {
             }
             Engine::Ivf(rows, lists) => {
                 let breadth = breadth.unwrap_or(lists.default_breadth());
-                lists.search(rows, queries, k, breadth, allow)
+                lists.search(rows, queries, k, breadth, least, allow)
             }
             Engine::Faiss(rows, native) => native.search(rows, queries, k, breadth, allow)?,
         })

@@ -84,6 +84,15 @@ impl<T: Number> Mapped<T> {
         let _ = numbers;
     }
 
+    /// Tells the system that what lies around a number is not likely to be read next.
+    pub fn read_here_and_there(&self) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            // A hint, as above.
+            let _ = map.advise(memmap2::Advice::Random);
+        }
+    }
+
     /// All numbers of the file.
     pub fn as_slice(&self) -> &[T] {
         let Some(map) = &self.map else { return &[] };

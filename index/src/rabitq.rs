@@ -20,7 +20,7 @@ use crate::pages::PageWriter;
 use crate::rotation::Rotation;
 use crate::rows::Rows;
 use crate::scan::{Centre, Encoder, Found, Probe, Query, Shape};
-use crate::topk::{Allow, Hit};
+use crate::topk::{self, Allow, Hit, Least};
 use crate::{parallel, planes};
 
 /// The mean of the rows `[dim]`.
@@ -127,14 +127,15 @@ impl Codes {
         })
     }
 
-    /// The `k` nearest rows of each prepared query, of which at most `breadth` are scored; `k` is
-    /// at most the number of rows.
+    /// The `k` nearest rows of each prepared query, of which at most `breadth` are scored, or those
+    /// of them that reach `least`; `k` is at most the number of rows.
     pub fn search(
         &self,
         rows: &Rows,
         queries: &[f32],
         k: usize,
         breadth: usize,
+        least: Least,
         allow: Allow,
     ) -> Vec<Vec<Hit>> {
         let dim = rows.dim();
@@ -151,9 +152,9 @@ impl Codes {
             let many = groups < rayon::current_num_threads() && segments >= MANY_SEGMENTS;
             let segments: Vec<Vec<Found>> = parallel::map(segments, many, |segment| {
                 let blocks = segment * SEGMENT..blocks.min((segment + 1) * SEGMENT);
-                self.scan(blocks, &queries, group * GROUP, k, allow)
+                self.scan(blocks, &queries, group * GROUP, k, least, allow)
             });
-            let mut found: Vec<Found> = queries.iter().map(|_| Found::new(k)).collect();
+            let mut found = above(queries.len(), group * GROUP, k, least);
             for segment in segments {
                 found.iter_mut().zip(segment).for_each(|(found, part)| found.merge(part));
             }
@@ -177,10 +178,11 @@ impl Codes {
         queries: &[Query],
         first_query: usize,
         k: usize,
+        least: Least,
         allow: Allow,
     ) -> Vec<Found> {
         let rows = blocks.len() * BLOCK;
-        let mut found: Vec<Found> = queries.iter().map(|_| Found::new(k.min(rows))).collect();
+        let mut found = above(queries.len(), first_query, k.min(rows), least);
         let probes: Vec<Probe> = queries.iter().map(Query::probe).collect();
         for number in blocks {
             let block = &self.codes.as_slice()[number * self.shape.block..][..self.shape.block];
@@ -210,6 +212,11 @@ impl Codes {
             }),
         )
     }
+}
+
+/// Nothing found yet, for each of so many queries from `first` on.
+fn above(queries: usize, first: usize, k: usize, least: Least) -> Vec<Found> {
+    (first..first + queries).map(|query| Found::above(k, topk::least_of(least, query))).collect()
 }
 
 #[cfg(test)]

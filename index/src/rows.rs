@@ -12,7 +12,7 @@ use crate::topk::Hit;
 
 /// Reading a row that is in memory takes far less; from any disk, more.
 const FROM_DISK: Duration = Duration::from_micros(20);
-/// Looking at the clock takes time too: only one row in so many is watched.
+/// Looking at the clock takes time too: after the first so many rows only one in so many is watched.
 const EVERY: usize = 4;
 /// Rows asked for at once where they come from disk.
 const AHEAD: usize = 128;
@@ -20,6 +20,8 @@ const AHEAD: usize = 128;
 /// The rows of an index `[rows, dim]`, as [`Metric::prepare`] left them.
 pub(crate) struct Rows {
     values: Mapped<f32>,
+    /// The same file, mapped for reading rows here and there.
+    scattered: Option<Mapped<f32>>,
     len: usize,
     dim: usize,
     /// Numbers from the beginning of a row to that of the next.
@@ -42,7 +44,23 @@ impl Rows {
         metric: Metric,
     ) -> Result<Self, ArtefactError> {
         let values = Mapped::of(file, path, len.saturating_mul(dim))?;
-        Ok(Self { values, len, dim, stride: dim, metric })
+        Ok(Self { values, scattered: None, len, dim, stride: dim, metric })
+    }
+
+    /// As [`open`](Rows::open), for an index that reads rows here and there, by way of [`reader`](Rows::reader), and all of
+    /// them now and then: the former through a mapping of its own, for which the system reads no
+    /// more than the row from a disk, where it would read all around it.
+    pub fn open_scattered(
+        path: &Path,
+        len: usize,
+        dim: usize,
+        metric: Metric,
+    ) -> Result<Self, ArtefactError> {
+        let mut rows = Self::open(path, len, dim, metric)?;
+        let scattered = Mapped::open(path, len.saturating_mul(dim))?;
+        scattered.read_here_and_there();
+        rows.scattered = Some(scattered);
+        Ok(rows)
     }
 
     /// Maps a file of `len` records of `stride` numbers, each beginning with a row.
@@ -55,7 +73,7 @@ impl Rows {
     ) -> Result<Self, ArtefactError> {
         // A length that overflows is no file's length, and neither is the largest number.
         let values = Mapped::open(path, len.saturating_mul(stride))?;
-        Ok(Self { values, len, dim, stride, metric })
+        Ok(Self { values, scattered: None, len, dim, stride, metric })
     }
 
     pub fn len(&self) -> usize {
@@ -104,7 +122,8 @@ impl Rows {
 
     /// For scoring rows here and there.
     pub fn reader(&self) -> Reader<'_> {
-        Reader { rows: self, from_disk: false, read: 0 }
+        let values = self.scattered.as_ref().unwrap_or(&self.values).as_slice();
+        Reader { rows: self, values, read: 0, asked_until: 0 }
     }
 }
 
@@ -113,8 +132,10 @@ impl Rows {
 /// together.
 pub(crate) struct Reader<'a> {
     rows: &'a Rows,
-    from_disk: bool,
+    values: &'a [f32],
     read: usize,
+    /// As many as had been asked for by then are not watched.
+    asked_until: usize,
 }
 
 impl Reader<'_> {
@@ -127,14 +148,17 @@ impl Reader<'_> {
         ahead: impl FnOnce() -> I,
     ) -> Hit {
         self.read += 1;
-        if self.from_disk || !self.read.is_multiple_of(EVERY) {
-            return self.rows.hit(id, query);
+        let row = &self.values[id * self.rows.stride..][..self.rows.dim];
+        let hit = || Hit { id: id as u32, score: self.rows.metric.score(row, query) };
+        if self.read <= self.asked_until || self.read > EVERY && !self.read.is_multiple_of(EVERY) {
+            return hit();
         }
         let start = Instant::now();
-        let hit = self.rows.hit(id, query);
+        let hit = hit();
         if start.elapsed() > FROM_DISK {
-            self.from_disk = true;
-            self.rows.will_need(ahead().take(AHEAD));
+            let mut asked = 0;
+            self.rows.will_need(ahead().take(AHEAD).inspect(|_| asked += 1));
+            self.asked_until = self.read + asked;
         }
         hit
     }

@@ -185,12 +185,24 @@ pub(crate) struct Found {
     /// The k highest of the scores that the bounds promise at least.
     promised: TopK,
     candidates: Vec<Candidate>,
+    /// What scores less is of no use to the caller.
+    least: f32,
 }
 
 impl Found {
     /// For the `k` nearest.
     pub fn new(k: usize) -> Self {
-        Self { promised: TopK::new(k), candidates: Vec::new() }
+        Self::above(k, f32::NEG_INFINITY)
+    }
+
+    /// For those of the `k` nearest that score no less than `least`.
+    pub fn above(k: usize, least: f32) -> Self {
+        Self { promised: TopK::new(k), candidates: Vec::new(), least }
+    }
+
+    /// What a row must reach to be among them, as far as is known.
+    fn threshold(&self) -> f32 {
+        self.promised.threshold().max(self.least)
     }
 
     /// Rows that may be among the nearest; all that were met and allowed while they are fewer than
@@ -216,7 +228,7 @@ impl Found {
         // No row of the block is further off than its bounds allow.
         let slack = probe.error * bounds[0] + probe.rounding * bounds[1];
         let scale = Scale { unit: probe.tables.unit, shift: probe.tables.shift, base: probe.base };
-        let least = self.promised.threshold() - slack;
+        let least = self.threshold() - slack;
         let mut out = [0.0; BLOCK];
         let mut passing = estimates(as_bytes(codes), &probe.tables.bytes, factors, scale, least, &mut out);
         while passing != 0 {
@@ -225,7 +237,7 @@ impl Found {
             let error = probe.error * factors[2 * BLOCK + slot] + probe.rounding * factors[BLOCK + slot];
             let (lowest, highest) = (out[slot] - error, out[slot] + error);
             let id = id_of(slot);
-            if id as usize >= rows || highest < self.promised.threshold() || !may(id) {
+            if id as usize >= rows || highest < self.threshold() || !may(id) {
                 continue;
             }
             self.promised.push(Hit { id, score: lowest });
@@ -242,7 +254,7 @@ impl Found {
 
     /// Forgets what has turned out not to be among the nearest.
     pub fn prune(&mut self) {
-        let least = self.promised.threshold();
+        let least = self.threshold();
         self.candidates.retain(|candidate| candidate.highest >= least);
     }
 
@@ -268,7 +280,7 @@ impl Found {
         let mut scored = 0;
         let mut reader = rows.reader();
         while let Some(candidate) = candidates.pop() {
-            if candidate.highest < best.threshold() || scored >= most {
+            if candidate.highest < best.threshold().max(self.least) || scored >= most {
                 break;
             }
             match refine {
@@ -294,6 +306,37 @@ mod tests {
 
     use super::*;
     use crate::mapped::write_numbers;
+
+    /// Rows that cannot reach what the caller has are no candidates, and those that do are: fails
+    /// where `least` is not looked at, or looked at for the lower bound.
+    #[test]
+    fn what_is_of_no_use_is_no_candidate() {
+        let dim = 64;
+        let points: Vec<f32> = (0..BLOCK * dim).map(|i| ((i * i % 977) as f32 * 0.11).sin()).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        write_numbers(&mut file, &points).unwrap();
+        let rows = Rows::of(&file, "test".as_ref(), BLOCK, dim, Metric::L2).unwrap();
+        let (rotation, centre) = (Rotation::new(dim, 1), crate::rabitq::mean(&rows));
+        let encoder = Encoder { rows: &rows, rotation: &rotation, bits: 1 };
+        let (block, _) = encoder.encode(0..BLOCK, Centre { vector: &centre, turned: None }, 0.0);
+        let query = Query::new(Metric::L2, &points[..dim], &centre, &rotation, 1);
+        let mut scores: Vec<f32> = (0..BLOCK).map(|id| rows.hit(id, query.given).score).collect();
+        scores.sort_unstable_by(|a, b| b.total_cmp(a));
+        let found = |least| {
+            let mut found = Found::above(BLOCK, least);
+            found.look(Shape::new(dim), &block, query.probe(), BLOCK, |slot| slot as u32, |_| true);
+            found
+        };
+        assert_eq!(found(f32::NEG_INFINITY).len(), BLOCK);
+        let some = found(scores[4]);
+        assert!(
+            some.len() < BLOCK && some.candidates.iter().all(|c| c.highest >= scores[4]),
+            "{}",
+            some.len()
+        );
+        let best = some.decide(&rows, query.given, BLOCK, usize::MAX, None);
+        assert!(best.len() >= 5 && best.iter().zip(&scores).take(5).all(|(hit, score)| hit.score == *score));
+    }
 
     /// Over many rotations estimates are right on average, and within the bound but for one in so
     /// many, relative to a centre that the query was rotated for and relative to one that it was

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::topk::{Allow, Hit};
+use crate::topk::{Allow, Hit, Least, TopK};
 use crate::{Bitmap, Index, IndexError, Metric, parallel, single};
 
 /// So many queries are worth several threads to join what the parts have found.
@@ -10,8 +10,12 @@ const MANY: usize = 256;
 
 /// What a search gives.
 type Found = Result<Vec<Vec<Hit>>, IndexError>;
-/// What searches a part: a method of [`Index`].
-pub(crate) type SearchPart = fn(&Index, &[f32], usize, Allow) -> Found;
+/// What searches a part.
+pub(crate) type SearchPart = fn(&Index, &[f32], usize, Least, Allow) -> Found;
+/// As the part's kind does.
+pub(crate) const BY_KIND: SearchPart = Index::search_above;
+/// By comparing with every row.
+const EXACTLY: SearchPart = |index, queries, k, _, allow| index.search_exactly(queries, k, allow);
 
 /// Several indexes of one dimension and metric, searched as one. Ids run on from one part to the
 /// next: the first row of the second part has the number of rows of the first part as its id.
@@ -164,7 +168,7 @@ impl Segments {
         k: usize,
         allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
     ) -> Result<Vec<Vec<Hit>>, IndexError> {
-        self.search_by(Index::search_batch, queries, k, allow)
+        self.search_by(BY_KIND, queries, k, allow)
     }
 
     /// [`search_batch`](Segments::search_batch) by comparing with every live row: see
@@ -178,7 +182,7 @@ impl Segments {
         k: usize,
         allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
     ) -> Result<Vec<Vec<Hit>>, IndexError> {
-        self.search_by(Index::search_exactly, queries, k, allow)
+        self.search_by(EXACTLY, queries, k, allow)
     }
 
     /// [`search_batch`](Segments::search_batch), with what searches a part.
@@ -194,8 +198,9 @@ impl Segments {
         Ok(merge(found.into_iter().map(|(_, hits)| hits).collect(), queries.len() / self.dim, k))
     }
 
-    /// The `k` nearest live rows of each query in each part that has any: the part, and for each
-    /// query its hits with their rows in this part as ids. `allow` is asked with part, query, row.
+    /// The `k` nearest live rows of each query over all parts, and others: each part that has live
+    /// rows, and for each query its hits with their rows in this part as ids. A part need not look
+    /// for what scores less than the `k` that those before it have. `allow` is asked with part, query, row.
     pub(crate) fn search_parts(
         &self,
         search: SearchPart,
@@ -205,22 +210,24 @@ impl Segments {
     ) -> Result<Vec<FoundInPart>, IndexError> {
         self.check(queries)?;
         let mut all = Vec::new();
+        let k = k.min(self.live);
+        let mut best: Vec<TopK> = (0..queries.len() / self.dim).map(|_| TopK::new(k)).collect();
         // One after the other: each makes use of all threads where that pays.
         for (number, part) in self.parts.iter().enumerate().filter(|(_, part)| part.live > 0) {
+            let least: Vec<f32> = best.iter().map(TopK::threshold).collect();
+            let search = |allow: Allow| search(&part.index, queries, k, Some(&least), allow);
             let found = match (&part.dead, allow) {
-                (None, None) => search(&part.index, queries, k, None),
-                (None, Some(allow)) => {
-                    search(&part.index, queries, k, Some(&|query, row| allow(number, query, row)))
-                }
-                (Some(dead), None) => {
-                    search(&part.index, queries, k, Some(&|_, row| !dead.get(row as usize)))
-                }
+                (None, None) => search(None),
+                (None, Some(allow)) => search(Some(&|query, row| allow(number, query, row))),
+                (Some(dead), None) => search(Some(&|_, row| !dead.get(row as usize))),
                 (Some(dead), Some(allow)) => {
-                    let allow = |query, row: u32| !dead.get(row as usize) && allow(number, query, row);
-                    search(&part.index, queries, k, Some(&allow))
+                    search(Some(&|query, row: u32| !dead.get(row as usize) && allow(number, query, row)))
                 }
-            };
-            all.push((number, found?));
+            }?;
+            for (best, hits) in best.iter_mut().zip(&found) {
+                hits.iter().for_each(|hit| best.push(*hit));
+            }
+            all.push((number, found));
         }
         Ok(all)
     }

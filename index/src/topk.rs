@@ -6,6 +6,15 @@ use std::collections::BinaryHeap;
 /// Which rows may be found: called with the query's place in the batch and the row's id.
 pub(crate) type Allow<'a> = Option<&'a (dyn Fn(usize, u32) -> bool + Sync)>;
 
+/// For each query of a batch what a score must reach to be of use, where that is known before the
+/// search: what has been found elsewhere.
+pub(crate) type Least<'a> = Option<&'a [f32]>;
+
+/// That of one query.
+pub(crate) fn least_of(least: Least, query: usize) -> f32 {
+    least.map_or(f32::NEG_INFINITY, |least| least[query])
+}
+
 /// Rows asked to find out how many a filter allows.
 const SAMPLE: usize = 256;
 

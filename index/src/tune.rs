@@ -30,7 +30,7 @@ impl Index {
         let queries = self.prepare(queries)?;
         let k = k.min(self.len());
         let found_with =
-            |breadth| self.run(&queries, k, breadth, allow).map(|found| mean_recall(&found, &truth));
+            |breadth| self.run(&queries, k, breadth, None, allow).map(|found| mean_recall(&found, &truth));
         let Some(breadths) = self.breadths(k) else {
             return Ok(Tuned { breadth: None, recall: found_with(None)? });
         };

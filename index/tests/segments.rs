@@ -104,6 +104,39 @@ fn dead_rows_cost_no_recall() {
     }
 }
 
+/// A part passes on what its hits score, each query its own: fails where a batch mixes them up (a query
+/// then looks for what scores as high as another's), where the first parts pass on more than they have, and
+/// where rows that score as high as the last one are left out.
+#[test]
+fn what_parts_pass_on_hides_nothing() {
+    let mut rows = clustered(1500, DIM, 40, 5);
+    // One of the nearest to each query is in a later part, with another just like it.
+    let queries: Vec<f32> = clustered(30, DIM, 40, 5);
+    for (i, query) in queries.chunks_exact(DIM).enumerate() {
+        for row in [1100 + i, 1300 + i] {
+            rows[row * DIM..][..DIM].copy_from_slice(query);
+        }
+    }
+    let dead: Vec<bool> = (0..1500).map(|id| id % 7 == 3).collect();
+    for spec in SPECS.into_iter().filter(|spec| !matches!(spec, Spec::Sq(_))) {
+        let (_dirs, mut parts) = segments(&rows, &[5, 700, 0, 395, 400], &dead, Metric::L2, spec);
+        // All lists are probed: what is missed is not missed by these.
+        if matches!(spec, Spec::Ivf { .. }) {
+            (0..5).for_each(|part| parts.set_breadth(part, Some(usize::MAX)));
+        }
+        let (_dir, one) = index(&rows, Metric::L2, Spec::Flat);
+        let found = parts.search_batch(&queries, 10, None).unwrap();
+        let wanted = one.search_batch(&queries, 10, Some(&|_, id| !dead[id as usize])).unwrap();
+        let same =
+            |(found, wanted): (&Vec<Hit>, &Vec<Hit>)| found.iter().filter(|hit| wanted.contains(hit)).count();
+        let right: usize = found.iter().zip(&wanted).map(same).sum();
+        assert!(right >= 291, "{spec}: {right} of 300");
+        for (found, query) in found.iter().zip(queries.chunks_exact(DIM)) {
+            assert_eq!(found, &parts.search(query, 10, None).unwrap(), "{spec}");
+        }
+    }
+}
+
 #[test]
 fn a_batch_does_not_depend_on_the_number_of_threads() {
     let rows = clustered(300, DIM, 6, 3);

@@ -32,7 +32,7 @@ use crate::rows::Rows;
 use crate::scan::{Candidate, Centre, Encoder, Found, Probe, Query, Shape};
 use crate::scratch::Scratch;
 use crate::simd::prefetch;
-use crate::topk::{Allow, Hit, share};
+use crate::topk::{self, Allow, Hit, Least, share};
 use crate::{parallel, planes};
 use coarse::Coarse;
 pub(crate) use coarse::CoarseSpec;
@@ -212,19 +212,22 @@ impl Ivf {
     }
 
     /// The `k` nearest rows of each prepared query among those of the `breadth` nearest lists that
-    /// have any, and of as many more as it takes to find `k`, which is at most the number of rows.
+    /// have any, and of as many more as it takes to find `k`, which is at most the number of rows. Where
+    /// it is known what a score must reach, only those that do, which may be fewer.
     pub fn search(
         &self,
         rows: &Rows,
         queries: &[f32],
         k: usize,
         breadth: usize,
+        least: Least,
         allow: Allow,
     ) -> Vec<Vec<Hit>> {
-        let one = |number, query: &[f32]| self.search_one(rows, query, number, k, breadth, allow);
+        let one = |number, query: &[f32]| self.search_one(rows, query, number, k, breadth, least, allow);
         parallel::each_query(queries, rows.dim(), || (), |(), number, query| one(number, query))
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn search_one(
         &self,
         rows: &Rows,
@@ -232,6 +235,7 @@ impl Ivf {
         number: usize,
         k: usize,
         breadth: usize,
+        least: Least,
         allow: Allow,
     ) -> Vec<Hit> {
         let may = |id: u32| allow.is_none_or(|allow| allow(number, id));
@@ -243,10 +247,11 @@ impl Ivf {
             breadth = (breadth * asked).checked_div(allowed).map_or(all, |breadth| breadth.min(all));
         }
         let query = self.prepare(rows.metric(), query);
-        let mut found = Found::new(k);
+        let least = topk::least_of(least, number);
+        let mut found = Found::above(k, least);
         let nearest = self.nearest_lists(&query, breadth);
         self.probe(rows, &query, &nearest, &may, &mut found);
-        if found.len() < k && breadth < all {
+        if found.len() < k && breadth < all && least == f32::NEG_INFINITY {
             let mut probed = vec![false; all];
             nearest.iter().for_each(|list| probed[list.id as usize] = true);
             for list in self.nearest_lists(&query, all) {
