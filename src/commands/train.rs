@@ -91,10 +91,13 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         _ => train::run(&config, args.resume, console.progress)?,
     };
     console.report(&json!(outcome), || {
-        let held_out = match outcome.held_out_loss {
+        let mut held_out = match outcome.held_out_loss {
             Some(loss) => format!(", held-out loss {loss:.3}"),
             None => String::new(),
         };
+        for (name, loss) in &outcome.held_out_losses {
+            held_out += &format!(", of held-out {name} {loss:.3}");
+        }
         format!(
             "{}: {} parameters ({} trained), {} steps, {} tokens in {:.0} s ({:.0}/s), loss {:.3}{held_out}",
             outcome.model.display(),

@@ -15,7 +15,7 @@ use crate::model::WritingModel;
 use crate::model::generate::{Options, Score};
 use crate::progress::Progress;
 
-pub use item::{Item, read};
+pub use item::{Item, for_each, read};
 pub use tokens::{ModelText, after};
 
 /// How tasks are asked.
@@ -289,6 +289,15 @@ pub fn summary(answered: &[Answered]) -> Vec<TaskScores> {
         tasks.entry(&one.task).or_default().push(one);
     }
     tasks.into_iter().map(|(task, all)| of_task(task, &all)).collect()
+}
+
+/// The mean of each measure over the tasks that have it, a task counting as one whatever its size.
+pub fn mean_over_tasks(tasks: &[TaskScores]) -> BTreeMap<&'static str, f64> {
+    let mut all: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
+    for (name, spread) in tasks.iter().flat_map(|task| &task.scores) {
+        all.entry(name).or_default().push(spread.mean);
+    }
+    all.into_iter().map(|(name, means)| (name, means.iter().sum::<f64>() / means.len() as f64)).collect()
 }
 
 fn of_task(task: &str, all: &[&Answered]) -> TaskScores {
