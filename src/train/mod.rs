@@ -38,5 +38,5 @@ pub use nccl::Nccl;
 pub use order::Order;
 pub use run::{run, run_in};
 pub use steps::{Learner, Outcome};
-pub use tune_section::{MixBy, Mixing, TuneLoss, TuneSection};
+pub use tune_section::{Learn, MixBy, Mixing, TuneLoss, TuneSection};
 pub use tune_splits::SplitSection;

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{D, Device, Tensor, Var};
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use sidenote_kernels::{self as kernels, CrossEntropyOptions};
 
 use super::config::TrainConfig;
@@ -95,11 +97,10 @@ impl<'a> TuneLearner<'a> {
             .into_iter()
             .map(|(name, items)| Ok((name, examples(&items)?)))
             .collect::<Result<Vec<_>>>()?;
-        let ranks = section.ranks();
         let (of, instances): (Vec<_>, Vec<_>) = read
             .into_iter()
             .map(|(group, example)| {
-                let rows = if ranks { example.answers.len() } else { 1 };
+                let rows = example.read(&section, 0).len();
                 ((group, example.tokens(), rows), example)
             })
             .unzip();
@@ -107,15 +108,15 @@ impl<'a> TuneLearner<'a> {
         Ok(Self { config, section, model, instances, held_out, splits, mixture })
     }
 
-    fn batch(&self, examples: &[&Example]) -> Tuned {
-        let ranks = self.section.ranks();
+    /// Instances side by side, as batch `number`.
+    fn batch(&self, examples: &[&Example], number: usize) -> Tuned {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.training.seed ^ (number as u64) << 32);
         let mut rows = Vec::new();
         for (of, example) in examples.iter().enumerate() {
-            for (number, answer) in example.answers.iter().enumerate() {
-                let right = number == example.right;
-                if ranks || right {
-                    rows.push(Row { question: example.question.clone(), answer: answer.clone(), of, right });
-                }
+            for choice in example.read(&self.section, rng.next_u64()) {
+                let (question, answer) = example.row(choice);
+                let right = choice == example.right;
+                rows.push(Row { question: question.to_vec(), answer: answer.to_vec(), of, right });
             }
         }
         let count = rows.iter().filter(|row| row.right).map(|row| row.answer.len()).sum();
@@ -172,7 +173,7 @@ impl<'a> TuneLearner<'a> {
         let (mut nats, mut count) = (0.0, 0);
         for examples in examples.chunks(BATCH) {
             let examples: Vec<&Example> = examples.iter().collect();
-            let mut batch = self.batch(&examples);
+            let mut batch = self.batch(&examples, 0);
             batch.rows.retain(|row| row.right);
             nats += f64::from(self.nats(&batch.rows, None)?.to_scalar::<f32>()?);
             count += batch.count;
@@ -208,7 +209,7 @@ impl Learner for TuneLearner<'_> {
     fn read(&mut self, number: usize) -> Result<Tuned> {
         let batch = self.mixture.batch(number).to_vec();
         let examples: Vec<&Example> = batch.iter().map(|i| &self.instances[*i]).collect();
-        Ok(self.batch(&examples))
+        Ok(self.batch(&examples, number))
     }
 
     fn targets(&self, batch: &Tuned) -> usize {

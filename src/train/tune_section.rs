@@ -29,7 +29,9 @@ pub struct TuneSection {
     /// Held-out instances of three kinds, each measured apart.
     #[serde(skip_serializing_if = "SplitSection::is_empty")]
     pub splits: SplitSection,
-    /// What is learnt: "lm" alone, or with "length-normalised" and "unlikelihood" as T-Few does.
+    /// What is learnt of an instance: its "answer"; or, from its own text and the answer, its "instruction" (Flipped Learning).
+    pub learn: Learn,
+    /// How it is learnt: "lm" alone, or with "length-normalised" and "unlikelihood" as T-Few does.
     pub losses: Vec<TuneLoss>,
     /// Most tokens of what is asked; the beginning of a longer one is left out.
     pub max_question_tokens: usize,
@@ -47,6 +49,7 @@ impl Default for TuneSection {
             by: MixBy::Task,
             held_out_clusters: Vec::new(),
             splits: SplitSection::default(),
+            learn: Learn::Answer,
             losses: vec![TuneLoss::Lm],
             max_question_tokens: 768,
             max_answer_tokens: 128,
@@ -114,6 +117,12 @@ impl TuneSection {
         if self.losses.is_empty() {
             return fault("tune.losses", "give at least \"lm\"");
         }
+        if self.learn == Learn::Instruction && self.losses.contains(&TuneLoss::LengthNormalised) {
+            return fault(
+                "tune.losses",
+                "\"length-normalised\" ranks answers; learn = \"instruction\" has none",
+            );
+        }
         Ok(())
     }
 }
@@ -136,6 +145,17 @@ pub enum MixBy {
     Task,
     /// A cluster of tasks; a task that is in none is one of its own.
     Cluster,
+}
+
+/// What is learnt of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Learn {
+    /// Its answer, after what is asked.
+    Answer,
+    /// The instruction, after the instance's own text and the answer. With "unlikelihood" a wrong answer is drawn as well, after
+    /// which the instruction shall be unlikely.
+    Instruction,
 }
 
 /// A loss of T-Few's.

@@ -51,6 +51,9 @@ pub struct Args {
     /// Also measure the choices less what they have after N/A in place of the question.
     #[arg(long)]
     calibrate: bool,
+    /// Also measure how likely each choice makes the instruction (Flipped Learning); items say what is their own text (own).
+    #[arg(long)]
+    flipped: bool,
     /// The first items of each task and template only.
     #[arg(long, value_name = "ITEMS")]
     limit: Option<usize>,
@@ -93,6 +96,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         shown: if args.shots.is_empty() { Vec::new() } else { read(&args.shots)? },
         preamble: lines(&args.preamble),
         calibrate: args.calibrate,
+        flipped: args.flipped,
         longest: args.max_question_tokens.max(1),
         max_tokens: args.max_tokens.max(1),
         stop: args.stop.iter().map(lines).collect(),
