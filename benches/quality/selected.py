@@ -3,7 +3,7 @@
     python selected.py WORK DATA --base MODEL --sidenote PROGRAM [--methods NAMES] [--cells PATTERN]
 
 WORK and DATA are those of selection.py, which makes the pool and says what it leaves out; DATA also has
-`inst_promptsource_templates`. MODEL is what is tuned, such as SmolLM2-135M-Instruct's GGUF file. Needs jinja2 and pyyaml.
+`inst_promptsource_templates`. MODEL is what is tuned, such as SmolLM2-135M-Instruct's GGUF file. Needs jinja2, numpy, pyyaml.
 
 A cell is a target, a method and a seed: the method chooses 1 % of the pool for the target by the target's unlabelled inputs
 (those of selection.py, which are of training sets), an adapter is trained on the choice, and the model is asked the target's
@@ -27,6 +27,7 @@ import statistics
 import time
 from functools import partial
 
+import numpy
 from cells import arguments, once, run_cells, sidenote
 from selection import FRACTION, METHODS, build_pool, write_target
 
@@ -58,12 +59,18 @@ EXAMPLES = 250
 # Tokens of a question and of an answer, together 128.
 QUESTION, ANSWER = 104, 24
 RECIPE = {
-    "adapter": {"method": "lora", "rank": 8, "alpha": 16.0},
-    "steps": 40,
+    "adapter": {
+        "method": "lora",
+        "rank": 8,
+        "alpha": 16.0,
+        "targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    },
+    "precision": "bf16",
+    "steps": 60,
     "batch_tokens": 1024,
     "learning_rate": 1e-3,
 }
-RESAMPLES = 2000
+RESAMPLES = 10000
 
 
 def templates(path):
@@ -131,6 +138,7 @@ def tune(args, target, method, seed):
                 f'kind = "tune"\nout = "{out}"\nbase = "{args.base}"\n[tune]\ndata = ["{choose(args, target, method, seed)}"]\n'
                 f"max_question_tokens = {QUESTION}\nmax_answer_tokens = {ANSWER}\n[adapter]\n{adapter}\n[training]\nseed = {seed}\n"
                 f'steps = {steps}\nwarmup_steps = {steps // 10}\nschedule = "linear"\nbatch_tokens = {RECIPE["batch_tokens"]}\n'
+                f'precision = "{RECIPE["precision"]}"\n'
                 f"learning_rate = {RECIPE['learning_rate']}\nweight_decay = 0.0\nevaluate_every = {steps}\n"
                 f"checkpoint_every = {steps}\n"
             )
@@ -183,16 +191,14 @@ def difference(cells, method, targets):
                 pairs.setdefault(target, {})[seed] = differences
     if not pairs:
         return None
-    chance = random.Random(0)
-
-    def resampled(seeds):
-        drawn = chance.choices(list(seeds.values()), k=len(seeds))
-        examples = chance.choices(range(len(drawn[0])), k=len(drawn[0]))
-        return statistics.fmean(sum(one[i] for i in examples) for one in drawn) / len(examples)
-
-    whole = statistics.fmean(statistics.fmean(map(statistics.fmean, seeds.values())) for seeds in pairs.values())
-    means = sorted(statistics.fmean(resampled(seeds) for seeds in pairs.values()) for _ in range(RESAMPLES))
-    return whole, means[round(0.025 * RESAMPLES)], means[round(0.975 * RESAMPLES) - 1], len(pairs)
+    chance = numpy.random.default_rng(0)
+    whole, means = 0.0, numpy.zeros(RESAMPLES)
+    for seeds in pairs.values():
+        each = numpy.array(list(seeds.values()))
+        counts = [chance.multinomial(size, numpy.full(size, 1 / size), RESAMPLES) / size for size in each.shape]
+        whole += each.mean() / len(pairs)
+        means += ((counts[0] @ each) * counts[1]).sum(1) / len(pairs)
+    return whole, *numpy.percentile(means, [2.5, 97.5]), len(pairs)
 
 
 def table(lines):
