@@ -86,6 +86,7 @@ fn every_command_explains_itself_with_an_example_of_its_own() {
         "memory verify",
         "neighbours",
         "pool build",
+        "pool split",
         "quickstart",
         "select",
         "select explain",

@@ -132,3 +132,42 @@ fn every_format_is_asked_and_answered() {
     write_lines(&dir.join("bad.jsonl"), &[json!({"input": "a"})]);
     assert!(fail(dir, "eval tasks llama --data bad.jsonl").contains("bad.jsonl:1"));
 }
+
+/// Fails when what is read before an instruction, or the instruction itself, is not what flipped.rs says.
+#[test]
+fn an_answer_is_scored_by_the_instruction_that_it_makes_likely() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for name in ["gpt2", "t5_v1_1"] {
+        model(dir, name);
+        let item = json!({"input": "Moon and text. Is it so?", "own": "Moon and text.", "target": "no", "choices": ["yes", "no"]});
+        write_lines(&dir.join("item.jsonl"), &[item]);
+        let asked = |answer: &str| {
+            let input = format!("Input: Moon and text.\nOutput: {answer}\nInstruction:");
+            json!({"input": input, "target": "Is it so?", "choices": ["Is it so?"]})
+        };
+        write_lines(&dir.join("by_hand.jsonl"), &[asked("yes"), asked("no")]);
+        let result = succeed(
+            dir,
+            &format!("eval tasks {name} --data item.jsonl --flipped --out flipped.answers.jsonl"),
+        );
+        succeed(dir, &format!("eval tasks {name} --data by_hand.jsonl --out answers.jsonl"));
+        let choices = lines(&dir.join("flipped.answers.jsonl"))[0]["choices"].clone();
+        let by_hand: Vec<f64> = lines(&dir.join("answers.jsonl"))
+            .iter()
+            .map(|line| line["choices"][0]["logprob"].as_f64().unwrap())
+            .collect();
+        for (choice, expected) in choices.as_array().unwrap().iter().zip(&by_hand) {
+            let found = choice["instruction"].as_f64().unwrap();
+            assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+        }
+        let right = f64::from(u8::from(by_hand[1] > by_hand[0]));
+        assert_eq!(result["tasks"][0]["scores"]["flipped"]["mean"], right);
+        write_lines(
+            &dir.join("unsaid.jsonl"),
+            &[json!({"input": "a b", "target": "x", "choices": ["x", "y"]})],
+        );
+        let said = fail(dir, &format!("eval tasks {name} --data unsaid.jsonl --flipped"));
+        assert!(said.contains("unsaid.jsonl:1: does not say"), "{said}");
+    }
+}

@@ -161,3 +161,108 @@ fn mistakes_are_named() {
     write_lines(&dir.join("pool.jsonl"), &[json!({"input": "", "target": "x"})]);
     assert!(error(DATA).contains("pool.jsonl:1"));
 }
+
+/// A pool's folder is learnt from; of a pool that was split each held-out part is measured by itself, and none is learnt from.
+#[test]
+fn a_pool_is_split_in_four_and_each_part_is_measured_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    base(dir, "llama");
+    let words = ["moon", "text", "line", "read", "side", "note"];
+    let item = |i: usize| {
+        let (task, input) = (i % 8, format!("{} {} {i} yes?", words[i % 6], words[(i / 6) % 6]));
+        let target = if i.is_multiple_of(3) { "yes" } else { "no" };
+        json!({"input": input, "target": target, "choices": ["yes", "no"], "task": format!("task{task}"),
+            "cluster": format!("cluster{}", task % 2)})
+    };
+    let mut rows: Vec<Value> = (0..160).map(item).collect();
+    rows.extend((0..20).map(|i| {
+        json!({"input": format!("{i} moon"), "target": "moon", "task": "copy", "cluster": "copying", "choices": ["moon", "note"]})
+    }));
+    write_lines(&dir.join("rows.jsonl"), &rows);
+    write_lines(&dir.join("held_out.jsonl"), &rows[..3]);
+    succeed(dir, "pool build rows.jsonl --out pool");
+    let split = "pool split pool --out splits --category copying --tasks 0.25 --instances 0.1";
+    let report = succeed(dir, split);
+    let count = |kind: &str| report["parts"][kind]["instances"].as_u64().unwrap();
+    assert_eq!((count("categories"), count("tasks")), (20, 40));
+    assert!(fail(dir, split).contains("holds something"));
+    let splits = "[tune.splits]\ncategories = \"splits/categories\"\ntasks = \"splits/tasks\"\n\
+                  instances = \"splits/instances\"\n[adapter]\nmethod = \"ia3\"\n";
+    config(dir, "run", "llama", &format!("[tune]\ndata = [\"splits/train\"]\n{splits}"));
+    let outcome = succeed(dir, "train run.toml");
+    let kinds = ["categories", "instances", "tasks"];
+    let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&outcome["held_out_losses"]), kinds);
+    let metrics = fs::read_to_string(dir.join("run/metrics.jsonl")).unwrap();
+    let last: Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+    assert_eq!(last["held_out_losses"], outcome["held_out_losses"]);
+    assert_ne!(last["held_out_losses"]["tasks"], last["held_out_losses"]["categories"]);
+    // The whole pool holds all three.
+    config(dir, "leak", "llama", &format!("[tune]\ndata = [\"pool\"]\n{splits}"));
+    let said = fail(dir, "train leak.toml --quiet");
+    assert!(said.contains("held out (tune.splits."), "{said}");
+    let data = kinds.map(|kind| format!("splits/{kind}")).join(" ");
+    let found = succeed(dir, &format!("eval tasks llama --adapter run/model --data {data}"));
+    let sets = found["sets"].as_array().unwrap();
+    assert_eq!(sets.iter().map(|set| set["tasks"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 6, 2]);
+    assert_eq!(sets[0]["scores"]["sum"], found["tasks"][0]["scores"]["sum"]["mean"]);
+    assert_eq!(sets[2]["items"], 40);
+}
+
+/// What Flipped Learning reads and writes, by hand; and that it learns.
+#[test]
+fn an_instruction_is_learnt_from_text_and_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    base(dir, "llama");
+    let item = |text: &str, answer: &str| json!({"input": format!("Read: {text} Is it so?"), "own": text, "target": answer, "choices": ["yes", "no"]});
+    let by_hand = |text: &str, answer: &str| json!({"input": format!("Input: {text}\nOutput: {answer}\nInstruction:"), "target": "Read: Is it so?"});
+    let first_loss = |name: &str, rows: &[Value], settings: &str| {
+        write_lines(&dir.join("pool.jsonl"), rows);
+        write_lines(&dir.join("held_out.jsonl"), rows);
+        config(dir, name, "llama", &format!("{DATA}{settings}[adapter]\nmethod = \"ia3\"\n"));
+        let more = "--set training.steps=1 --set training.evaluate_every=1";
+        let outcome = succeed(dir, &format!("train {name}.toml {more}"));
+        outcome["loss"].as_f64().unwrap()
+    };
+    let flipped = "learn = \"instruction\"\n";
+    let rows = [item("moon and text", "yes")];
+    let lm = first_loss("flipped", &rows, flipped);
+    let expected = first_loss("by-hand", &[by_hand("moon and text", "yes")], "");
+    assert!((lm - expected).abs() < 1e-5, "{lm} {expected}");
+    // T-Few's unlikelihood of a wrong answer is the same once the instruction stands in its place.
+    let both = "losses = [\"lm\", \"unlikelihood\"]\n";
+    let unlikely = first_loss("unlikely", &rows, &format!("{flipped}{both}")) - lm;
+    assert!(unlikely > 0.0, "{unlikely}");
+    let error = |rows: &[Value], settings: &str| {
+        write_lines(&dir.join("pool.jsonl"), rows);
+        config(dir, "bad", "llama", &format!("{DATA}{settings}"));
+        let said = fail(dir, "train bad.toml --quiet");
+        let _ = fs::remove_dir_all(dir.join("bad"));
+        said
+    };
+    let unsaid = json!({"input": "Is it so?", "target": "yes"});
+    assert!(error(&[item("moon", "yes"), unsaid], flipped).contains("pool.jsonl:2: does not say"));
+    let elsewhere = json!({"input": "Is it so?", "target": "yes", "own": "moon"});
+    assert!(error(&[elsewhere], flipped).contains("not found in its input"));
+    let ranked = format!("{flipped}losses = [\"length-normalised\"]\n");
+    assert!(error(&rows, &ranked).contains("tune.losses"));
+
+    // The answer says which of two instructions it was.
+    let words = ["moon", "text", "line", "read", "side", "note"];
+    let rows: Vec<Value> = (0..48)
+        .map(|i| {
+            let (text, is) = (format!("{} {}", words[i % 6], words[(i / 6) % 6]), i.is_multiple_of(2));
+            let (asked, answer) = if is { ("Yes or no?", "yes") } else { ("True or false?", "true") };
+            json!({"input": format!("{text} {asked}"), "own": text, "target": answer, "choices": ["yes", "true"]})
+        })
+        .collect();
+    write_lines(&dir.join("pool.jsonl"), &rows);
+    write_lines(&dir.join("held_out.jsonl"), &rows[..8]);
+    config(dir, "learns", "llama", &format!("{DATA}{flipped}{both}[adapter]\nmethod = \"lora\"\n"));
+    succeed(dir, "train learns.toml --set training.steps=60");
+    let found = succeed(dir, "eval tasks llama --adapter learns/model --data pool.jsonl --flipped");
+    let score = found["tasks"][0]["scores"]["flipped"]["mean"].as_f64().unwrap();
+    assert!(score > 0.95, "{found}");
+}

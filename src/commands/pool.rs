@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 
 use super::Console;
-use crate::pool::{self, BuildOptions};
+use crate::pool::{self, BuildOptions, SplitOptions};
 
 /// What to do with a pool.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Make a pool out of files, without duplicates.
     Build(Args),
+    /// Split a pool: what is trained on, and held-out categories, tasks and instances.
+    Split(SplitArgs),
 }
 
 /// Arguments of `sidenote pool build`.
@@ -48,9 +50,57 @@ pub struct Args {
     seed: u64,
 }
 
+/// Arguments of `sidenote pool split`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+DIR gets the pools train, categories (those named), tasks (a share of each other category's) and instances (a share of each
+other task's). The same text is never on both sides. `sidenote train` with [tune.splits] measures each apart and refuses data
+that holds any of it; `sidenote eval tasks --data DIR/categories DIR/tasks DIR/instances` reports each apart.
+
+Example:
+  sidenote pool split pool --out splits --category \"Textual Entailment\" --tasks 0.1 --instances 0.02")]
+pub struct SplitArgs {
+    /// The pool: a folder or a file of instances.
+    pool: PathBuf,
+    /// The folder to make.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Hold out this category (cluster) whole; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    category: Vec<String>,
+    /// Hold out this share of each other category's tasks.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    tasks: f64,
+    /// Hold out this share of each other task's instances.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.02)]
+    instances: f64,
+    /// Which tasks and instances these are.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
 /// Runs `sidenote pool`.
 pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
-    let Command::Build(args) = command;
+    match command {
+        Command::Build(args) => run_build(args, console),
+        Command::Split(args) => run_split(args, console),
+    }
+}
+
+fn run_split(args: SplitArgs, console: Console) -> anyhow::Result<()> {
+    let options = SplitOptions {
+        pool: args.pool,
+        out: args.out,
+        categories: args.category,
+        tasks: args.tasks,
+        instances: args.instances,
+        seed: args.seed,
+    };
+    let report = pool::split(&options)?;
+    console.report(&serde_json::to_value(&report)?, || report.human())
+}
+
+fn run_build(args: Args, console: Console) -> anyhow::Result<()> {
     let options = BuildOptions {
         sources: args.sources,
         out: args.out,

@@ -44,7 +44,8 @@ A reader and its retriever (atlas.toml): kind = \"atlas\", base = \"T5\", an ind
   a section [atlas] with loss = \"pdist\" | \"emdr2\" | \"adist\" | \"loop\", passages, refresh = \"0-1000:500\" or query_side = true
 
 Tasks, by any model, whole or with an adapter (tuned.toml): kind = \"tune\", base = \"MODEL\", a section [tune] with
-  data = [\"chosen.jsonl\"] and perhaps losses, mixing, cap, temperature, by; and perhaps a section [adapter] with
+  data = [\"chosen.jsonl\"] (files or pools) and perhaps learn, losses, mixing, cap, temperature, by and splits = {categories,
+  tasks, instances} (`sidenote pool split`); and perhaps a section [adapter] with
   method = \"lora\" | \"ia3\" | \"bitfit\" | \"prompt\" | \"prefix\" and rank, alpha, targets or tokens
 
 Beside what is shown, [training] takes accumulate, optimiser, schedule, final_rate, keep_checkpoints and others, and
@@ -91,10 +92,13 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         _ => train::run(&config, args.resume, console.progress)?,
     };
     console.report(&json!(outcome), || {
-        let held_out = match outcome.held_out_loss {
+        let mut held_out = match outcome.held_out_loss {
             Some(loss) => format!(", held-out loss {loss:.3}"),
             None => String::new(),
         };
+        for (name, loss) in &outcome.held_out_losses {
+            held_out += &format!(", of held-out {name} {loss:.3}");
+        }
         format!(
             "{}: {} parameters ({} trained), {} steps, {} tokens in {:.0} s ({:.0}/s), loss {:.3}{held_out}",
             outcome.model.display(),

@@ -190,18 +190,23 @@ fn count(counts: &mut BTreeMap<String, usize>, name: &str) -> Result<()> {
 }
 
 /// The parts being written.
-struct Parts {
+pub(super) struct Parts {
     writer: Writer,
     current: Option<(PathBuf, BufWriter<File>)>,
     rows: usize,
 }
 
 impl Parts {
-    fn create(writer: Writer) -> Self {
+    pub(super) fn create(writer: Writer) -> Self {
         Self { writer, current: None, rows: 0 }
     }
 
     fn push(&mut self, instance: &Instance) -> Result<()> {
+        let line = serde_json::to_string(instance).map_err(|e| Error::setting("instance", e.to_string()))?;
+        self.push_line(&line)
+    }
+
+    pub(super) fn push_line(&mut self, line: &str) -> Result<()> {
         if self.rows.is_multiple_of(PART) {
             self.close()?;
             let path = self.writer.path(&part(self.rows / PART));
@@ -210,7 +215,6 @@ impl Parts {
         }
         self.rows += 1;
         let Some((path, file)) = &mut self.current else { return Ok(()) };
-        let line = serde_json::to_string(instance).map_err(|e| Error::file(path.as_path(), e.to_string()))?;
         writeln!(file, "{line}").map_err(Error::io(path.as_path()))
     }
 
@@ -221,7 +225,7 @@ impl Parts {
         }
     }
 
-    fn finish(mut self) -> Result<Writer> {
+    pub(super) fn finish(mut self) -> Result<Writer> {
         self.close()?;
         Ok(self.writer)
     }

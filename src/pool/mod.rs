@@ -14,6 +14,7 @@ mod instance;
 pub(crate) mod lines;
 pub(crate) mod ngrams;
 mod sources;
+mod split;
 
 pub use artefact::parts;
 pub use build::{BuildOptions, BuildReport, FileReport, build};
@@ -22,6 +23,7 @@ pub use exclude::Patterns;
 pub use formats::{Format, Options as FormatOptions, SourceFile, read};
 pub use instance::Instance;
 pub use sources::find;
+pub use split::{PartReport, SplitOptions, SplitReport, split, text_key};
 
 /// The task of instances that do not name one.
 pub const UNKNOWN_TASK: &str = "unknown";

@@ -1,5 +1,6 @@
 //! A run's measurements: `metrics.jsonl` while it goes, a curve when it is done.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,9 @@ pub struct Measurement {
     /// Mean negative log likelihood of held-out text, nats a token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out_loss: Option<f64>,
+    /// The same of what else is held out and reported apart, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub held_out_losses: BTreeMap<String, f64>,
 }
 
 /// Appends measurements to `metrics.jsonl` and to TensorBoard's event file.

@@ -1,5 +1,7 @@
 //! The order in which instances of many tasks are learnt from.
 
+use std::collections::BTreeMap;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -31,13 +33,11 @@ pub struct Mixture {
 impl Mixture {
     /// A mixture of instances, of each of which the task (or cluster) is given, its tokens and its rows in a batch.
     pub fn new(of: &[(String, usize, usize)], section: &TuneSection, batch_tokens: usize, seed: u64) -> Self {
-        let mut names: Vec<&str> = of.iter().map(|(task, ..)| task.as_str()).collect();
-        names.sort_unstable();
-        names.dedup();
-        let instances = |name: &str| -> Vec<usize> {
-            of.iter().enumerate().filter(|(_, (task, ..))| task == name).map(|(i, _)| i).collect()
-        };
-        let all: Vec<Vec<usize>> = names.into_iter().map(instances).collect();
+        let mut by_name: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (i, (task, ..)) in of.iter().enumerate() {
+            by_name.entry(task).or_default().push(i);
+        }
+        let all: Vec<Vec<usize>> = by_name.into_values().collect();
         let sizes: Vec<usize> = all.iter().map(Vec::len).collect();
         let mut mixture = Self {
             tasks: all.into_iter().zip(shares(&sizes, section)).collect(),

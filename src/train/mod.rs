@@ -25,7 +25,9 @@ mod steps;
 mod tensorboard;
 mod trime;
 mod tune;
+mod tune_examples;
 mod tune_section;
+mod tune_splits;
 
 pub use checkpoint::folder as checkpoint_folder;
 pub use config::{Kind, TrainConfig};
@@ -37,4 +39,5 @@ pub use nccl::Nccl;
 pub use order::Order;
 pub use run::{run, run_in};
 pub use steps::{Learner, Outcome};
-pub use tune_section::{MixBy, Mixing, TuneLoss, TuneSection};
+pub use tune_section::{Learn, MixBy, Mixing, TuneLoss, TuneSection};
+pub use tune_splits::SplitSection;

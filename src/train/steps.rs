@@ -1,5 +1,6 @@
 //! The loop over steps, for whatever learns.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -75,6 +76,14 @@ pub trait Learner {
     /// Text that cannot be read.
     fn held_out(&self) -> Result<Option<f64>>;
 
+    /// The mean losses on what else is held out and reported apart, by name.
+    ///
+    /// # Errors
+    /// Text that cannot be read.
+    fn held_out_parts(&self) -> Result<BTreeMap<String, f64>> {
+        Ok(BTreeMap::new())
+    }
+
     /// Writes what was learnt to the new folder `dir`, which appears whole or not at all.
     ///
     /// # Errors
@@ -103,6 +112,9 @@ pub struct Outcome {
     pub loss: f64,
     /// Last held-out loss, nats a token, on a part of the held-out text.
     pub held_out_loss: Option<f64>,
+    /// The same of what else is held out and reported apart, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub held_out_losses: BTreeMap<String, f64>,
     /// Checkpoint with the lowest held-out loss, where the end of the run is not it.
     pub best: Option<PathBuf>,
     /// All measurements.
@@ -220,7 +232,10 @@ impl Run<'_> {
                 stop || (!done && step.is_multiple_of(training.checkpoint_every)) || Some(step) == level;
             // A line before each checkpoint, so that a resumed run counts on from exactly there.
             if evaluate || save || step.is_multiple_of(LOG_EVERY) {
-                let held_out_loss = if evaluate { learner.held_out()? } else { None };
+                let (held_out_loss, held_out_losses) = match evaluate {
+                    true => (learner.held_out()?, learner.held_out_parts()?),
+                    false => Default::default(),
+                };
                 let line = Measurement {
                     step,
                     tokens,
@@ -230,6 +245,7 @@ impl Run<'_> {
                     learning_rate: rate,
                     skipped_steps,
                     held_out_loss,
+                    held_out_losses,
                 };
                 if let Some(log) = &mut log {
                     log.write(&line)?;
@@ -267,6 +283,7 @@ impl Run<'_> {
             skipped_steps,
             loss: last.map_or(f64::NAN, |m| m.loss),
             held_out_loss: last.and_then(|m| m.held_out_loss),
+            held_out_losses: last.map(|m| m.held_out_losses.clone()).unwrap_or_default(),
             best: best.filter(|best| *best != step).map(|best| checkpoint::folder(out, best)),
             measurements,
         })

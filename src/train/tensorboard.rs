@@ -46,9 +46,12 @@ impl Events {
             ("gradient_norm", Some(line.gradient_norm)),
             ("tokens", Some(line.tokens as f64)),
         ];
+        let parts =
+            line.held_out_losses.iter().map(|(name, loss)| (format!("loss/held_out/{name}"), Some(*loss)));
+        let scalars = scalars.into_iter().map(|(tag, value)| (tag.to_string(), value)).chain(parts);
         let message = event(self.began + line.seconds, line.step as u64, |event| {
             let mut summary = Vec::new();
-            for (tag, value) in scalars.iter().filter_map(|(tag, value)| Some((tag, (*value)?))) {
+            for (tag, value) in scalars.clone().filter_map(|(tag, value)| Some((tag, value?))) {
                 let mut scalar = Vec::new();
                 bytes(&mut scalar, 1, tag.as_bytes());
                 scalar.push(2 << 3 | 5);
@@ -116,6 +119,7 @@ mod tests {
             learning_rate: 0.125,
             skipped_steps: 0,
             held_out_loss,
+            held_out_losses: Default::default(),
         }
     }
 

@@ -1,21 +1,26 @@
 //! A model that learns tasks from instances: what is asked is read, what is answered is learnt. Whole, or an adapter.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{D, Device, Tensor, Var};
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use sidenote_kernels::{self as kernels, CrossEntropyOptions};
 
 use super::config::TrainConfig;
 use super::mixture::Mixture;
 use super::steps::Learner;
+use super::tune_examples::{self, Example};
 use super::tune_section::{TuneLoss, TuneSection};
+use super::tune_splits::Splits;
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 use crate::eval::tasks::{self, Item, ModelText};
 use crate::model::batch::{IGNORE, side_by_side};
 use crate::model::{Cache, Dropout, Network, Wanted, WritingModel};
 
-/// Held-out instances that are measured while training.
+/// Held-out instances that are measured while training, of each kind.
 const HELD_OUT: usize = 256;
 /// Those that are measured at once.
 const BATCH: usize = 8;
@@ -27,16 +32,9 @@ pub struct TuneLearner<'a> {
     model: WritingModel,
     instances: Vec<Example>,
     held_out: Vec<Example>,
+    /// What is held out of each kind.
+    splits: Vec<(&'static str, Vec<Example>)>,
     mixture: Mixture,
-}
-
-/// An instance in the model's tokens.
-#[derive(Debug, Clone)]
-struct Example {
-    question: Vec<u32>,
-    /// The answers to choose between, or the right one alone.
-    answers: Vec<Vec<u32>>,
-    right: usize,
 }
 
 /// Instances side by side.
@@ -78,13 +76,15 @@ impl<'a> TuneLearner<'a> {
                 WritingModel::adapted(wanted, device)?
             }
         };
-        let items = tasks::read(&section.data)?;
-        section.check_held_out_clusters(&items)?;
         let text = ModelText(&model);
+        let mut splits = Splits::open(&section.splits)?;
+        let read = tune_examples::read(&text, &section, &mut |item| {
+            section.check_held_out_clusters(item)?;
+            splits.check(item)
+        })?;
         let examples = |items: &[Item]| -> Result<Vec<Example>> {
             items.iter().map(|item| Example::new(&text, item, &section)).collect()
         };
-        let instances = examples(&items)?;
         let held_out = match &config.held_out {
             Some(path) => {
                 let items = tasks::read(std::slice::from_ref(path))?;
@@ -92,28 +92,31 @@ impl<'a> TuneLearner<'a> {
             }
             None => Vec::new(),
         };
-        let ranks = section.ranks();
-        let of: Vec<(String, usize, usize)> = items
-            .iter()
-            .zip(&instances)
-            .map(|(item, example)| {
-                let rows = if ranks { example.answers.len() } else { 1 };
-                (section.group_of(item), example.tokens(), rows)
+        let splits = splits
+            .measured(HELD_OUT)?
+            .into_iter()
+            .map(|(name, items)| Ok((name, examples(&items)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let (of, instances): (Vec<_>, Vec<_>) = read
+            .into_iter()
+            .map(|(group, example)| {
+                let rows = example.read(&section, 0).len();
+                ((group, example.tokens(), rows), example)
             })
-            .collect();
+            .unzip();
         let mixture = Mixture::new(&of, &section, config.training.batch_tokens, config.training.seed);
-        Ok(Self { config, section, model, instances, held_out, mixture })
+        Ok(Self { config, section, model, instances, held_out, splits, mixture })
     }
 
-    fn batch(&self, examples: &[&Example]) -> Tuned {
-        let ranks = self.section.ranks();
+    /// Instances side by side, as batch `number`.
+    fn batch(&self, examples: &[&Example], number: usize) -> Tuned {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.training.seed ^ (number as u64) << 32);
         let mut rows = Vec::new();
         for (of, example) in examples.iter().enumerate() {
-            for (number, answer) in example.answers.iter().enumerate() {
-                let right = number == example.right;
-                if ranks || right {
-                    rows.push(Row { question: example.question.clone(), answer: answer.clone(), of, right });
-                }
+            for choice in example.read(&self.section, rng.next_u64()) {
+                let (question, answer) = example.row(choice);
+                let right = choice == example.right;
+                rows.push(Row { question: question.to_vec(), answer: answer.to_vec(), of, right });
             }
         }
         let count = rows.iter().filter(|row| row.right).map(|row| row.answer.len()).sum();
@@ -172,9 +175,22 @@ impl<'a> TuneLearner<'a> {
     /// An instance that does not fit the model.
     pub fn nats_of(&self, item: &Item) -> Result<(Tensor, usize)> {
         let example = Example::new(&ModelText(&self.model), item, &self.section)?;
-        let mut batch = self.batch(&[&example]);
+        let mut batch = self.batch(&[&example], 0);
         batch.rows.retain(|row| row.right);
         Ok((self.nats(&batch.rows, None)?, batch.count))
+    }
+
+    /// The mean negative log likelihood of a token of the right answers of `examples`, where there are any.
+    fn loss_on(&self, examples: &[Example]) -> Result<Option<f64>> {
+        let (mut nats, mut count) = (0.0, 0);
+        for examples in examples.chunks(BATCH) {
+            let examples: Vec<&Example> = examples.iter().collect();
+            let mut batch = self.batch(&examples, 0);
+            batch.rows.retain(|row| row.right);
+            nats += f64::from(self.nats(&batch.rows, None)?.to_scalar::<f32>()?);
+            count += batch.count;
+        }
+        Ok((count > 0).then(|| nats / count as f64))
     }
 
     /// The sum of the negative log likelihoods of the right answers' tokens.
@@ -182,42 +198,6 @@ impl<'a> TuneLearner<'a> {
         let (hidden, answers, head) = self.predict(rows, dropout)?;
         let answers = Tensor::new(answers, hidden.device())?;
         Ok(kernels::linear_cross_entropy(&hidden, &head, &answers, &CrossEntropyOptions::default())?)
-    }
-}
-
-impl Example {
-    /// # Errors
-    /// What cannot be tokenised, an instance that does not fit the model.
-    fn new(text: &ModelText<'_>, item: &Item, section: &TuneSection) -> Result<Self> {
-        let instance = &item.instance;
-        let answer = |answer: &String| {
-            let mut tokens = text.answer(&instance.input, answer)?;
-            tokens.truncate(section.max_answer_tokens.saturating_sub(1).max(1));
-            tokens.extend(text.end());
-            match tokens.is_empty() {
-                true => Err(item.fault("the answer is empty, and the model ends no text")),
-                false => Ok(tokens),
-            }
-        };
-        let (choices, right) = match item.right() {
-            Some(right) if section.ranks() => (instance.choices.as_slice(), right),
-            _ => (std::slice::from_ref(&instance.target), 0),
-        };
-        let answers = choices.iter().map(answer).collect::<Result<Vec<_>>>()?;
-        let longest = answers.iter().map(Vec::len).max().unwrap_or(0);
-        let room = text.longest().saturating_sub(longest);
-        if room == 0 {
-            return Err(item.fault(format!("the answer has {longest} tokens, as many as the model reads")));
-        }
-        let question = text
-            .question(&instance.input, section.max_question_tokens.min(room))
-            .map_err(|e| item.fault(e.to_string()))?;
-        Ok(Self { question, answers, right })
-    }
-
-    /// Tokens of a row of it.
-    fn tokens(&self) -> usize {
-        self.question.len() + self.answers.iter().map(Vec::len).max().unwrap_or(0)
     }
 }
 
@@ -241,7 +221,7 @@ impl Learner for TuneLearner<'_> {
     fn read(&mut self, number: usize) -> Result<Tuned> {
         let batch = self.mixture.batch(number).to_vec();
         let examples: Vec<&Example> = batch.iter().map(|i| &self.instances[*i]).collect();
-        Ok(self.batch(&examples))
+        Ok(self.batch(&examples, number))
     }
 
     fn targets(&self, batch: &Tuned) -> usize {
@@ -267,15 +247,15 @@ impl Learner for TuneLearner<'_> {
     }
 
     fn held_out(&self) -> Result<Option<f64>> {
-        let (mut nats, mut count) = (0.0, 0);
-        for examples in self.held_out.chunks(BATCH) {
-            let examples: Vec<&Example> = examples.iter().collect();
-            let mut batch = self.batch(&examples);
-            batch.rows.retain(|row| row.right);
-            nats += f64::from(self.nats(&batch.rows, None)?.to_scalar::<f32>()?);
-            count += batch.count;
+        self.loss_on(&self.held_out)
+    }
+
+    fn held_out_parts(&self) -> Result<BTreeMap<String, f64>> {
+        let mut losses = BTreeMap::new();
+        for (name, examples) in &self.splits {
+            losses.extend(self.loss_on(examples)?.map(|loss| (name.to_string(), loss)));
         }
-        Ok((count > 0).then(|| nats / count as f64))
+        Ok(losses)
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
@@ -350,13 +330,6 @@ fn losses(rows: &[Row], logprobs: &Tensor, which: &[TuneLoss]) -> Result<Tensor>
         total = (total + one)?;
     }
     Ok(total)
-}
-
-impl TuneSection {
-    /// Whether wrong answers are read too.
-    fn ranks(&self) -> bool {
-        self.losses.iter().any(|loss| *loss != TuneLoss::Lm)
-    }
 }
 
 impl WritingModel {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::tune_splits::SplitSection;
 use crate::error::{Error, Result};
 use crate::eval::tasks::Item;
 
@@ -11,7 +12,7 @@ use crate::eval::tasks::Item;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TuneSection {
-    /// Files of instances, such as `sidenote select` writes.
+    /// Files of instances, such as `sidenote select` writes, and pools' folders.
     pub data: Vec<PathBuf>,
     /// How often each task is drawn: "proportional" to its instances, or "uniform".
     pub mixing: Mixing,
@@ -25,7 +26,12 @@ pub struct TuneSection {
     /// Tasks or clusters that are evaluated afterwards: an instance of one of them is an error.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub held_out_clusters: Vec<String>,
-    /// What is learnt: "lm" alone, or with "length-normalised" and "unlikelihood" as T-Few does.
+    /// Held-out instances of three kinds, each measured apart.
+    #[serde(skip_serializing_if = "SplitSection::is_empty")]
+    pub splits: SplitSection,
+    /// What is learnt of an instance: its "answer"; or, from its own text and the answer, its "instruction" (Flipped Learning).
+    pub learn: Learn,
+    /// How it is learnt: "lm" alone, or with "length-normalised" and "unlikelihood" as T-Few does.
     pub losses: Vec<TuneLoss>,
     /// Most tokens of what is asked; the beginning of a longer one is left out.
     pub max_question_tokens: usize,
@@ -42,6 +48,8 @@ impl Default for TuneSection {
             temperature: 1.0,
             by: MixBy::Task,
             held_out_clusters: Vec::new(),
+            splits: SplitSection::default(),
+            learn: Learn::Answer,
             losses: vec![TuneLoss::Lm],
             max_question_tokens: 768,
             max_answer_tokens: 128,
@@ -58,29 +66,31 @@ impl TuneSection {
         }
     }
 
-    /// Refuses instances of a task or cluster that is held out, and those that do not say what they are of.
+    /// Refuses an instance of a task or cluster that is held out, and one that does not say what it is of.
     ///
     /// # Errors
     /// Names the line.
-    pub fn check_held_out_clusters(&self, items: &[Item]) -> Result<()> {
+    pub fn check_held_out_clusters(&self, item: &Item) -> Result<()> {
         if self.held_out_clusters.is_empty() {
             return Ok(());
         }
-        for item in items {
-            let Some(cluster) = &item.instance.cluster else {
-                let why = "names no cluster, so that nobody can tell whether it is held out (tune.held_out_clusters)";
-                return Err(item.fault(why));
-            };
-            let task = item.task();
-            if let Some(name) = self.held_out_clusters.iter().find(|name| *name == cluster || **name == task)
-            {
-                let why = format!(
-                    "is of {name}, which is held out (tune.held_out_clusters); leave it out of the data"
-                );
-                return Err(item.fault(why));
-            }
+        let Some(cluster) = &item.instance.cluster else {
+            let why =
+                "names no cluster, so that nobody can tell whether it is held out (tune.held_out_clusters)";
+            return Err(item.fault(why));
+        };
+        let task = item.task();
+        match self.held_out_clusters.iter().find(|name| *name == cluster || **name == task) {
+            None => Ok(()),
+            Some(name) => Err(item.fault(format!(
+                "is of {name}, which is held out (tune.held_out_clusters); leave it out of the data"
+            ))),
         }
-        Ok(())
+    }
+
+    /// Whether wrong answers are read too.
+    pub(super) fn ranks(&self) -> bool {
+        self.losses.iter().any(|loss| *loss != TuneLoss::Lm)
     }
 
     /// Refuses settings that contradict each other.
@@ -107,6 +117,12 @@ impl TuneSection {
         if self.losses.is_empty() {
             return fault("tune.losses", "give at least \"lm\"");
         }
+        if self.learn == Learn::Instruction && self.losses.contains(&TuneLoss::LengthNormalised) {
+            return fault(
+                "tune.losses",
+                "\"length-normalised\" ranks answers; learn = \"instruction\" has none",
+            );
+        }
         Ok(())
     }
 }
@@ -129,6 +145,17 @@ pub enum MixBy {
     Task,
     /// A cluster of tasks; a task that is in none is one of its own.
     Cluster,
+}
+
+/// What is learnt of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Learn {
+    /// Its answer, after what is asked.
+    Answer,
+    /// The instruction, after the instance's own text and the answer. With "unlikelihood" a wrong answer is drawn as well, after
+    /// which the instruction shall be unlikely.
+    Instruction,
 }
 
 /// A loss of T-Few's.

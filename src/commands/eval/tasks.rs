@@ -1,12 +1,12 @@
 //! `sidenote eval tasks`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use super::super::Console;
-use crate::eval::tasks::{Asking, Item, TaskScores, evaluate, read, summary};
+use crate::eval::tasks::{Answered, Asking, Item, TaskScores, evaluate, mean_over_tasks, read, summary};
 use crate::model::WritingModel;
 
 /// More different answers than this are no choices.
@@ -15,7 +15,7 @@ const MOST_CHOICES: usize = 20;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A file has a line of JSON for each item: input, target and, where there are any, choices (or answer_choices), task and
-template. ReCross's files (targets, id) and MMLU's CSV (question, choice0, .., answer) are read too. Items with choices are
+template. ReCross's files (targets, id), MMLU's CSV (question, choice0, .., answer) and pools' folders are read too. Items with choices are
 answered by the likeliest, by its log-probability (sum), that a character, a token, and less what it has by itself (pmi);
 others in writing.
 
@@ -27,7 +27,7 @@ Examples:
 pub struct Args {
     /// The model: a folder, a file, or a name on the Hugging Face hub.
     model: PathBuf,
-    /// Files of items.
+    /// Files of items, or pools' folders. Of several, means over tasks are reported for each.
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     data: Vec<PathBuf>,
     /// An adapter of the model.
@@ -51,6 +51,9 @@ pub struct Args {
     /// Also measure the choices less what they have after N/A in place of the question.
     #[arg(long)]
     calibrate: bool,
+    /// Also measure how likely each choice makes the instruction (Flipped Learning); items say what is their own text (own).
+    #[arg(long)]
+    flipped: bool,
     /// The first items of each task and template only.
     #[arg(long, value_name = "ITEMS")]
     limit: Option<usize>,
@@ -93,6 +96,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         shown: if args.shots.is_empty() { Vec::new() } else { read(&args.shots)? },
         preamble: lines(&args.preamble),
         calibrate: args.calibrate,
+        flipped: args.flipped,
         longest: args.max_question_tokens.max(1),
         max_tokens: args.max_tokens.max(1),
         stop: args.stop.iter().map(lines).collect(),
@@ -108,10 +112,54 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         crate::artefact::write_atomically(out, text.as_bytes())?;
     }
     let tasks = summary(&answered);
-    console.report(
-        &json!({"model": args.model, "adapter": args.adapter, "shots": args.k, "tasks": tasks}),
-        || table(&tasks),
-    )
+    let sets: Vec<Set> = match args.data.len() {
+        1 => Vec::new(),
+        _ => args.data.iter().map(|path| Set::new(path, &items, &answered)).collect(),
+    };
+    let mut report = json!({"model": args.model, "adapter": args.adapter, "shots": args.k, "tasks": tasks});
+    if !sets.is_empty() {
+        report["sets"] = json!(sets);
+    }
+    console.report(&report, || table(&tasks) + &sets_table(&sets))
+}
+
+/// The means over the tasks of one of several files.
+#[derive(serde::Serialize)]
+struct Set<'a> {
+    data: &'a Path,
+    tasks: usize,
+    items: usize,
+    scores: BTreeMap<&'static str, f64>,
+}
+
+impl<'a> Set<'a> {
+    fn new(data: &'a Path, items: &[Item], answered: &[Answered]) -> Self {
+        let own: Vec<Answered> = items
+            .iter()
+            .zip(answered)
+            .filter(|(item, _)| item.path.starts_with(data))
+            .map(|(_, one)| one.clone())
+            .collect();
+        let tasks = summary(&own);
+        Self { data, tasks: tasks.len(), items: own.len(), scores: mean_over_tasks(&tasks) }
+    }
+}
+
+/// A row a file and measure.
+fn sets_table(sets: &[Set]) -> String {
+    let mut text = String::new();
+    for set in sets {
+        text += &format!(
+            "\n{}: {} items of {} tasks, means over tasks\n",
+            set.data.display(),
+            set.items,
+            set.tasks
+        );
+        for (name, mean) in &set.scores {
+            text += &format!("  {name:13} {:7.1}\n", 100.0 * mean);
+        }
+    }
+    text
 }
 
 /// Gives items without choices the different targets of their task and template.

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::csv;
 use crate::error::{Error, Result};
-use crate::pool::Instance;
+use crate::pool::lines::Lines;
+use crate::pool::{self, Instance, UNKNOWN_TASK};
 
 /// An instance, and what a file says of it beside that.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +18,8 @@ pub struct Item {
     pub instance: Instance,
     /// All answers that are right; the target is the first.
     pub references: Vec<String>,
+    /// The part of what is asked that is the example's own, the rest being the template's; where the file says so.
+    pub own: Option<String>,
     /// The example that the instance was made of: under several templates it is the same.
     pub example: String,
     /// The file that it is from.
@@ -53,31 +56,53 @@ impl Item {
     }
 }
 
-/// Reads files of examples: lines of JSON (an [`Instance`] each, with `targets` in place of `target` where several
-/// answers are right, and an `id` that may be ReCross's `task|split|template|#example`), or CSV with MMLU's columns
-/// `question, choice0, .., answer`.
+/// Reads files of examples: lines of JSON, plain, gzip or Zstandard (an [`Instance`] each, with `targets` in place of `target`
+/// where several answers are right, and an `id` that may be ReCross's `task|split|template|#example`), CSV with MMLU's columns
+/// `question, choice0, .., answer`, or folders of pools.
 ///
 /// # Errors
 /// Names the file and line that cannot be used.
 pub fn read(paths: &[PathBuf]) -> Result<Vec<Item>> {
     let mut items = Vec::new();
     for path in paths {
-        let text = fs::read_to_string(path).map_err(Error::io(path))?;
-        let before = items.len();
-        match path.extension().is_some_and(|end| end == "csv") {
-            true => items.extend(csv::read(path, &text)?),
-            false => {
-                for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-                    items.push(of_line(path, number as u64 + 1, line)?);
-                }
-            }
-        }
-        if items.len() == before {
-            return Err(Error::file(path, "holds no examples"));
-        }
+        for_each(path, &mut |item| {
+            items.push(item);
+            Ok(())
+        })?;
     }
     number(&mut items);
     Ok(items)
+}
+
+/// Hands the examples of a file, or of a pool's folder, to `visit` one by one, those without a name unnumbered.
+///
+/// # Errors
+/// What `visit` returns; names the file and line that cannot be used; a file without any.
+pub fn for_each(path: &Path, visit: &mut dyn FnMut(Item) -> Result<()>) -> Result<()> {
+    let mut count = 0;
+    for part in pool::parts(path)? {
+        let mut one = |mut item: Item| {
+            count += 1;
+            // The name of a pool's part is none of a task.
+            if part != path {
+                item.instance.task.get_or_insert_with(|| UNKNOWN_TASK.into());
+            }
+            visit(item)
+        };
+        if part.extension().is_some_and(|end| end == "csv") {
+            let text = fs::read_to_string(&part).map_err(Error::io(&part))?;
+            csv::read(&part, &text)?.into_iter().try_for_each(&mut one)?;
+            continue;
+        }
+        let mut lines = Lines::open(&part)?;
+        while let Some((line, text)) = lines.next()? {
+            one(of_line(&part, line, text)?)?;
+        }
+    }
+    match count {
+        0 => Err(Error::file(path, "holds no examples")),
+        _ => Ok(()),
+    }
 }
 
 fn of_line(path: &Path, line: u64, text: &str) -> Result<Item> {
@@ -87,6 +112,7 @@ fn of_line(path: &Path, line: u64, text: &str) -> Result<Item> {
         Value::String(id) => Some(id.clone()),
         _ => None,
     };
+    let own = value["own"].as_str().map(str::to_string);
     let references = match value.get("targets").cloned() {
         None => Vec::new(),
         Some(all) => {
@@ -115,7 +141,7 @@ fn of_line(path: &Path, line: u64, text: &str) -> Result<Item> {
         return Err(fault(format!("the target {:?} is none of the choices", instance.target)));
     }
     let references = if references.is_empty() { vec![instance.target.clone()] } else { references };
-    Ok(Item { instance, references, example, path: path.into(), line })
+    Ok(Item { instance, references, own, example, path: path.into(), line })
 }
 
 /// Numbers the examples without a name: those of a task that have as many under each template are taken to come in the

@@ -1,10 +1,12 @@
 //! Tasks: which of the given answers a model holds for the likeliest, or what it writes.
 
 mod csv;
+pub mod flipped;
 mod item;
+mod pairs;
 mod tokens;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -12,10 +14,11 @@ use super::metrics;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::WritingModel;
-use crate::model::generate::{Options, Score};
+use crate::model::generate::Options;
 use crate::progress::Progress;
+use pairs::{Pairs, Place, Scores};
 
-pub use item::{Item, read};
+pub use item::{Item, for_each, read};
 pub use tokens::{ModelText, after};
 
 /// How tasks are asked.
@@ -29,6 +32,8 @@ pub struct Asking {
     pub preamble: String,
     /// Whether scores are also calibrated by those of a question without content.
     pub calibrate: bool,
+    /// Whether each choice is also scored by how likely it makes the instruction.
+    pub flipped: bool,
     /// Most tokens of what is asked.
     pub longest: usize,
     /// Most tokens of an answer that is written.
@@ -75,6 +80,9 @@ pub struct Choice {
     /// Its log-probability after a question without content.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub without_content: Option<f64>,
+    /// The instruction's log-probability after the item's own text and it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instruction: Option<f64>,
 }
 
 /// Asks `model` every item. Those with choices are answered by the likeliest one, and right or not by:
@@ -85,7 +93,8 @@ pub struct Choice {
 /// - `pmi`, that less its log-probability after nothing (acc_mutual_info; Holtzman et al. 2021,
 ///   <https://arxiv.org/abs/2104.08315>, equation 2);
 /// - `calibrated`, that less its log-probability after `N/A` in place of the question (Zhao et al. 2021,
-///   <https://arxiv.org/abs/2102.09690>, section 5), where it is asked for.
+///   <https://arxiv.org/abs/2102.09690>, section 5), where it is asked for;
+/// - `flipped`, by the log-probability of the instruction after the item's own text and it ([`flipped`]), where it is asked for.
 ///
 /// Those without are answered in writing, and have `exact_match` and `f1` as SQuAD defines them, `rouge1`, `rouge2` and
 /// `rougeL`, each the best over the right answers.
@@ -99,21 +108,53 @@ pub fn evaluate(
     progress: Progress,
 ) -> Result<Vec<Answered>> {
     let asker = Asker { model, text: ModelText(model), asking };
-    let mut alone = HashMap::new();
-    let task = progress.task("tasks", items.len() as u64, "items");
+    let mut pairs = Pairs::default();
+    let prepared: Vec<Option<Asked>> = items
+        .iter()
+        .map(|item| match item.instance.choices.is_empty() {
+            false => asker.prepare(item, &mut pairs).map(Some).map_err(|e| in_item(item, e)),
+            true => Ok(None),
+        })
+        .collect::<Result<_>>()?;
+    let written = prepared.iter().filter(|asked| asked.is_none()).count();
+    let task = progress.task("tasks", (pairs.len() + written) as u64, "questions");
+    let scores = pairs.score(model, asking.batch, &|count| task.advance(count))?;
     let mut all = Vec::with_capacity(items.len());
-    for item in items {
+    for (item, asked) in items.iter().zip(prepared) {
         if interrupt::requested() {
             return Err(Error::Interrupted(format!("{} of {} items were asked", all.len(), items.len())));
         }
-        let answered = match item.instance.choices.is_empty() {
-            false => asker.choose(item, &mut alone),
-            true => asker.write(item),
-        };
-        all.push(answered.map_err(|e| item.fault(e.to_string()))?);
-        task.advance(1);
+        all.push(match asked {
+            Some(asked) => asker.choose(item, &asked, &scores),
+            None => {
+                let answered = asker.write(item).map_err(|e| in_item(item, e))?;
+                task.advance(1);
+                answered
+            }
+        });
     }
     Ok(all)
+}
+
+/// An error with the item's line, unless it names a line already.
+fn in_item(item: &Item, error: Error) -> Error {
+    match error {
+        Error::Line { .. } => error,
+        other => item.fault(other.to_string()),
+    }
+}
+
+/// Where the scores of an item's choices will be found.
+struct Asked {
+    right: usize,
+    choices: Vec<AskedChoice>,
+}
+
+struct AskedChoice {
+    after_question: Place,
+    alone: Place,
+    without_content: Option<Place>,
+    instruction: Option<Place>,
 }
 
 struct Asker<'a> {
@@ -156,12 +197,8 @@ impl Asker<'_> {
         Ok(asked + input)
     }
 
-    fn score(&self, question: &[u32], answers: &[Vec<u32>]) -> Result<Vec<Score>> {
-        self.model.generator(None).score(question, answers, self.asking.batch)
-    }
-
-    /// Log-probabilities of the choices after `input`.
-    fn scored(&self, input: &str, choices: &[String]) -> Result<(Vec<Score>, Vec<Vec<u32>>)> {
+    /// Adds `choices` after `input`; gives each one's place and tokens.
+    fn add(&self, input: &str, choices: &[String], pairs: &mut Pairs) -> Result<Vec<(Place, Vec<u32>)>> {
         let answers: Vec<Vec<u32>> =
             choices.iter().map(|choice| self.text.answer(input, choice)).collect::<Result<_>>()?;
         if answers.iter().any(Vec::is_empty) {
@@ -170,30 +207,59 @@ impl Asker<'_> {
         let longest = answers.iter().map(Vec::len).max().unwrap_or(0);
         let room = self.text.longest().saturating_sub(longest).max(1);
         let question = self.text.question(input, self.asking.longest.min(room))?;
-        Ok((self.score(&question, &answers)?, answers))
+        Ok(answers.into_iter().map(|answer| (pairs.add(&question, &answer), answer)).collect())
     }
 
-    fn choose(&self, item: &Item, alone: &mut HashMap<Vec<u32>, f64>) -> Result<Answered> {
+    fn prepare(&self, item: &Item, pairs: &mut Pairs) -> Result<Asked> {
         let choices = &item.instance.choices;
         let right = item.right().ok_or_else(|| Error::setting("target", "is none of the choices"))?;
-        let (scores, answers) = self.scored(&self.asked(item, &item.instance.input)?, choices)?;
-        let new: Vec<Vec<u32>> =
-            answers.iter().filter(|answer| !alone.contains_key(*answer)).cloned().collect();
-        if !new.is_empty() {
-            let scored = self.score(&self.text.nothing()?, &new)?;
-            alone.extend(new.into_iter().zip(scored.iter().map(Score::sum)));
-        }
+        let asked = self.add(&self.asked(item, &item.instance.input)?, choices, pairs)?;
+        let nothing = self.text.nothing()?;
         let without_content = match self.asking.calibrate {
-            true => Some(self.scored(&self.asked(item, "N/A")?, choices)?.0),
+            true => Some(self.add(&self.asked(item, "N/A")?, choices, pairs)?),
             false => None,
         };
-        let choices: Vec<Choice> = (0..choices.len())
-            .map(|i| Choice {
-                logprob: scores[i].sum(),
-                tokens: scores[i].tokens.len(),
-                characters: choices[i].chars().count(),
-                alone: alone[&answers[i]],
-                without_content: without_content.as_ref().map(|scores| scores[i].sum()),
+        let instructions = match self.asking.flipped {
+            true => Some(self.add_instruction(item, pairs)?),
+            false => None,
+        };
+        let choice = |(i, (after_question, answer)): (usize, (Place, Vec<u32>))| AskedChoice {
+            after_question,
+            alone: pairs.add(&nothing, &answer),
+            without_content: without_content.as_ref().map(|places| places[i].0),
+            instruction: instructions.as_ref().map(|places| places[i]),
+        };
+        Ok(Asked { right, choices: asked.into_iter().enumerate().map(choice).collect() })
+    }
+
+    /// Adds the instruction after the item's own text and each of the choices.
+    fn add_instruction(&self, item: &Item, pairs: &mut Pairs) -> Result<Vec<Place>> {
+        let (instruction, own) = flipped::parts(item)?;
+        let place = |choice: &String| {
+            let asked = flipped::question(own, choice);
+            let added = self.add(&asked, std::slice::from_ref(&instruction), pairs)?;
+            Ok(added[0].0)
+        };
+        item.instance.choices.iter().map(place).collect()
+    }
+
+    fn choose(&self, item: &Item, asked: &Asked, scores: &Scores) -> Answered {
+        let right = asked.right;
+        let sum = |place: Option<Place>| place.map(|place| scores.get(place).sum());
+        let choices: Vec<Choice> = asked
+            .choices
+            .iter()
+            .zip(&item.instance.choices)
+            .map(|(asked, text)| {
+                let score = scores.get(asked.after_question);
+                Choice {
+                    logprob: score.sum(),
+                    tokens: score.tokens.len(),
+                    characters: text.chars().count(),
+                    alone: scores.get(asked.alone).sum(),
+                    without_content: sum(asked.without_content),
+                    instruction: sum(asked.instruction),
+                }
             })
             .collect();
         let mut measured = BTreeMap::new();
@@ -204,10 +270,13 @@ impl Asker<'_> {
         measure("per_character", &|choice| choice.logprob / choice.characters.max(1) as f64);
         measure("per_token", &|choice| choice.logprob / choice.tokens.max(1) as f64);
         measure("pmi", &|choice| choice.logprob - choice.alone);
-        if without_content.is_some() {
+        if self.asking.calibrate {
             measure("calibrated", &|choice| choice.logprob - choice.without_content.unwrap_or(0.0));
         }
-        Ok(Answered { right: Some(right), choices, ..self.answered(item, measured) })
+        if self.asking.flipped {
+            measure("flipped", &|choice| choice.instruction.unwrap_or(f64::NEG_INFINITY));
+        }
+        Answered { right: Some(right), choices, ..self.answered(item, measured) }
     }
 
     fn write(&self, item: &Item) -> Result<Answered> {
@@ -289,6 +358,15 @@ pub fn summary(answered: &[Answered]) -> Vec<TaskScores> {
         tasks.entry(&one.task).or_default().push(one);
     }
     tasks.into_iter().map(|(task, all)| of_task(task, &all)).collect()
+}
+
+/// The mean of each measure over the tasks that have it, a task counting as one whatever its size.
+pub fn mean_over_tasks(tasks: &[TaskScores]) -> BTreeMap<&'static str, f64> {
+    let mut all: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
+    for (name, spread) in tasks.iter().flat_map(|task| &task.scores) {
+        all.entry(name).or_default().push(spread.mean);
+    }
+    all.into_iter().map(|(name, means)| (name, means.iter().sum::<f64>() / means.len() as f64)).collect()
 }
 
 fn of_task(task: &str, all: &[&Answered]) -> TaskScores {

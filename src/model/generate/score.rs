@@ -40,6 +40,22 @@ impl<M: Autoregressive> Generator<'_, M> {
         self.score_after(&[prompt], &rows, batch)
     }
 
+    /// Scores texts, each after the prompt of the number that it comes with, `batch` at a time. All prompts are read at once.
+    ///
+    /// # Errors
+    /// As of [`score`](Self::score).
+    pub fn score_each(
+        &self,
+        prompts: &[&[u32]],
+        rows: &[(usize, &[u32])],
+        batch: usize,
+    ) -> Result<Vec<Score>> {
+        for (number, prompt) in prompts.iter().enumerate() {
+            self.check_prompt(prompt, number, prompts.len())?;
+        }
+        self.score_after(prompts, rows, batch)
+    }
+
     /// Scores whole texts, `batch` at a time: every token but the first, which nothing comes before.
     ///
     /// # Errors

@@ -1,0 +1,264 @@
+"""Whether training data chosen for a task makes a model better at it than chance does (Stage B), cell by cell.
+
+    python selected.py WORK DATA --base MODEL --sidenote PROGRAM [--methods NAMES] [--cells PATTERN]
+
+WORK and DATA are those of selection.py, which makes the pool and says what it leaves out; DATA also has
+`inst_promptsource_templates`. MODEL is what is tuned, such as SmolLM2-135M-Instruct's GGUF file. Needs jinja2, numpy, pyyaml.
+
+A cell is a target, a method and a seed: the method chooses 1 % of the pool for the target by the target's unlabelled inputs
+(those of selection.py, which are of training sets), an adapter is trained on the choice, and the model is asked the target's
+development set (of FewGLUE's repository) under three of promptsource's prompts, named in TASKS before anything was measured.
+The answer is the choice with the highest log-probability, summed over its tokens. `untuned` is the model as it is. The random
+methods know no target: their adapter is trained once a seed. Every cell has the same steps over the same number of tokens
+(RECIPE), which is less than once through the choice; the seed is that of the adapter, the order, and the methods that draw.
+
+The result is a line of selected.jsonl beside this file, appended as soon as it is there; what is there is not run again. `right` has
+for each prompt a digit for each example. At the end selected.md is written from all lines: accuracies over distinct examples, and
+what each method has over random-balanced, with the interval of a paired bootstrap over examples and seeds.
+
+The machine may be busy: only seconds suffer.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import time
+from functools import partial
+
+import numpy
+from cells import arguments, once, run_cells, sidenote
+from selection import FRACTION, METHODS, build_pool, write_target
+
+UNTUNED, BASELINE = "untuned", "random-balanced"
+# Those whose choice depends on the seed, and on it alone.
+BLIND = ["random", BASELINE]
+DRAWN = [*BLIND, "dsir"]
+SEEDS = [0, 1, 2]
+# A target's file of development examples, its templates, its labels in the templates' order, and the prompts.
+TASKS = {
+    "rte": (
+        "RTE",
+        "rte",
+        ["entailment", "not_entailment"],
+        ["GPT-3 style", "does this imply", "must be true"],
+    ),
+    "cb": (
+        "CB",
+        "cb",
+        ["entailment", "contradiction", "neutral"],
+        ["GPT-3 style", "does this imply", "MNLI crowdsource"],
+    ),
+    "copa": ("COPA", "copa", [0, 1], ["choose", "plausible_alternatives", "C1 or C2? premise, so/because…"]),
+    "wic": ("WiC", "wic", [False, True], ["GPT-3-prompt-with-label", "same_sense", "affirmation_true_or_false"]),
+    "wsc": ("WSC", "wsc.fixed", [False, True], ["GPT-3 Style", "does the pronoun refer to", "the pronoun refers to"]),
+}
+# Examples of a development set that are asked, a fixed draw where there are more.
+EXAMPLES = 250
+# Tokens of a question and of an answer, together 128.
+QUESTION, ANSWER = 104, 24
+RECIPE = {
+    "adapter": {
+        "method": "lora",
+        "rank": 8,
+        "alpha": 16.0,
+        "targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    },
+    "precision": "bf16",
+    "steps": 60,
+    "batch_tokens": 1024,
+    "learning_rate": 1e-3,
+}
+RESAMPLES = 10000
+
+
+def templates(path):
+    """promptsource's templates by name: (jinja, answer choices)."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor("!", lambda loader, _, node: loader.construct_mapping(node, deep=True))
+    with open(path, encoding="utf-8") as file:
+        read = yaml.load(file, Loader)
+    return {one["name"]: (one["jinja"], one["answer_choices"]) for one in read["templates"].values()}
+
+
+def write_items(args, target):
+    """The target's development examples under its prompts."""
+    import jinja2
+
+    folder, name, labels, prompts = TASKS[target]
+    with open(f"{args.data}/eval_fewglue32/{folder}/val.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file if line.strip()]
+    numbers = range(len(rows))
+    if len(rows) > EXAMPLES:
+        numbers = sorted(random.Random(0).sample(numbers, EXAMPLES))
+    known = templates(f"{args.data}/inst_promptsource_templates/super_glue/{name}/templates.yaml")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    path = f"{args.work}/{target}.items.jsonl"
+    with open(path, "w", encoding="utf-8") as out:
+        for prompt in prompts:
+            text, answers = (environment.from_string(part) for part in known[prompt])
+            for number in numbers:
+                row = dict(rows[number])
+                # WSC's spans are in an object of their own.
+                row.update(row["target"] if isinstance(row.get("target"), dict) else {})
+                row["label"] = labels.index(row["label"])
+                choices = [choice.strip() for choice in answers.render(row).split("|||")]
+                asked, right = text.render({**row, "answer_choices": choices}).split("|||")
+                item = {"id": f"{target}|validation|{prompt}|#{number}", "input": asked.strip(), "target": right.strip()}
+                out.write(json.dumps({**item, "choices": choices}, ensure_ascii=False) + "\n")
+    return path
+
+
+def choose(args, target, method, seed):
+    """The file with the rows that a method chooses."""
+    pool = once(f"{args.work}/pool.json", partial(build_pool, args))
+    examples, _ = write_target(args, target)
+    out = f"{args.work}/{target}.{method}.{f'{seed}.' if method in DRAWN else ''}chosen.jsonl"
+    if not os.path.exists(out):
+        options = [] if method in (*DRAWN, "bm25") else ["--vectors", "vectors"]
+        n = round(FRACTION * pool["kept"])
+        sidenote(args, "select", "pool", "--method", method, "--target", examples, "-n", n, "--out", out, "--seed", seed, *options)
+    return out
+
+
+def tune(args, target, method, seed):
+    """The adapter's folder, and what its training measured last."""
+    out = f"{args.work}/tuned/{'any' if method in BLIND else target}.{method}.{seed}"
+    if not os.path.exists(f"{out}/model"):
+        os.makedirs(os.path.dirname(out), exist_ok=True)
+        adapter = "\n".join(f"{name} = {json.dumps(value)}" for name, value in RECIPE["adapter"].items())
+        steps = RECIPE["steps"]
+        with open(f"{out}.toml", "w", encoding="utf-8") as file:
+            file.write(
+                f'kind = "tune"\nout = "{out}"\nbase = "{args.base}"\n[tune]\ndata = ["{choose(args, target, method, seed)}"]\n'
+                f"max_question_tokens = {QUESTION}\nmax_answer_tokens = {ANSWER}\n[adapter]\n{adapter}\n[training]\nseed = {seed}\n"
+                f'steps = {steps}\nwarmup_steps = {steps // 10}\nschedule = "linear"\nbatch_tokens = {RECIPE["batch_tokens"]}\n'
+                f'precision = "{RECIPE["precision"]}"\n'
+                f"learning_rate = {RECIPE['learning_rate']}\nweight_decay = 0.0\nevaluate_every = {steps}\n"
+                f"checkpoint_every = {steps}\n"
+            )
+        resume = ["--resume"] if os.path.exists(out) else []
+        sidenote(args, "train", f"{out}.toml", *resume)
+    with open(f"{out}/metrics.jsonl") as file:
+        return f"{out}/model", json.loads(file.readlines()[-1])
+
+
+def measure(args, target, method, seed):
+    items, answers = write_items(args, target), f"{args.work}/{target}.{method}.{seed}.answers.jsonl"
+    options, learnt = [], {}
+    if method != UNTUNED:
+        adapter, last = tune(args, target, method, seed)
+        options = ["--adapter", adapter]
+        learnt = {"tuning_seconds": round(last["seconds"]), "targets": last["tokens"], "loss": round(last["loss"], 4)}
+    begun = time.monotonic()
+    command = ["eval", "tasks", args.base, "--data", items, "--out", answers, "--max-question-tokens", QUESTION + ANSWER]
+    (found,) = sidenote(args, *command, *options)["tasks"]
+    right = {}
+    with open(answers, encoding="utf-8") as file:
+        for line in map(json.loads, file):
+            right[line["template"]] = right.get(line["template"], "") + str(int(line["scores"]["sum"]))
+    spread = found["scores"]["sum"]
+    return {
+        **{name: round(spread[name], 4) for name in ("mean", "median", "lowest", "highest")},
+        **{name: round(found["scores"][name]["mean"], 4) for name in ("per_token", "pmi")},
+        "examples": found["examples"],
+        **learnt,
+        "asking_seconds": round(time.monotonic() - begun),
+        "right": right,
+    }
+
+
+def by_example(line):
+    """The share of prompts under which each example was answered rightly."""
+    return [statistics.fmean(map(int, digits)) for digits in zip(*line["right"].values())]
+
+
+def difference(cells, method, targets):
+    """What `method` has over the baseline, mean over targets, with the middle 95 % of a bootstrap over seeds and examples;
+    nothing where no target has both."""
+    pairs = {}
+    for target in targets:
+        for seed in SEEDS:
+            mine = cells.get((target, method, 0 if method == UNTUNED else seed))
+            other = cells.get((target, BASELINE, seed))
+            if mine and other:
+                differences = [a - b for a, b in zip(by_example(mine), by_example(other))]
+                pairs.setdefault(target, {})[seed] = differences
+    if not pairs:
+        return None
+    chance = numpy.random.default_rng(0)
+    whole, means = 0.0, numpy.zeros(RESAMPLES)
+    for seeds in pairs.values():
+        each = numpy.array(list(seeds.values()))
+        counts = [chance.multinomial(size, numpy.full(size, 1 / size), RESAMPLES) / size for size in each.shape]
+        whole += each.mean() / len(pairs)
+        means += ((counts[0] @ each) * counts[1]).sum(1) / len(pairs)
+    return whole, *numpy.percentile(means, [2.5, 97.5]), len(pairs)
+
+
+def table(lines):
+    cells = {(line["target"], line["method"], line["seed"]): line for line in lines}
+    methods = list(dict.fromkeys([UNTUNED, *METHODS, *(line["method"] for line in lines)]))
+    methods = [method for method in methods if any(line["method"] == method for line in lines)]
+    sizes = {line["target"]: line["examples"] for line in lines}
+    recipe = f"{RECIPE['steps']} steps of {RECIPE['batch_tokens']} tokens at a rate of {RECIPE['learning_rate']:g}"
+    text = [
+        f"Written by `selected.py`, whose head says how. {RECIPE['adapter']['method'].upper()} of rank {RECIPE['adapter']['rank']}, {recipe}.",
+        "",
+        "Accuracy in percent over distinct examples, mean over prompts (lowest and highest prompt) and seeds (how many):",
+        "",
+        "| | " + " | ".join(f"{target} ({sizes[target]})" for target in TASKS if target in sizes) + " |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    for method in methods:
+        row = []
+        for target in (target for target in TASKS if target in sizes):
+            mine = [line for line in lines if (line["target"], line["method"]) == (target, method)]
+            mean, low, high = (statistics.fmean(line[name] for line in mine) * 100 if mine else 0 for name in ("mean", "lowest", "highest"))
+            row.append(f"{mean:.1f} ({low:.1f}-{high:.1f}; {len(mine)})" if mine else "")
+        text.append(f"| {method} | " + " | ".join(row) + " |")
+    text += [
+        "",
+        f"What each has over {BASELINE}, in points, over the targets and seeds that have both; in brackets the middle 95 % of "
+        f"{RESAMPLES} paired resamples of examples and seeds:",
+        "",
+        "| | mean over targets | targets | " + " | ".join(target for target in TASKS if target in sizes) + " |",
+        "|---|---|---|" + "---|" * len(sizes),
+    ]
+
+    def points(found):
+        return f"{100 * found[0]:+.1f} [{100 * found[1]:+.1f}, {100 * found[2]:+.1f}]" if found else ""
+
+    for method in methods:
+        found = difference(cells, method, TASKS)
+        if found and method != BASELINE:
+            each = [points(difference(cells, method, [target])) for target in TASKS if target in sizes]
+            text.append(f"| {method} | {points(found)} | {found[3]} | " + " | ".join(each) + " |")
+    return "\n".join(text) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work")
+    parser.add_argument("data")
+    parser.add_argument("--base", required=True, help="the model that is tuned")
+    parser.add_argument("--methods", help="methods of `sidenote select` with commas between; those of selection.py otherwise")
+    args = arguments(parser, "work", "data", "base")
+    methods = [UNTUNED, *(args.methods.split(",") if args.methods else METHODS)]
+    cells = [
+        (f"{target}-{method}-{seed}", (target, method, seed), partial(measure, args, target, method, seed))
+        for seed in SEEDS
+        for target in TASKS
+        for method in methods
+        if method != UNTUNED or seed == SEEDS[0]
+    ]
+    run_cells("selected", args.cells, cells, ["target", "method", "seed"], table)
+
+
+if __name__ == "__main__":
+    main()
