@@ -19,7 +19,7 @@ shift 5
 python=$work/venv/bin/python
 [ -x "$python" ] || python3 -m venv "$work/venv"
 "$python" -m pip install --quiet --disable-pip-version-check torch==2.15.0 transformers==5.24.0 \
-    sentence-transformers==6.2.0 faiss-cpu==1.15.1 gguf
+    sentence-transformers==6.2.0 faiss-cpu==1.15.1 gguf accelerate
 
 manifest=$here/../../Cargo.toml
 cargo build --quiet --release --manifest-path "$manifest" --bin sidenote --example ask_peer --example encode_peer

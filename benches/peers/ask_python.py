@@ -16,7 +16,7 @@ import time
 import faiss
 import numpy
 
-SHOWN_BREADTH = 64
+LISTS_READ = 64
 
 
 def peak():
@@ -68,7 +68,7 @@ def ask(encoder, corpus, path, reader, passages, tokens, threads):
     faiss.omp_set_num_threads(int(threads))
     texts = documents(corpus)
     index = faiss.read_index(path)
-    index.nprobe = SHOWN_BREADTH
+    index.nprobe = LISTS_READ
     encode = encoder_of(encoder, threads).encode
     place = {"gguf_file": os.path.basename(reader)}
     tokenizer = AutoTokenizer.from_pretrained(os.path.dirname(reader), **place)
