@@ -195,7 +195,7 @@ fn an_index_is_encoded_again_when_the_schedule_says() {
 fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
     let place = workplace();
     let dir = place.path();
-    let settings = "--set atlas.refresh=3 --set atlas.rerank=5 --set training.steps=24 --set training.checkpoint_every=2";
+    let settings = "--set atlas.refresh=3 --set atlas.refresh_lag=2 --set atlas.rerank=5 --set training.steps=24 --set training.checkpoint_every=2";
     succeed(dir, &format!("train atlas.toml {settings} --set out=whole"));
     let command = format!("train atlas.toml {settings} --set out=broken --resume");
     let mut kills = 0;
@@ -257,6 +257,7 @@ fn what_cannot_be_is_refused_by_name() {
         ("atlas.batch=100", &["atlas.batch", "12"]),
         ("atlas.rerank=2", &["atlas.rerank"]),
         ("atlas.refresh=often", &["often", "schedule"]),
+        ("atlas.refresh_lag=2", &["atlas.refresh_lag", "give refresh"]),
         ("atlas.loss=guess", &["guess"]),
         ("atlas.target_temperature=0", &["atlas.target_temperature"]),
         ("atlas.query_side=true --set atlas.refresh=2", &["atlas.query_side"]),

@@ -48,7 +48,7 @@ def run_cells(study, pattern, cells, key, table):
     STUDY.jsonl has no line yet, and writes `table` of all lines to STUDY.md."""
     results = os.path.join(HERE, f"{study}.jsonl")
     lines = [json.loads(line) for line in open(results)] if os.path.exists(results) else []
-    there = {tuple(line[name] for name in key) for line in lines}
+    there = {tuple(line.get(name) for name in key) for line in lines}
     for name, values, measure in cells:
         if values in there or not fnmatch.fnmatch(name, pattern):
             continue

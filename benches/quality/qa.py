@@ -1,98 +1,92 @@
 """Open questions over Simple English Wikipedia: what can be found in it, and what a reader makes of it, cell by cell.
 
-    python qa.py WORK SIMPLEWIKI QUESTIONS --sidenote PROGRAM [--reader MODEL] [--encoder FOLDER] [--cells PATTERN]
+    python qa.py WORK SIMPLEWIKI QUESTIONS --sidenote PROGRAM [--reader MODEL] [--encoder FOLDER] [--seeds 1] [--cells PATTERN]
 
 SIMPLEWIKI is a folder with train-*.jsonl, valid.jsonl and test.jsonl ({"id", "title", "text"} a line), of which all is
 indexed in passages of about 100 words. QUESTIONS has the folders oqa_nq_open, oqa_webquestions, oqa_squad_open and
-oqa_curatedtrec; of each test set SAMPLE questions are drawn with a fixed seed, and of these readers get the first READ.
-MODEL is a reader (such as SmolLM2-135M-Instruct.Q4_1.gguf), FOLDER an encoder (such as all-MiniLM-L6-v2) beside the one in the
-program; cells that need one which is not given are left out.
+oqa_curatedtrec; of each test set SAMPLE questions are drawn with a fixed seed, and of these readers get the first READ
+(qa_data.py). MODEL is a reader (such as SmolLM2-135M-Instruct.Q4_1.gguf), FOLDER an encoder (such as all-MiniLM-L6-v2)
+beside the one in the program; cells that need one which is not given are left out.
 
     ceiling                  in how many questions any article of the corpus holds an answer
-    retrieve-R               whether one of the first 1, 5, 20, 100 passages does; R is bm25, static (the encoder in the
-                             program), hybrid (both, by reciprocal rank), minilm or minilm-hybrid
+    retrieve-R               whether one of the first 1, 5, 20, 100 passages does
     quoting-R                the default reader, which quotes a sentence, over the first 5 passages
     closed-book              MODEL without passages
     untrained-R              MODEL as it is, over the first 3 passages
+    reader-R                 MODEL after all its weights were trained on SHOTS examples with the first 3 passages; R stays
+    joint-LOSS-R             the same while R learns from it by pdist, emdr2, adist or loop; the index is then encoded again
+    query-side-R             the same by pdist, while only the queries' encoder learns
+
+R is bm25, static (the encoder in the program), hybrid (both, by reciprocal rank), minilm (FOLDER), minilm-hybrid; or one of
+these over the pool (pool-bm25, ...): the passages that bm25 and static find first for the questions that readers get and for
+the examples, POOL each. An index that is encoded again for every cell has to be small here. What is trained is trained on
+all four sets at once, for each of SEEDS seeds, and asked each set's questions.
 
 CuratedTREC's answers are regular expressions, and looked for as such; the others' are compared as SQuAD's script does it.
-A cell is one of these on one set of questions. Its result is a line of qa.jsonl beside this file, appended as soon as it is
-there; what is there is not run again. At the end qa.md is written from all lines. Needs Python only.
+A cell is one of these on one set of questions, with one seed where something is trained. Its result is a line of qa.jsonl
+beside this file, appended as soon as it is there; what is there is not run again. At the end qa.md is written from all lines
+(qa_table.py). Needs Python only.
 """
 
 import argparse
 import glob
 import json
 import os
-import random
-import re
-import string
+import time
 from functools import partial
 
-from cells import arguments, run_cells, sidenote
+from cells import arguments, once, run_cells, sidenote
+from qa_data import READ, SAMPLE, SETS, lessons, normalise, questions, write
+from qa_table import AT, table
 
-SETS = {
-    "nq": "oqa_nq_open/NQ-open.dev.jsonl",
-    "webquestions": "oqa_webquestions/dpr.wq.test.jsonl",
-    "squad": "oqa_squad_open/dpr.squad.test.jsonl",
-    "trec": "oqa_curatedtrec/dpr.curated.test.jsonl",
-}
-SAMPLE, READ = 500, 100
-AT = [1, 5, 20, 100]
 PASSAGE_TOKENS = 160
+# Passages that a model reads, most tokens that it writes, and passages of each ranking that go into the pool for a question.
+PASSAGES, ANSWER_TOKENS, POOL = 3, 16, 10
+# Where it looks, with which encoder's vectors, and what ranks.
 RETRIEVERS = {
-    "bm25": ("default", "words"),
-    "static": ("default", "vectors"),
-    "hybrid": ("default", "hybrid"),
-    "minilm": ("encoder", "vectors"),
-    "minilm-hybrid": ("encoder", "hybrid"),
+    "bm25": ("wiki", "default", "words"),
+    "static": ("wiki", "default", "vectors"),
+    "hybrid": ("wiki", "default", "hybrid"),
+    "minilm": ("wiki", "encoder", "vectors"),
+    "minilm-hybrid": ("wiki", "encoder", "hybrid"),
+    "pool-bm25": ("pool", "encoder", "words"),
+    "pool-minilm": ("pool", "encoder", "vectors"),
+    "pool-minilm-hybrid": ("pool", "encoder", "hybrid"),
 }
+LEARNING = [*(f"joint-{loss}" for loss in ("pdist", "emdr2", "adist", "loop")), "query-side"]
 CELLS = [
     "ceiling",
     *(f"retrieve-{name}" for name in RETRIEVERS),
-    *(f"quoting-{name}" for name in RETRIEVERS),
+    *(f"quoting-{name}" for name in RETRIEVERS if not name.startswith("pool")),
     "closed-book",
     *(f"untrained-{name}" for name in RETRIEVERS),
+    *(f"reader-{name}" for name in RETRIEVERS),
+    *(f"{stage}-{name}" for name in ("pool-minilm", "minilm") for stage in LEARNING),
 ]
-
-
-def normalise(text):
-    """As the official script of SQuAD does it."""
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", text).split()
-
-
-class Answers:
-    """What counts as an answer to one question."""
-
-    def __init__(self, answers, patterns):
-        self.patterns = [re.compile(a, re.IGNORECASE) for a in answers] if patterns else None
-        self.words = [] if patterns else [words for words in map(normalise, answers) if words]
-
-    def held(self, text):
-        if self.patterns:
-            return any(pattern.search(text) for pattern in self.patterns)
-        words = normalise(text)
-        return any(words[i : i + len(a)] == a for a in self.words for i in range(len(words) - len(a) + 1))
-
-    def exact(self, said):
-        if self.patterns:
-            return any(pattern.fullmatch(said.strip()) for pattern in self.patterns)
-        return normalise(said) in self.words
-
-
-def questions(args, name):
-    """The sample of a set: its file in the form of `eval qa`, and its answers."""
-    with open(os.path.join(args.questions, SETS[name]), encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
-    random.Random(0).shuffle(lines)
-    lines = lines[:SAMPLE]
-    path = os.path.join(args.work, f"{name}.jsonl")
-    with open(path, "w", encoding="utf-8") as out:
-        for number, line in enumerate(lines):
-            record = {"id": f"{name}-{number}", "question": line["question"], "answers": line["answer"]}
-            out.write(json.dumps(record, ensure_ascii=False) + "\n")
-    return path, [Answers(line["answer"], name == "trec") for line in lines]
+TRAINED = ("reader-", "joint-", "query-side-")
+# 64 examples once: steps of 4 questions.
+TRAINING = """
+kind = "atlas"
+out = {out}
+base = {base}
+index = {index}
+examples = {examples}
+[atlas]
+passages = {passages}
+batch = 4
+target_tokens = {tokens}
+{retriever}
+[atlas.templates]
+answer_tokens = {tokens}
+[training]
+steps = 16
+learning_rate = 1e-4
+warmup_steps = 2
+schedule = "linear"
+evaluate_every = 1000
+checkpoint_every = 1000
+seed = {seed}
+"""
 
 
 def articles(args):
@@ -123,95 +117,142 @@ def ceiling(args, name):
     return {"questions": len(answers), "answerable": 1 - len(missing) / len(answers)}
 
 
-def index(args, encoder):
-    folder = os.path.join(args.work, f"index-{encoder}")
+def index(args, corpus, encoder):
+    """The index of a corpus by an encoder, made when it is first asked for."""
+    folder = os.path.join(args.work, f"index-{encoder}" if corpus == "wiki" else f"index-{corpus}-{encoder}")
     if not os.path.exists(os.path.join(folder, "manifest.json")):
         options = ["--encoder", args.encoder] if encoder == "encoder" else []
-        sidenote(args, "index", "build", *sorted(glob.glob(f"{args.simplewiki}/*.jsonl")), "--chunk-tokens", PASSAGE_TOKENS,
-            "--out", folder, "--resume", *options)  # fmt: skip
+        files = [pool(args)] if corpus == "pool" else sorted(glob.glob(f"{args.simplewiki}/*.jsonl"))
+        # A passage of the pool ends with its sentence, which may be behind the end of its chunk.
+        tokens = 2 * PASSAGE_TOKENS if corpus == "pool" else PASSAGE_TOKENS
+        sidenote(args, "index", "build", *files, "--chunk-tokens", tokens, "--out", folder, "--resume", *options)
     return folder
 
 
-def ask(args, name, count, *options):
-    """What `eval qa` says of the first `count` questions: lines of Atlas's form, and the summary."""
+def ask(args, path, answers, *options):
+    """What `eval qa` says of the questions in `path`, each with its answers, and the summary."""
     out = os.path.join(args.work, "answers.jsonl")
-    path, answers = questions(args, name)
-    summary = sidenote(args, "eval", "qa", *options, "--data", path, "--limit", count, "--out", out)
+    summary = sidenote(args, "eval", "qa", *options, "--data", path, "--limit", len(answers), "--out", out)
     with open(out, encoding="utf-8") as lines:
         return list(zip(map(json.loads, lines), answers)), summary
 
 
+def pool(args):
+    """The passages that either ranking finds first for what readers are asked and learn from, as documents."""
+    path = os.path.join(args.work, "pool.jsonl")
+    if os.path.exists(path):
+        return path
+    found = {}
+    files = [(questions(args, name)[0], READ) for name in SETS] + [(lessons(args), 10**6)]
+    for file, most in files:
+        with open(file, encoding="utf-8") as lines:
+            count = min(most, sum(1 for _ in lines))
+        for retriever in ("bm25", "static"):
+            corpus, encoder, ranking = RETRIEVERS[retriever]
+            said, _ = ask(args, file, [None] * count, "default", "--index", index(args, corpus, encoder),
+                "--ranking", ranking, "--mode", "retrieve-only", "-k", POOL)  # fmt: skip
+            for passage in (p for line, _ in said for p in line["passages"]):
+                found[passage["id"], passage["text"]] = passage["title"]
+    records = [{"id": f"{id}#{i}", "title": title, "text": text} for i, ((id, text), title) in enumerate(sorted(found.items()))]
+    return write(path, records)
+
+
+def recalls(said):
+    held = [[wanted.held(p["title"] + "\n" + p["text"]) for p in line["passages"]] for line, wanted in said]
+    most = max(map(len, held))
+    return {f"recall_at_{n}": sum(any(row[:n]) for row in held) / len(held) for n in AT if n <= most}
+
+
 def retrieve(args, name, retriever):
-    encoder, ranking = RETRIEVERS[retriever]
-    found, _ = ask(args, name, SAMPLE, "default", "--index", index(args, encoder), "--ranking", ranking, "--mode", "retrieve-only",
-        "-k", max(AT))  # fmt: skip
-    held = [[wanted.held(p["title"] + "\n" + p["text"]) for p in line["passages"]] for line, wanted in found]
-    return {"questions": len(held), **{f"recall_at_{n}": sum(any(row[:n]) for row in held) / len(held) for n in AT}}
+    corpus, encoder, ranking = RETRIEVERS[retriever]
+    path, answers = questions(args, name)
+    # The pool is of the questions that readers get.
+    answers = answers[: READ if corpus == "pool" else SAMPLE]
+    said, _ = ask(args, path, answers, "default", "--index", index(args, corpus, encoder), "--ranking", ranking, "--mode",
+        "retrieve-only", "-k", max(AT))  # fmt: skip
+    return {"questions": len(said), **recalls(said)}
 
 
-def read(args, name, model, retriever=None, passages=0):
-    options = ["--mode", "closed-book"]
-    if retriever:
-        encoder, ranking = RETRIEVERS[retriever]
-        options = ["--index", index(args, encoder), "--ranking", ranking, "-k", passages]
-    count = SAMPLE if model == "default" else READ
-    said, summary = ask(args, name, count, model, *options)
+def read(args, name, model, *options):
+    """What `model` answers; with what was found for it, where something was."""
+    path, answers = questions(args, name)
+    answers = answers[: SAMPLE if model == "default" else READ]
+    said, summary = ask(args, path, answers, model, "--max-tokens", ANSWER_TOKENS, *options)
     exact = [int(wanted.exact(line["generation"])) for line, wanted in said]
     return {
         "questions": len(exact),
         "exact_match": sum(exact) / len(exact),
         "f1": None if name == "trec" else summary["f1"],
         "holds_answer": sum(wanted.held(line["generation"]) for line, wanted in said) / len(exact),
+        "read_holds_answer": sum(any(wanted.held(p["title"] + "\n" + p["text"]) for p in line["passages"]) for line, wanted in said) / len(exact),
         "questions_per_second": round(summary["questions_per_second"], 3),
         "exact": exact,
-    }
+        "f1s": None if name == "trec" else [round(line["scores"]["f1"], 3) for line, _ in said],
+    }  # fmt: skip
 
 
-def measure(args, cell, name):
-    kind, _, retriever = cell.partition("-")
+def retrieving(args, retriever, passages, folder=None):
+    corpus, encoder, ranking = RETRIEVERS[retriever]
+    return ["--index", folder or index(args, corpus, encoder), "--ranking", ranking, "-k", passages]
+
+
+def train(args, stage, retriever, seed):
+    """A run of `stage`, once for all sets: its folder, and what it reported."""
+    corpus, encoder, ranking = RETRIEVERS[retriever]
+    run = os.path.join(args.work, "runs", f"{stage}-{retriever}-{seed}")
+    learns = {
+        "reader": f'ranking = "{ranking}"',
+        "query-side": 'loss = "pdist"\nquery_side = true',
+    }.get(stage, f'loss = "{stage.removeprefix("joint-")}"\nrerank = {3 * PASSAGES}')
+
+    def through():
+        os.makedirs(os.path.dirname(run), exist_ok=True)
+        quoted = {"out": run, "base": args.reader, "index": index(args, corpus, encoder), "examples": lessons(args)}
+        with open(f"{run}.toml", "w", encoding="utf-8") as out:
+            out.write(TRAINING.format(**{key: json.dumps(value) for key, value in quoted.items()}, passages=PASSAGES,
+                tokens=ANSWER_TOKENS, retriever=learns, seed=seed))  # fmt: skip
+        return sidenote(args, "train", f"{run}.toml", "--resume")
+
+    return run, once(f"{run}.json", through)
+
+
+def trained(args, name, stage, retriever, seed):
+    run, report = train(args, stage, retriever, seed)
+    corpus, encoder, _ = RETRIEVERS[retriever]
+    folder = index(args, corpus, encoder)
+    if stage.startswith("joint-"):
+        given, folder = folder, f"{run}-index"
+        encode = lambda: sidenote(args, "index", "encode", given, "--encoder", f"{run}/model/retriever", "--out", folder)
+        once(f"{run}-index.json", encode)
+    model = f"{run}/model"
+    result = read(args, name, model, *retrieving(args, retriever, PASSAGES, folder))
+    if stage != "reader":
+        path, answers = questions(args, name)
+        found, _ = ask(args, path, answers[:READ], model, "--mode", "retrieve-only", *retrieving(args, retriever, 20, folder))
+        result.update(recalls(found))
+    return {**result, "train_seconds": round(report["seconds"], 1), "train_loss": report["loss"]}
+
+
+def measure(args, cell, name, seed):
     if cell == "ceiling":
         return ceiling(args, name)
     if cell == "closed-book":
-        return read(args, name, args.reader)
-    if kind == "retrieve":
+        return read(args, name, args.reader, "--mode", "closed-book")
+    stage = next((stage for stage in LEARNING if cell.startswith(f"{stage}-")), cell.partition("-")[0])
+    retriever = cell.removeprefix(f"{stage}-")
+    if stage == "retrieve":
         return retrieve(args, name, retriever)
-    if kind == "quoting":
-        return read(args, name, "default", retriever, 5)
-    return read(args, name, args.reader, retriever, 3)
+    if stage == "quoting":
+        return read(args, name, "default", *retrieving(args, retriever, 5))
+    if stage == "untrained":
+        return read(args, name, args.reader, *retrieving(args, retriever, PASSAGES))
+    return trained(args, name, stage, retriever, seed)
 
 
-def interval(ours, theirs):
-    """The difference of two means over the same questions, in points, with a 95 % bootstrap interval."""
-    rng, n = random.Random(0), len(ours)
-    apart = [a - b for a, b in zip(ours, theirs)]
-    means = sorted(sum(rng.choices(apart, k=n)) / n for _ in range(2000))
-    return f"{100 * sum(apart) / n:+.1f} ({100 * means[50]:+.1f} to {100 * means[1949]:+.1f})"
-
-
-def table(lines):
-    by = {(line["cell"], line["set"]): line for line in lines}
-    head = lambda *names: ["| | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
-    show = lambda cell, value: [value(by[cell, name]) if (cell, name) in by else "-" for name in SETS]
-    row = lambda name, values: f"| {name} | " + " | ".join(values) + " |"
-    counts = ", ".join(f"{name} {by['ceiling', name]['questions']}" for name in SETS if ("ceiling", name) in by)
-    rows = ["# Open questions over Simple English Wikipedia\n", f"Made by `benches/quality/qa.py` (see there). Questions: {counts}.\n"]
-    rows += ["## What can be found\n", "An article of the corpus holds an answer; one of the first 1 / 5 / 20 / 100 passages does.\n"]
-    rows += head(*SETS) + [row("ceiling", show("ceiling", lambda line: f"{line['answerable']:.3f}"))]
-    found = lambda line: " / ".join(f"{line[f'recall_at_{n}']:.3f}" for n in AT)
-    rows += [row(c.removeprefix("retrieve-"), show(c, found)) for c in CELLS if c.startswith("retrieve-") and any((c, s) in by for s in SETS)]
-    rows += ["\n## What is answered\n", "Exact match / F1 / the answer holds a right one. Quoting answers with a sentence, so that it matches exactly by chance "
-        "only.\n"]  # fmt: skip
-    rows += head(*SETS)
-    said = lambda line: f"{line['exact_match']:.3f} / " + ("-" if line["f1"] is None else f"{line['f1']:.3f}") + f" / {line['holds_answer']:.3f}"
-    readers = [c for c in CELLS if not c.startswith(("retrieve-", "ceiling")) and any((c, s) in by for s in SETS)]
-    rows += [row(c, show(c, said)) for c in readers]
-    base = [s for s in SETS if ("untrained-bm25", s) in by]
-    others = [c for c in readers if c.startswith(("untrained-", "closed")) and c != "untrained-bm25" and all((c, s) in by for s in base)]
-    if base and others:
-        rows += ["\nExact match beside the same reader with BM25, in points over all sets' questions, with a 95 % bootstrap interval:\n"]
-        together = lambda cell: [x for s in base for x in by[cell, s]["exact"]]
-        rows += [f"- {c}: {interval(together(c), together('untrained-bm25'))}" for c in others]
-    return "\n".join(rows) + "\n"
+def timed(*call):
+    clock = time.monotonic()
+    result = measure(*call)
+    return {**result, "seconds": round(time.monotonic() - clock, 1)}
 
 
 def main():
@@ -221,11 +262,17 @@ def main():
     parser.add_argument("questions")
     parser.add_argument("--reader", help="a model that reads")
     parser.add_argument("--encoder", help="an encoder beside the program's own")
+    parser.add_argument("--seeds", type=int, default=1, help="of what is trained")
     args = arguments(parser, "work", "simplewiki", "questions", "reader", "encoder")
-    needs = lambda cell: ("reader" if cell.startswith(("closed", "untrained")) else None, "encoder" if "minilm" in cell else None)
+    needs = lambda cell: ("reader" if cell.startswith(("closed", "untrained", *TRAINED)) else None,
+        "encoder" if "minilm" in cell or "pool" in cell else None)  # fmt: skip
     possible = [cell for cell in CELLS if all(need is None or getattr(args, need) for need in needs(cell))]
-    cells = [(f"{cell}-{name}", (cell, name), partial(measure, args, cell, name)) for cell in possible for name in SETS]
-    run_cells("qa", args.cells, cells, ["cell", "set"], table)
+    cells = []
+    for cell in possible:
+        for seed in range(args.seeds) if cell.startswith(TRAINED) else [None]:
+            shown = "" if seed is None else f"-{seed}"
+            cells += [(f"{cell}-{name}{shown}", (cell, name, seed), partial(timed, args, cell, name, seed)) for name in SETS]
+    run_cells("qa", args.cells, cells, ["cell", "set", "seed"], lambda lines: table(lines, CELLS))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,10 @@ impl Generative<'_> {
 
     /// A conversation in which the answer is the model's turn.
     fn conversation(&self, chat: &ChatTemplate, question: &str, sources: &[Source<'_>]) -> Result<Vec<u32>> {
-        let mut content = String::from("Answer the question in a few words, from these passages.\n\n");
+        let mut content = String::from(match sources.is_empty() {
+            true => "Answer the question in a few words.\n\n",
+            false => "Answer the question in a few words, from these passages.\n\n",
+        });
         for source in sources {
             content += &format!("{}: {}\n\n", source.title, one_line(source.text));
         }

@@ -9,7 +9,7 @@ use super::calibration::Judged;
 use super::multiple_choice::{Permutations, debiased, ordered};
 use super::{Example, GivenPassage};
 use crate::error::{Error, Result};
-use crate::eval::metrics::{best, exact_match, f1, holds, rouge};
+use crate::eval::metrics::{best, exact_match, f1, holds, page_recall, r_precision, rouge};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::reader::{Reader, Source, widened};
@@ -98,7 +98,9 @@ pub struct Summary {
     /// Passages a question.
     pub k: usize,
     /// Means by the name of the measure, each over the questions that have it: exact_match, f1, rouge_l, accuracy,
-    /// recall_at_N, cited (how many answers cite a passage), attribution (of those, how many cite one that holds a right answer).
+    /// recall_at_N, cited (how many answers cite a passage), attribution (of those, how many cite one that holds a right answer);
+    /// where the evidence is known, KILT's r_precision, page_recall_at_N, and kilt_exact_match, kilt_f1 and kilt_rouge_l, which
+    /// count an answer only if R-precision is 1.
     #[serde(flatten)]
     pub means: Map<String, Value>,
     /// Questions a second.
@@ -130,7 +132,11 @@ pub fn evaluate(
         }
         let passages = passages_of(retriever, example, options)?;
         let line = match (options.mode, reader) {
-            (Mode::RetrieveOnly, _) => Line::unread(example, passages),
+            (Mode::RetrieveOnly, _) => {
+                let mut line = Line::unread(example, passages);
+                line.provenance(example);
+                line
+            }
             (_, Some(reader)) => ask(reader, example, passages, options)?,
             (_, None) => return Err(Error::setting("model", "give a reader, or only retrieve")),
         };
@@ -210,6 +216,7 @@ fn ask(
         }
         line.passages = passages;
         line.recall(example);
+        line.provenance(example);
         return Ok(line);
     }
     // Options in each order are a question of its own; other choices are asked as they are.
@@ -283,6 +290,31 @@ impl Line {
         }
     }
 
+    /// Whether the right documents were found, each counted where its first passage stands, and what the answer is worth by that.
+    fn provenance(&mut self, example: &Example) {
+        if example.evidence.is_empty() {
+            return;
+        }
+        let mut pages: Vec<&str> = Vec::new();
+        for passage in &self.passages {
+            if !pages.contains(&passage.id.as_str()) {
+                pages.push(&passage.id);
+            }
+        }
+        let precision = r_precision(&example.evidence, &pages);
+        let recalls = RECALLS.into_iter().filter(|n| *n <= self.passages.len());
+        let mut scores = vec![("r_precision".to_string(), precision)];
+        scores.extend(
+            recalls.map(|n| (format!("page_recall_at_{n}"), page_recall(&example.evidence, &pages, n))),
+        );
+        for measure in ["exact_match", "f1", "rouge_l"] {
+            if let Some(score) = self.scores.get(measure).and_then(Value::as_f64) {
+                scores.push((format!("kilt_{measure}"), if precision == 1.0 { score } else { 0.0 }));
+            }
+        }
+        self.scores.extend(scores.into_iter().map(|(name, score)| (name, score.into())));
+    }
+
     fn judge(&mut self, example: &Example, passages: &[LinePassage]) {
         let said = self.generation.clone();
         let of = |measure: &dyn Fn(&str) -> f64| best(&example.answers, measure);
@@ -332,5 +364,41 @@ mod tests {
             Line::unread(&lettered, vec![passage("moon")]).scores.is_empty(),
             "a letter is in no passage"
         );
+    }
+    /// Fails when a document counts once for each of its passages, or an answer without the right documents counts for KILT.
+    #[test]
+    fn an_answer_counts_for_kilt_where_its_documents_are_right() {
+        let set = |ids: &[&str]| ids.iter().map(|id| id.to_string()).collect();
+        let example = Example {
+            answers: vec!["moon".into()],
+            evidence: vec![set(&["1", "2"]), set(&["3"])],
+            ..Example::default()
+        };
+        let scored = |ids: &[&str], said: &str| {
+            let passage = |id: &&str| LinePassage {
+                id: id.to_string(),
+                title: String::new(),
+                text: "text".into(),
+                score: 0.0,
+            };
+            let passages: Vec<LinePassage> = ids.iter().map(passage).collect();
+            let mut line = Line::unread(&example, passages.clone());
+            line.generation = said.into();
+            line.judge(&example, &passages);
+            line.provenance(&example);
+            line.scores
+        };
+        // The first two documents are 2 and 1; all words of the answer are right, and half of those given: F1 2/3.
+        let right = scored(&["2", "2", "1", "9", "3"], "moon light");
+        assert_eq!((&right["r_precision"], &right["kilt_exact_match"]), (&json!(1.0), &json!(0.0)));
+        assert!((right["kilt_f1"].as_f64().unwrap() - 2.0 / 3.0).abs() < 1e-12, "{right:?}");
+        // {1, 2} takes the first place, 9 the second, 3 the third.
+        assert_eq!((&right["page_recall_at_1"], &right["page_recall_at_5"]), (&json!(0.5), &json!(1.0)));
+        let wrong = scored(&["2", "9", "1"], "moon");
+        assert_eq!((&wrong["exact_match"], &wrong["kilt_exact_match"]), (&json!(1.0), &json!(0.0)));
+        assert_eq!((&wrong["r_precision"], &wrong["page_recall_at_1"]), (&json!(0.5), &json!(0.0)));
+        let unread = scored(&[], "moon");
+        assert_eq!((&unread["r_precision"], &unread["kilt_f1"]), (&json!(0.0), &json!(0.0)));
+        assert!(Line::unread(&Example::default(), Vec::new()).scores.is_empty());
     }
 }

@@ -1,5 +1,7 @@
 //! The format of KILT (Petroni et al. 2021, <https://arxiv.org/abs/2009.02252>): `{"id", "input", "output": [{"answer",
-//! "provenance"}]}` a line.
+//! "provenance": [{"wikipedia_id"}]}]}` a line. Documents of the index are known by that id.
+
+use std::collections::BTreeSet;
 
 use serde_json::Value;
 
@@ -20,7 +22,20 @@ pub(super) fn example(line: &Value) -> Result<Example, Fault> {
         question: text(line, "input")?,
         answers,
         passages: passages(line)?,
+        evidence: evidence(line),
         metadata: metadata(line, &["id", "input", "passages"]),
         ..Example::default()
     })
+}
+
+/// The pages that each output names, where it names some. An output of KILT may be an answer or evidence alone.
+fn evidence(line: &Value) -> Vec<BTreeSet<String>> {
+    let id = |page: &Value| match &page["wikipedia_id"] {
+        Value::String(id) => Some(id.trim().to_string()),
+        Value::Number(id) => Some(id.to_string()),
+        _ => None,
+    };
+    let of = |output: &Value| output["provenance"].as_array().into_iter().flatten().filter_map(id).collect();
+    let sets = line["output"].as_array().into_iter().flatten().map(of);
+    sets.filter(|set: &BTreeSet<String>| !set.is_empty()).collect()
 }

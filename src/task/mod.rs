@@ -11,6 +11,7 @@ pub mod prefix;
 pub mod qa;
 pub mod section;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -56,6 +57,8 @@ pub struct Example {
     pub options: Vec<String>,
     /// Passages that came with it.
     pub passages: Option<Vec<GivenPassage>>,
+    /// Ids of the documents that are evidence together: a set for each output that names some.
+    pub evidence: Vec<BTreeSet<String>>,
     /// What else its line says.
     pub metadata: Value,
 }
@@ -200,8 +203,14 @@ mod tests {
         assert_eq!((qa.id.as_str(), qa.target(), qa.metadata["x"].as_u64()), ("7", Some("t"), Some(1)));
         let fact = Task::FactChecking.example(&json!({"claim": "C", "label": "REFUTES"})).unwrap();
         assert_eq!((fact.question.as_str(), fact.target(), fact.choices.len()), ("C", Some("false"), 3));
-        let kilt = json!({"id": "k", "input": "Q?", "output": [{"answer": "a"}, {"provenance": []}, {"answer": "b"}, {"answer": "a"}]});
+        let kilt = json!({"id": "k", "input": "Q?", "output": [
+            {"answer": "a", "provenance": [{"wikipedia_id": "7", "title": "Seven"}, {"wikipedia_id": 30}, {"wikipedia_id": "7"}]},
+            {"provenance": []}, {"answer": "b"}, {"answer": "a", "provenance": [{"wikipedia_id": "5"}, {"title": "Nowhere"}]}
+        ]});
         let kilt = Task::Kilt.example(&kilt).unwrap();
         assert_eq!((kilt.id.as_str(), kilt.answers), ("k", vec!["a".to_string(), "b".into()]));
+        let evidence: Vec<Vec<&str>> =
+            kilt.evidence.iter().map(|set| set.iter().map(String::as_str).collect()).collect();
+        assert_eq!(evidence, [vec!["30", "7"], vec!["5"]]);
     }
 }

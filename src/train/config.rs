@@ -113,6 +113,8 @@ pub struct AtlasSection {
     /// When the index is encoded again, such as "0-1000:500,1000-:2000"; never where it is left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refresh: Option<RefreshSchedule>,
+    /// Steps that are taken while the index is encoded again, after which it comes into use; with 0 they wait for it.
+    pub refresh_lag: usize,
     /// Passages a question, K.
     pub passages: usize,
     /// So many are retrieved and encoded anew, and the best K of them read; 0 for no such thing.
@@ -143,6 +145,7 @@ impl Default for AtlasSection {
             loss: None,
             query_side: false,
             refresh: None,
+            refresh_lag: 0,
             passages: 5,
             rerank: 0,
             batch: 4,
@@ -914,6 +917,9 @@ impl TrainConfig {
         }
         if section.query_side && (section.refresh.is_some() || section.rerank > 0) {
             return fault("atlas.query_side", "leaves the index fresh; leave refresh and rerank out");
+        }
+        if section.refresh_lag > 0 && section.refresh.is_none() {
+            return fault("atlas.refresh_lag", "says when a refresh comes into use; give refresh");
         }
         section.templates.check()
     }

@@ -17,7 +17,7 @@ use crate::task::{Calibration, Evaluation, Line, Mode, Permutations, Task, evalu
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A line of the data is {\"question\", \"answers\"}; of multiple choice {\"question\", \"options\": {\"A\": ...}, \"answer\": \"A\"}; of fact \
-checking {\"claim\", \"label\"}; KILT's is its own. Passages may come with a line: \"passages\": [{\"title\", \"text\"}].
+checking {\"claim\", \"label\"}; KILT's is its own, and its provenance is scored where the index's documents have Wikipedia's ids. Passages may come with a line: \"passages\": [{\"title\", \"text\"}].
 
 Examples:
   sidenote eval qa default --index runs/wiki --data dev.jsonl
@@ -158,7 +158,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     console.report(&value, || {
         let mut text = format!("{} questions, {:.1} a second\n", summary.questions, summary.questions_per_second);
         for (name, mean) in &summary.means {
-            text += &format!("{name:<18}{:.4}\n", mean.as_f64().unwrap_or(f64::NAN));
+            text += &format!("{name:<20}{:.4}\n", mean.as_f64().unwrap_or(f64::NAN));
         }
         if let Some(calibration) = &calibration {
             let show = |share: Option<f64>| share.map_or("-".into(), |share| format!("{share:.3}"));

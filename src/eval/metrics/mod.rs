@@ -1,8 +1,10 @@
 //! How good an answer is, and what was found for it.
 
+mod provenance;
 mod rouge;
 mod squad;
 
+pub use provenance::{page_recall, r_precision};
 pub use rouge::{Rouge, rouge};
 pub use squad::{exact_match, f1, normalise};
 

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use sidenote_index::{Hit, Metric};
 use sidenote_kernels as kernels;
 
-use super::generations::Generations;
+use super::generations::{Generations, Refreshes};
 use super::judge::retriever_loss;
 use super::loss::Temperatures;
 use super::reader::{Read, TrainedReader};
@@ -108,7 +108,12 @@ impl<'a> AtlasLearner<'a> {
         let held_out =
             expanded(held_out, &AtlasSection { permutations: Default::default(), ..section.clone() });
         let step = start.and_then(checkpoint::step_of).unwrap_or(0);
-        let generations = Generations::open(&config.out, start, step, section.refresh.clone())?;
+        let refreshes = Refreshes {
+            schedule: section.refresh.clone(),
+            lag: section.refresh_lag,
+            steps: config.training.steps,
+        };
+        let generations = Generations::open(&config.out, &config.index, start, step, refreshes)?;
         let mut learner = Self {
             config,
             section,
@@ -143,10 +148,10 @@ impl<'a> AtlasLearner<'a> {
         }
     }
 
-    /// The index as the schedule wants it before `step`: encoded again with the encoder as it is now, where that is due.
+    /// The index as the schedule wants it before `step`.
     fn refresh(&mut self, step: usize) -> Result<()> {
         let Some(encoder) = self.encoder.as_ref().filter(|_| !self.section.query_side) else { return Ok(()) };
-        if let Some(index) = self.generations.due(step, &self.config.index, encoder)? {
+        if let Some(index) = self.generations.due(step, encoder)? {
             self.retriever = Retriever::open(&index, None)?;
         }
         Ok(())
