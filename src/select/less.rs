@@ -89,6 +89,7 @@ impl Selector for Less {
                 let item = Item {
                     references: vec![instance.target.clone()],
                     instance,
+                    own: None,
                     example: String::new(),
                     path: pool.path().to_path_buf(),
                     line: number as u64 + 1,
