@@ -1,6 +1,6 @@
 """Choosing out of a million rows with Sidenote, beside DEFT's own index in faiss on the same vectors.
 
-    python select.py WORK POOL --sidenote PROGRAM --target FILE [--target FILE ...] [--rows 1000000] [--limit 600]
+    python selection.py WORK POOL --sidenote PROGRAM --target FILE [--target FILE ...] [--rows 1000000] [--limit 600]
 
 POOL is a folder that `sidenote pool build` made; the FILEs hold examples (lines with "input"), of whose distinct ones 1,000 are
 drawn as queries. The pool of 1,000,000 rows is POOL's own rows and then synthetic ones, marked so: of two rows of one task, drawn at
@@ -218,7 +218,7 @@ def write(options, lines):
     def show(line, name, scale=1, digits=0):
         return f"{line[name] / scale:,.{digits}f}" if name in line else ""
 
-    text = [f"Written by `benches/peers/select.py`, whose head says what was measured. {result['machine']}; {result['date']}.", ""]
+    text = [f"Written by `benches/peers/selection.py`, whose head says what was measured. {result['machine']}; {result['date']}.", ""]
     text += [f"`{options.command}`", "", f"{QUERIES:,} queries, {K} neighbours of each.", ""]
     text += ["| system | rows | real | dim | build s | choose or search s | with embedding s | recall@500 | anonymous MB | disk MB |"]
     text += ["|---" * 10 + "|"]
@@ -241,7 +241,7 @@ def main():
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--limit", type=int, default=600, help="seconds that a build of faiss may take")
     options = parser.parse_args()
-    options.command = "benches/peers/select.py WORK POOL --target " + " ".join(map(os.path.basename, options.target))
+    options.command = "benches/peers/selection.py WORK POOL --target " + " ".join(map(os.path.basename, options.target))
     os.makedirs(options.work, exist_ok=True)
     measure(options, [])
 
