@@ -1,5 +1,6 @@
 //! How much a memory should say, found on text that neither the model nor the memory has seen.
 
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::datastore::{Interpolation, Neighbour, TokenMemory, probability};
@@ -83,21 +84,25 @@ pub fn tune(
 fn fit(looked: &[Looked], before: &Interpolation, adaptive: bool, most: usize) -> Tuned {
     let edges = if adaptive { edges(looked) } else { Vec::new() };
     let sizes: Vec<usize> = NEIGHBOURS.into_iter().filter(|k| *k < most).chain([most]).collect();
-    let tries = sizes.iter().flat_map(|k| TEMPERATURES.map(|temperature| (*k, temperature)));
+    let tries: Vec<_> =
+        sizes.iter().flat_map(|k| TEMPERATURES.map(|temperature| (*k, temperature))).collect();
+    let bins: Vec<usize> = looked.iter().map(|l| bin_of(l, &edges)).collect();
     let best = tries
+        .into_par_iter()
         .map(|(k, temperature)| {
             let remembered: Vec<f64> = looked.iter().map(|l| remembered(l, k, temperature)).collect();
             let mut interpolation =
                 Interpolation { k, temperature, lambda: Vec::new(), edges: edges.clone() };
-            interpolation.lambda = (0..=edges.len())
-                .map(|bin| {
-                    let of_bin = looked.iter().zip(&remembered).filter(|(l, _)| bin_of(l, &edges) == bin);
-                    share(of_bin.map(|(l, r)| (l.p, *r)))
-                })
-                .collect();
+            let mut of_bins = vec![Vec::new(); edges.len() + 1];
+            for ((l, remembered), bin) in looked.iter().zip(&remembered).zip(&bins) {
+                of_bins[*bin].push((l.p, *remembered));
+            }
+            interpolation.lambda = of_bins.iter().map(|tokens| share(tokens)).collect();
             let loss = loss(looked, &remembered, &interpolation);
             (loss, interpolation)
         })
+        .collect::<Vec<_>>()
+        .into_iter()
         .min_by(|a, b| a.0.total_cmp(&b.0));
     let as_before: Vec<f64> = looked.iter().map(|l| remembered(l, before.k, before.temperature)).collect();
     let loss_before = loss(looked, &as_before, before);
@@ -135,16 +140,17 @@ fn edges(looked: &[Looked]) -> Vec<f64> {
 
 /// The share of the second of two predictions that makes the tokens likeliest (expectation and maximisation; the
 /// likelihood has one maximum).
-fn share(tokens: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
+fn share(tokens: &[(f64, f64)]) -> f64 {
+    if tokens.is_empty() {
+        return 0.0;
+    }
     let mut lambda = 0.5;
     for _ in 0..ROUNDS {
-        let (mut sum, mut count) = (0.0, 0usize);
-        for (p, remembered) in tokens.clone() {
+        let sum = tokens.iter().map(|(p, remembered)| {
             let both = (1.0 - lambda) * p + lambda * remembered;
-            sum += if both > 0.0 { lambda * remembered / both } else { 0.0 };
-            count += 1;
-        }
-        lambda = if count == 0 { 0.0 } else { sum / count as f64 };
+            if both > 0.0 { lambda * remembered / both } else { 0.0 }
+        });
+        lambda = sum.sum::<f64>() / tokens.len() as f64;
     }
     // A token that the memory does not know must stay possible.
     lambda.min(0.999)
@@ -165,15 +171,15 @@ mod tests {
     #[test]
     fn the_share_is_the_likeliest() {
         let tokens = [(0.5, 0.1), (0.1, 0.6), (0.3, 0.3), (0.2, 0.9)];
-        let found = share(tokens.into_iter());
+        let found = share(&tokens);
         let loss = |lambda: f64| -> f64 {
             tokens.iter().map(|(p, r)| -((1.0 - lambda) * p + lambda * r).ln()).sum()
         };
         for other in (0..=100).map(|i| f64::from(i) / 100.0) {
             assert!(loss(found) <= loss(other) + 1e-6, "{found} {other}");
         }
-        assert_eq!(share([(0.5, 0.0)].into_iter()), 0.0);
-        assert_eq!(share([(0.0, 0.5)].into_iter()), 0.999);
+        assert_eq!(share(&[(0.5, 0.0)]), 0.0);
+        assert_eq!(share(&[(0.0, 0.5)]), 0.999);
     }
 
     /// Near neighbours are right and far ones wrong: only an adaptive share can use both.
