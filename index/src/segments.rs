@@ -213,7 +213,8 @@ impl Segments {
         let k = k.min(self.live);
         let mut best: Vec<TopK> = (0..queries.len() / self.dim).map(|_| TopK::new(k)).collect();
         // One after the other: each makes use of all threads where that pays.
-        for (number, part) in self.parts.iter().enumerate().filter(|(_, part)| part.live > 0) {
+        let mut parts = self.parts.iter().enumerate().filter(|(_, part)| part.live > 0).peekable();
+        while let Some((number, part)) = parts.next() {
             let least: Vec<f32> = best.iter().map(TopK::threshold).collect();
             let search = |allow: Allow| search(&part.index, queries, k, Some(&least), allow);
             let found = match (&part.dead, allow) {
@@ -224,8 +225,10 @@ impl Segments {
                     search(Some(&|query, row: u32| !dead.get(row as usize) && allow(number, query, row)))
                 }
             }?;
-            for (best, hits) in best.iter_mut().zip(&found) {
-                hits.iter().for_each(|hit| best.push(*hit));
+            if parts.peek().is_some() {
+                for (best, hits) in best.iter_mut().zip(&found) {
+                    hits.iter().for_each(|hit| best.push(*hit));
+                }
             }
             all.push((number, found));
         }

@@ -98,5 +98,16 @@ fn adamw(c: &mut Criterion) {
     c.bench_function("adamw/3.1M", |b| b.iter(|| optimiser.step(&grads, 1e-3, Some(1.0)).unwrap()));
 }
 
-criterion_group!(benches, cross_entropy, attentions, elementwise, adamw);
+/// A layer's products in `f32` and in `bf16`, forward and backward: 2048 rows, from 512 numbers to 1368.
+fn products(c: &mut Criterion) {
+    let (x, weight) = (random(&[BATCH * TOKENS, 512]), random(&[1368, 512]));
+    let mut group = c.benchmark_group("linear");
+    for (name, precision) in [("f32", Precision::F32), ("bf16", Precision::Bf16)] {
+        let step = || precision.run(|| linear(&x, &weight).unwrap().backward().unwrap());
+        group.bench_function(name, |b| b.iter(|| black_box(step())));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, cross_entropy, attentions, elementwise, adamw, products);
 criterion_main!(benches);

@@ -166,8 +166,7 @@ pub fn linear_cross_entropy(
         None => targets.ones_like()?.to_dtype(DType::U8)?,
     };
     let targets = kept.where_cond(targets, &targets.zeros_like()?)?;
-    let shift = logits.max_keepdim(1)?.detach();
-    let log_total = (logits.broadcast_sub(&shift)?.exp()?.sum_keepdim(1)?.log()? + shift)?;
+    let log_total = log_sum(&logits)?;
     let at_target = logits.gather(&targets.unsqueeze(1)?, 1)?;
     let smoothing = f64::from(options.label_smoothing);
     let expected = ((at_target * (1.0 - smoothing))? + (logits.mean_keepdim(1)? * smoothing)?)?;
@@ -188,10 +187,6 @@ pub fn trime_cross_entropy(
     // What a score is where there is no memory: nothing, after exp.
     const NOTHING: f32 = -1e9;
     let n = targets.len();
-    let log_sum = |x: &Tensor| -> Result<Tensor> {
-        let highest = x.max_keepdim(1)?.detach();
-        (x.broadcast_sub(&highest)?.exp()?.sum_keepdim(1)?.log()? + highest)?.squeeze(1)
-    };
     let logits = widen(&hidden.matmul(&weight.t()?)?)?;
     let own = logits.gather(&Tensor::new(targets, hidden.device())?.unsqueeze(1)?, 1)?;
     let scores = widen(&(contexts.matmul(&contexts.t()?)? / (contexts.dim(1)? as f64).sqrt())?)?;
@@ -205,6 +200,12 @@ pub fn trime_cross_entropy(
     let right = masked(&|i, j| sees(i, j) && targets[i] == targets[j])?;
     let everything = log_sum(&Tensor::cat(&[&logits, &seen], 1)?)?;
     (everything - log_sum(&Tensor::cat(&[&own, &right], 1)?)?)?.sum_all()
+}
+
+/// `ln sum exp` of each row of `[n, m]`: `[n, 1]`.
+fn log_sum(x: &Tensor) -> Result<Tensor> {
+    let shift = x.max_keepdim(1)?.detach();
+    x.broadcast_sub(&shift)?.exp()?.sum_keepdim(1)?.log()? + shift
 }
 
 /// Half precision becomes `f32` where sums and exponentials are taken; other dtypes stay.

@@ -372,7 +372,8 @@ vectorised! {
         Part { highest, total: sum(logits.len(), |i| logits[i]), sum: all }
     }
 
-    fn scale(x: &mut [f32], factor: f32, less: f32) {
+    /// `x * factor - less`.
+    pub(crate) fn scale(x: &mut [f32], factor: f32, less: f32) {
         for x in x {
             *x = *x * factor - less;
         }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::autograd::{View, fusible};
 use crate::composed;
-use crate::cross_entropy::sum_of_losses;
+use crate::cross_entropy::{scale, sum_of_losses};
 use crate::matrix::{Matrix, Threads, multiply};
 use crate::simd::{exp, max, sum, vectorised};
 
@@ -73,7 +73,7 @@ fn run(
     let (mut dhidden, mut dweight, mut dcontexts) = (zeros(hidden), zeros(weight), zeros(contexts));
     let (hidden, weight, contexts) = (View::of(hidden)?, View::of(weight)?, View::of(contexts)?);
     let (weight, all) = (Matrix::rows(&weight, dim), Matrix::rows(&contexts, width));
-    let scale = 1.0 / (width as f32).sqrt();
+    let temper = 1.0 / (width as f32).sqrt();
     let tile = (TILE / (vocabulary + tokens).max(1)).clamp(1, ROWS);
     let mut logits = vec![0f32; tile.min(tokens) * vocabulary];
     let mut scores = vec![0f32; tile.min(tokens) * tokens];
@@ -85,7 +85,7 @@ fn run(
         let own_contexts = Matrix::rows(&contexts[first * width..], width);
         let all_threads = Threads::All;
         multiply([rows, dim, vocabulary], 1.0, own, weight.t(), logits, vocabulary, false, all_threads);
-        multiply([rows, width, tokens], scale, own_contexts, all.t(), scores, tokens, false, all_threads);
+        multiply([rows, width, tokens], temper, own_contexts, all.t(), scores, tokens, false, all_threads);
         let of_rows = logits.par_chunks_mut(vocabulary).zip(scores.par_chunks_mut(tokens)).enumerate();
         let losses: Vec<f64> = of_rows
             .map(|(i, (logits, scores))| {
@@ -107,10 +107,10 @@ fn run(
         if let Some(dcontexts) = &mut dcontexts {
             // A score is a product of two contexts, each of which has its part.
             let own = &mut dcontexts[first * width..];
-            multiply([rows, tokens, width], scale, scores, all, own, width, true, all_threads);
+            multiply([rows, tokens, width], temper, scores, all, own, width, true, all_threads);
             multiply(
                 [tokens, rows, width],
-                scale,
+                temper,
                 scores.t(),
                 own_contexts,
                 dcontexts,
@@ -149,8 +149,8 @@ fn row(
     let highest = max(logits).max(max(scores));
     let all = f64::from(exponentials(logits, highest)) + f64::from(exponentials(scores, highest));
     let share = (1.0 / all) as f32;
-    scaled(logits, share);
-    scaled(scores, share);
+    scale(logits, share, 0.0);
+    scale(scores, share, 0.0);
     logits[target] -= (own - log_right).exp() as f32;
     for (other, score) in rights {
         scores[other] -= (score - log_right).exp() as f32;
@@ -165,12 +165,6 @@ vectorised! {
             *x = exp(*x - highest);
         }
         sum(x.len(), |i| x[i])
-    }
-
-    fn scaled(x: &mut [f32], factor: f32) {
-        for x in x {
-            *x *= factor;
-        }
     }
 }
 

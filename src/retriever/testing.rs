@@ -88,25 +88,34 @@ pub fn build_index(
     build_kind(corpus, out, encoder, existing, None, None)
 }
 
-/// The text of `documents` documents as `tokenizer` cuts it, by way of an index in `dir`.
-pub fn store_of(dir: &Path, documents: usize, tokenizer: &Tokenizer) -> crate::corpus::Store {
-    let corpus = [dir.join("corpus.jsonl")];
-    write_corpus(&corpus[0], 0, documents);
-    let out = dir.join("index");
-    let encoder = words();
-    let options = BuildOptions {
-        corpus: &corpus,
-        out: &out,
-        encoder: &encoder,
+/// How an index is built where a test says nothing else.
+pub fn options<'a>(
+    corpus: &'a [PathBuf],
+    out: &'a Path,
+    encoder: &'a dyn Encoder,
+    tokenizer: &'a Tokenizer,
+    chunk_tokens: usize,
+) -> BuildOptions<'a> {
+    BuildOptions {
+        corpus,
+        out,
+        encoder,
         tokenizer,
-        chunk_tokens: 16,
+        chunk_tokens,
         index: None,
         seed: 0,
         memory: None,
         on_error: OnError::Fail,
         existing: Existing::Fail,
-    };
-    build(&options, Progress::Silent).unwrap();
+    }
+}
+
+/// The text of `documents` documents as `tokenizer` cuts it, by way of an index in `dir`.
+pub fn store_of(dir: &Path, documents: usize, tokenizer: &Tokenizer) -> crate::corpus::Store {
+    let corpus = [dir.join("corpus.jsonl")];
+    write_corpus(&corpus[0], 0, documents);
+    let out = dir.join("index");
+    build(&options(&corpus, &out, &words(), tokenizer, 16), Progress::Silent).unwrap();
     super::open_store(&out).unwrap()
 }
 
@@ -119,18 +128,8 @@ pub fn build_kind(
     index: Option<Spec>,
     memory: Option<Bytes>,
 ) -> Result<IndexMeta> {
-    let options = BuildOptions {
-        corpus,
-        out,
-        encoder,
-        tokenizer: &tokenizer(),
-        chunk_tokens: 16,
-        index,
-        seed: 0,
-        memory,
-        on_error: OnError::Fail,
-        existing,
-    };
+    let tokenizer = tokenizer();
+    let options = BuildOptions { index, memory, existing, ..options(corpus, out, encoder, &tokenizer, 16) };
     build(&options, Progress::Silent)
 }
 

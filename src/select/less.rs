@@ -17,6 +17,7 @@ use candle_core::Device;
 use rand::SeedableRng;
 use rand::seq::index;
 use rand_chacha::ChaCha8Rng;
+use sidenote_kernels::AdamWOptions;
 
 use super::projection::Projection;
 use super::selector::{Ranked, Ranking, Selector};
@@ -38,9 +39,6 @@ const STEPS: usize = 8;
 /// The paper's.
 const RATE: f64 = 2e-5;
 const PROJECTED: usize = 8192;
-/// Adam's, as Sidenote's optimiser has them.
-const BETAS: (f64, f64) = (0.9, 0.999);
-const EPSILON: f64 = 1e-8;
 
 /// Rows by their influence on the target.
 pub struct Less {
@@ -89,7 +87,6 @@ impl Selector for Less {
                 let item = Item {
                     references: vec![instance.target.clone()],
                     instance,
-                    own: None,
                     example: String::new(),
                     path: pool.path().to_path_buf(),
                     line: number as u64 + 1,
@@ -152,14 +149,15 @@ fn wanted(run: &InstanceGradients<'_>, examples: &[Item], projection: Projection
 /// Gamma (the paper's equation 3 and its definition of Adam's step): what Adam would take for its next step if `gradient` were
 /// the batch's.
 fn adam(gradient: &[f32], moments: &Moments) -> Vec<f32> {
-    let (first, second) = BETAS;
+    // As the run's optimiser has them.
+    let AdamWOptions { beta1, beta2, eps, .. } = AdamWOptions::default();
     let steps = moments.steps + 1;
-    let (seen, seen_squared) = (1.0 - first.powi(steps), 1.0 - second.powi(steps));
+    let (seen, seen_squared) = (1.0 - beta1.powi(steps), 1.0 - beta2.powi(steps));
     let step = |((g, m), v): ((&f32, &f32), &f32)| {
         let (g, m, v) = (f64::from(*g), f64::from(*m), f64::from(*v));
-        let m = (first * m + (1.0 - first) * g) / seen;
-        let v = (second * v + (1.0 - second) * g * g) / seen_squared;
-        (m / (v.sqrt() + EPSILON)) as f32
+        let m = (beta1 * m + (1.0 - beta1) * g) / seen;
+        let v = (beta2 * v + (1.0 - beta2) * g * g) / seen_squared;
+        (m / (v.sqrt() + eps)) as f32
     };
     gradient.iter().zip(&moments.first).zip(&moments.second).map(step).collect()
 }

@@ -175,22 +175,25 @@ impl<'a> TuneLearner<'a> {
     /// An instance that does not fit the model.
     pub fn nats_of(&self, item: &Item) -> Result<(Tensor, usize)> {
         let example = Example::new(&ModelText(&self.model), item, &self.section)?;
-        let mut batch = self.batch(&[&example], 0);
-        batch.rows.retain(|row| row.right);
-        Ok((self.nats(&batch.rows, None)?, batch.count))
+        self.nats_of_right(&[&example])
     }
 
     /// The mean negative log likelihood of a token of the right answers of `examples`, where there are any.
     fn loss_on(&self, examples: &[Example]) -> Result<Option<f64>> {
         let (mut nats, mut count) = (0.0, 0);
         for examples in examples.chunks(BATCH) {
-            let examples: Vec<&Example> = examples.iter().collect();
-            let mut batch = self.batch(&examples, 0);
-            batch.rows.retain(|row| row.right);
-            nats += f64::from(self.nats(&batch.rows, None)?.to_scalar::<f32>()?);
-            count += batch.count;
+            let (more, tokens) = self.nats_of_right(&examples.iter().collect::<Vec<_>>())?;
+            nats += f64::from(more.to_scalar::<f32>()?);
+            count += tokens;
         }
         Ok((count > 0).then(|| nats / count as f64))
+    }
+
+    /// [`nats`](Self::nats) of the right answers of some examples, without dropout, and how many tokens these have.
+    fn nats_of_right(&self, examples: &[&Example]) -> Result<(Tensor, usize)> {
+        let mut batch = self.batch(examples, 0);
+        batch.rows.retain(|row| row.right);
+        Ok((self.nats(&batch.rows, None)?, batch.count))
     }
 
     /// The sum of the negative log likelihoods of the right answers' tokens.

@@ -11,9 +11,7 @@
 use std::arch::x86_64::*;
 use std::cell::Cell;
 
-use rayon::prelude::*;
-
-use super::Matrix;
+use super::{Matrix, Product, deal};
 
 /// Rows of a tile: 28 of the 32 vector registers hold its sums.
 pub(super) const ROWS: usize = 14;
@@ -63,22 +61,14 @@ unsafe impl Sync for Output {}
 // SAFETY: as above.
 unsafe impl Send for Output {}
 
-/// `out = scale * a b`, or `out += scale * a b`; see [`super::multiply`], which has checked that all of it
-/// lies within its slices and that neither of `m`, `k`, `n` is zero.
+/// See [`super::multiply`].
 ///
 /// # Safety
-/// The processor must have AVX-512F, and the operands must cover `[m, k]`, `[k, n]` and `[m, n]`.
-pub unsafe fn multiply(
-    [m, k, n]: [usize; 3],
-    scale: f32,
-    a: Matrix,
-    b: Matrix,
-    out: &mut [f32],
-    out_row: usize,
-    accumulate: bool,
-    threads: usize,
-) {
+/// The processor must have AVX-512F, and the output must cover `[m, n]`.
+pub unsafe fn multiply(product: &Product, out: &mut [f32], out_row: usize) {
+    let [m, k, n] = product.sizes;
     let out = Output { data: out.as_mut_ptr(), row: out_row };
+    let threads = product.threads.count();
     // Whole depths of as many columns as fit; at least one panel of one depth.
     let width = (PACKED / k.min(DEPTH)).min(n).next_multiple_of(COLUMNS);
     let depth = (PACKED / width / DEPTH).max(1) * DEPTH;
@@ -87,50 +77,26 @@ pub unsafe fn multiply(
         let panels = columns.div_ceil(COLUMNS);
         for first in (0..k).step_by(depth) {
             let depth = depth.min(k - first);
-            let accumulate = accumulate || first > 0;
             with_buffer(&RIGHT, panels * depth * COLUMNS, |packed| {
-                let pack = |(panel, packed): (usize, &mut [f32])| {
+                deal::panels(threads, packed, depth * COLUMNS, |(panel, packed)| {
                     let at = column + panel * COLUMNS;
                     // SAFETY: `b` covers these rows and columns.
-                    unsafe {
-                        pack::<COLUMNS>(b.t(), at, COLUMNS.min(n - at), first, depth, packed);
-                    }
-                };
-                let product =
-                    Product { a, scale, out, first, depth, column, columns, packed: &[], accumulate };
-                if threads <= 1 {
-                    packed.chunks_exact_mut(depth * COLUMNS).enumerate().for_each(pack);
-                    let product = Product { packed, ..product };
-                    // SAFETY: as promised by the caller.
-                    (0..m).step_by(BLOCK).for_each(|row| unsafe {
-                        product.block(row, BLOCK.min(m - row), 0, panels);
-                    });
-                    return;
-                }
-                packed.par_chunks_exact_mut(depth * COLUMNS).enumerate().for_each(pack);
-                let product = Product { packed, ..product };
-                // About eight tasks a thread, by rows first: a block of rows is packed once for all its columns.
-                let rows = (m.div_ceil(8 * threads)).next_multiple_of(ROWS).min(BLOCK);
-                let blocks = m.div_ceil(rows);
-                let groups = (8 * threads).div_ceil(blocks).min(panels.div_ceil(4)).max(1);
-                let group = panels.div_ceil(groups);
-                (0..blocks * groups).into_par_iter().for_each(|task| {
-                    let (row, panel) = (task / groups * rows, task % groups * group);
-                    if panel < panels {
-                        // SAFETY: as promised by the caller; no two tasks share a tile.
-                        unsafe { product.block(row, rows.min(m - row), panel, group.min(panels - panel)) };
-                    }
+                    unsafe { pack::<COLUMNS>(product.b.t(), at, COLUMNS.min(n - at), first, depth, packed) };
+                });
+                let part = Part { product, out, first, depth, column, columns, packed };
+                let cut = deal::Rows { tile: ROWS, block: BLOCK, tasks: 8 };
+                // SAFETY: as promised by the caller; no two tasks share a tile.
+                deal::blocks(threads, m, panels, cut, |row, rows, panel, panels| unsafe {
+                    part.block(row, rows, panel, panels);
                 });
             });
         }
     }
 }
 
-/// One packed part of the right operand, and what it is multiplied with.
-#[derive(Clone, Copy)]
-struct Product<'a> {
-    a: Matrix<'a>,
-    scale: f32,
+/// One packed part of the right operand, and what it is a part of.
+struct Part<'a> {
+    product: &'a Product<'a>,
     out: Output,
     /// The part of `k` that is packed.
     first: usize,
@@ -139,10 +105,9 @@ struct Product<'a> {
     column: usize,
     columns: usize,
     packed: &'a [f32],
-    accumulate: bool,
 }
 
-impl Product<'_> {
+impl Part<'_> {
     /// Rows `row..row + rows` times the panels `panel..panel + panels`.
     ///
     /// # Safety
@@ -151,13 +116,20 @@ impl Product<'_> {
         let strips = rows.div_ceil(ROWS);
         for from in (0..self.depth).step_by(DEPTH) {
             let depth = DEPTH.min(self.depth - from);
-            let accumulate = self.accumulate || from > 0;
+            let accumulate = self.product.accumulate || self.first + from > 0;
             with_buffer(&LEFT, strips * depth * ROWS, |left| {
                 for (strip, left) in left.chunks_exact_mut(depth * ROWS).enumerate() {
                     let at = row + strip * ROWS;
                     // SAFETY: `a` covers these rows and columns.
                     unsafe {
-                        pack::<ROWS>(self.a, at, ROWS.min(row + rows - at), self.first + from, depth, left)
+                        pack::<ROWS>(
+                            self.product.a,
+                            at,
+                            ROWS.min(row + rows - at),
+                            self.first + from,
+                            depth,
+                            left,
+                        )
                     };
                 }
                 for panel in panel..panel + panels {
@@ -176,7 +148,7 @@ impl Product<'_> {
                                 depth,
                                 left.as_ptr(),
                                 right.as_ptr(),
-                                self.scale,
+                                self.product.scale,
                                 accumulate,
                                 out,
                                 self.out.row,

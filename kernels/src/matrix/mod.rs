@@ -5,6 +5,8 @@ use gemm::Parallelism;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bf16;
+#[cfg(target_arch = "x86_64")]
+mod deal;
 pub mod few;
 mod packed;
 mod precision;
@@ -56,6 +58,27 @@ pub enum Threads {
     All,
 }
 
+impl Threads {
+    fn count(self) -> usize {
+        match self {
+            Self::One => 1,
+            Self::All => rayon::current_num_threads(),
+        }
+    }
+}
+
+/// A product of `a` `[m, k]` and `b` `[k, n]`, none of whose `sizes` `[m, k, n]` is zero and which lie within their slices.
+#[derive(Clone, Copy)]
+struct Product<'a> {
+    sizes: [usize; 3],
+    scale: f32,
+    a: Matrix<'a>,
+    b: Matrix<'a>,
+    /// Whether it is added to the output.
+    accumulate: bool,
+    threads: Threads,
+}
+
 /// `out = scale * a b`, or `out += scale * a b` with `accumulate`.
 ///
 /// `a` is `[m, k]`, `b` is `[k, n]`, `out` is `[m, n]` whose rows are `out_row` apart. Products of many rows are made in the
@@ -82,65 +105,56 @@ pub fn multiply(
         return;
     }
     assert!(a.covers(m, k) && b.covers(k, n), "product reads beyond its operands");
-    if Precision::current() == Precision::Bf16 && bf16::pays([m, k, n]) {
-        return bf16::multiply([m, k, n], scale, a, b, out, out_row, accumulate, threads);
+    let product = Product { sizes: [m, k, n], scale, a, b, accumulate, threads };
+    match Precision::current() {
+        Precision::Bf16 if bf16::pays(product.sizes) => bf16::multiply(&product, out, out_row),
+        _ => product.in_f32(out, out_row),
     }
-    in_f32([m, k, n], scale, a, b, out, out_row, accumulate, threads);
 }
 
-/// [`multiply`] in `f32`, sizes checked.
-fn in_f32(
-    [m, k, n]: [usize; 3],
-    scale: f32,
-    a: Matrix,
-    b: Matrix,
-    out: &mut [f32],
-    out_row: usize,
-    accumulate: bool,
-    threads: Threads,
-) {
-    if m < few::MANY && a.column == 1 && b.row == 1 {
-        let (a, b) = ((a.data, a.row), (b.data, b.column));
-        return few::multiply([m, k, n], scale, a, b, (out, out_row), accumulate, threads);
-    }
-    #[cfg(target_arch = "x86_64")]
-    if m >= ROWS && m * k * n >= OWN && std::arch::is_x86_feature_detected!("avx512f") {
-        let threads = match threads {
-            Threads::One => 1,
-            Threads::All => rayon::current_num_threads(),
+impl Product<'_> {
+    /// To `out`, whose rows are `row` apart and do not overlap.
+    fn in_f32(&self, out: &mut [f32], row: usize) {
+        let Self { sizes: [m, k, n], scale, a, b, accumulate, threads } = *self;
+        if m < few::MANY && a.column == 1 && b.row == 1 {
+            let (a, b) = ((a.data, a.row), (b.data, b.column));
+            return few::multiply([m, k, n], scale, a, b, (out, row), accumulate, threads);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if m >= ROWS && m * k * n >= OWN && std::arch::is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has just been found to have AVX-512F, and the sizes have been checked.
+            unsafe { avx512::multiply(self, out, row) };
+            return;
+        }
+        let parallelism = match threads {
+            Threads::One => Parallelism::None,
+            Threads::All => Parallelism::Rayon(0),
         };
-        // SAFETY: the processor has just been found to have AVX-512F, and all sizes are asserted above.
-        unsafe { avx512::multiply([m, k, n], scale, a, b, out, out_row, accumulate, threads) };
-        return;
-    }
-    let parallelism = match threads {
-        Threads::One => Parallelism::None,
-        Threads::All => Parallelism::Rayon(0),
-    };
-    // SAFETY: every element that is read or written lies in its slice (asserted above), the rows of
-    // the output do not overlap, and it cannot alias the operands (it is borrowed mutably).
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            out_row as isize,
-            accumulate,
-            a.data.as_ptr(),
-            a.column as isize,
-            a.row as isize,
-            b.data.as_ptr(),
-            b.column as isize,
-            b.row as isize,
-            1.0,
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+        // SAFETY: every element that is read or written lies in its slice (checked before), the rows of
+        // the output do not overlap, and it cannot alias the operands (it is borrowed mutably).
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                k,
+                out.as_mut_ptr(),
+                1,
+                row as isize,
+                accumulate,
+                a.data.as_ptr(),
+                a.column as isize,
+                a.row as isize,
+                b.data.as_ptr(),
+                b.column as isize,
+                b.row as isize,
+                1.0,
+                scale,
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
     }
 }
 

@@ -126,10 +126,7 @@ mod panels {
         threads: Threads,
     ) {
         let panels = output.div_ceil(COLUMNS);
-        let threads = match threads {
-            Threads::One => 1,
-            Threads::All => rayon::current_num_threads().min(panels),
-        };
+        let threads = threads.count().min(panels);
         let out = Output { data: out.as_mut_ptr(), row: output };
         let blocks = rows.div_ceil(BLOCK);
         // Blocks of rows are dealt out first; where there are few, each is cut by columns.

@@ -9,7 +9,7 @@ pub enum Precision {
     #[default]
     F32,
     /// Both operands rounded to `bf16` (to the nearest, ties to even), as mixed-precision training has it (Micikevicius et
-    /// al. 2018; Kalamkar et al. 2019): several times as fast where the processor multiplies such numbers.
+    /// al. 2018; Kalamkar et al. 2019): faster where the processor multiplies such numbers.
     Bf16,
 }
 

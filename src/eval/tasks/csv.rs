@@ -43,7 +43,7 @@ pub fn read(path: &Path, text: &str) -> Result<Vec<Item>> {
             ..Instance::default()
         };
         let references = vec![instance.target.clone()];
-        Ok(Item { instance, references, own: None, example: String::new(), path: path.into(), line })
+        Ok(Item { instance, references, example: String::new(), path: path.into(), line })
     };
     rows.map(item).collect()
 }

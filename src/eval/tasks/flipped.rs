@@ -17,7 +17,8 @@ pub fn question(own: &str, choice: &str) -> String {
 pub fn parts(item: &Item) -> Result<(String, &str)> {
     let why =
         "does not say which part of its input is its own text (field own), the rest being the instruction";
-    let own = item.own.as_deref().filter(|own| !own.trim().is_empty()).ok_or_else(|| item.fault(why))?;
+    let own =
+        item.instance.own.as_deref().filter(|own| !own.trim().is_empty()).ok_or_else(|| item.fault(why))?;
     let instruction = without(&item.instance.input, own)
         .ok_or_else(|| item.fault("its own text (field own) is not found in its input"))?;
     match instruction.is_empty() {

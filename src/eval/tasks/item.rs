@@ -18,8 +18,6 @@ pub struct Item {
     pub instance: Instance,
     /// All answers that are right; the target is the first.
     pub references: Vec<String>,
-    /// The part of what is asked that is the example's own, the rest being the template's; where the file says so.
-    pub own: Option<String>,
     /// The example that the instance was made of: under several templates it is the same.
     pub example: String,
     /// The file that it is from.
@@ -112,7 +110,6 @@ fn of_line(path: &Path, line: u64, text: &str) -> Result<Item> {
         Value::String(id) => Some(id.clone()),
         _ => None,
     };
-    let own = value["own"].as_str().map(str::to_string);
     let references = match value.get("targets").cloned() {
         None => Vec::new(),
         Some(all) => {
@@ -141,7 +138,7 @@ fn of_line(path: &Path, line: u64, text: &str) -> Result<Item> {
         return Err(fault(format!("the target {:?} is none of the choices", instance.target)));
     }
     let references = if references.is_empty() { vec![instance.target.clone()] } else { references };
-    Ok(Item { instance, references, own, example, path: path.into(), line })
+    Ok(Item { instance, references, example, path: path.into(), line })
 }
 
 /// Numbers the examples without a name: those of a task that have as many under each template are taken to come in the

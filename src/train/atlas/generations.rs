@@ -219,8 +219,9 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     use super::*;
-    use crate::corpus::{OnError, Tokenizer};
-    use crate::retriever::{BuildOptions, Existing, build};
+    use crate::corpus::Tokenizer;
+    use crate::retriever::build;
+    use crate::retriever::testing::{files, options};
 
     const STEPS: usize = 20;
 
@@ -242,19 +243,8 @@ mod tests {
             let name = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/encoder/bert_mean");
             let name = name.display().to_string();
             let (bert, given) = (encoder::load(&name).unwrap(), dir.path().join("given"));
-            let options = BuildOptions {
-                corpus: &corpus,
-                out: &given,
-                encoder: bert.as_ref(),
-                tokenizer: &Tokenizer::default_lm().unwrap(),
-                chunk_tokens: 64,
-                index: None,
-                seed: 0,
-                memory: None,
-                on_error: OnError::Fail,
-                existing: Existing::Fail,
-            };
-            build(&options, Progress::Silent).unwrap();
+            let tokenizer = Tokenizer::default_lm().unwrap();
+            build(&options(&corpus, &given, bert.as_ref(), &tokenizer, 64), Progress::Silent).unwrap();
             Self { encoder: TrainableEncoder::load(&name, &Device::Cpu).unwrap(), dir }
         }
 
@@ -276,19 +266,7 @@ mod tests {
 
         /// All files of generation `number`'s index.
         fn index(&self, number: usize) -> BTreeMap<PathBuf, Vec<u8>> {
-            let mut folders = vec![index_of(&self.dir.path().join("run"), number)];
-            let mut files = BTreeMap::new();
-            while let Some(folder) = folders.pop() {
-                for entry in fs::read_dir(&folder).unwrap() {
-                    let path = entry.unwrap().path();
-                    if path.is_dir() {
-                        folders.push(path);
-                    } else {
-                        files.insert(path.clone(), fs::read(&path).unwrap());
-                    }
-                }
-            }
-            files
+            files(&index_of(&self.dir.path().join("run"), number))
         }
     }
 

@@ -434,9 +434,10 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::corpus::{OnError, Tokenizer};
+    use crate::corpus::Tokenizer;
     use crate::encoder;
-    use crate::retriever::{BuildOptions, Existing, build};
+    use crate::retriever::build;
+    use crate::retriever::testing::options;
 
     const THINGS: [&str; 6] = ["the moon", "a king", "April", "the Earth", "a castle", "the line"];
 
@@ -454,19 +455,8 @@ mod tests {
         fs::write(&corpus[0], THINGS.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")).unwrap();
         let out = dir.join("index");
         let encoder = encoder::load(&data("encoder/bert_mean")).unwrap();
-        let options = BuildOptions {
-            corpus: &corpus,
-            out: &out,
-            encoder: encoder.as_ref(),
-            tokenizer: &Tokenizer::default_lm().unwrap(),
-            chunk_tokens: 64,
-            index: None,
-            seed: 0,
-            memory: None,
-            on_error: OnError::Fail,
-            existing: Existing::Fail,
-        };
-        build(&options, Progress::Silent).unwrap();
+        let tokenizer = Tokenizer::default_lm().unwrap();
+        build(&options(&corpus, &out, encoder.as_ref(), &tokenizer, 64), Progress::Silent).unwrap();
         let text = format!(
             "kind = \"atlas\"\nout = {:?}\nindex = {:?}\nbase = {:?}\n[atlas]\n{atlas}\n[training]\nsteps = 3",
             dir.join("run"),

@@ -4,10 +4,8 @@ use std::arch::is_x86_feature_detected as has;
 use std::arch::x86_64::*;
 use std::cell::Cell;
 
-use rayon::prelude::*;
-
 use super::super::avx512::{Output, with_buffer};
-use super::super::{Matrix, Threads};
+use super::super::{Matrix, Product, deal};
 use super::dot;
 use super::pack::{ALONG, LINES, Row, TILE, pack};
 
@@ -17,8 +15,8 @@ const WIDE: usize = 2 * LINES;
 /// How far `k` runs before sums are added to the output: a panel of the right operand then stays in the first cache.
 const DEPTH: usize = 16 * ALONG;
 
-/// Rows of the left operand that are packed at a time, at most.
-const BLOCK: usize = 8 * WIDE;
+/// How the rows of the left operand are cut.
+const ROWS: deal::Rows = deal::Rows { tile: WIDE, block: 8 * WIDE, tasks: 4 };
 
 /// How many numbers of the right operand are packed at a time, at most.
 const PACKED: usize = 8 << 20;
@@ -37,7 +35,7 @@ pub enum Unit {
 }
 
 /// The best that this processor has.
-pub fn tiles() -> Option<Unit> {
+pub fn best() -> Option<Unit> {
     if !(has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512bf16")) {
         return None;
     }
@@ -51,23 +49,11 @@ pub fn tiles() -> Option<Unit> {
 /// See [`super::multiply`].
 ///
 /// # Safety
-/// The processor must have `unit` and AVX512-BF16, and the operands must cover `[m, k]`, `[k, n]` and `[m, n]`.
-pub unsafe fn multiply(
-    unit: Unit,
-    [m, k, n]: [usize; 3],
-    scale: f32,
-    a: Matrix,
-    b: Matrix,
-    out: &mut [f32],
-    out_row: usize,
-    accumulate: bool,
-    threads: Threads,
-) {
+/// The processor must have `unit` and AVX512-BF16, and the output must cover `[m, n]`.
+pub unsafe fn multiply(unit: Unit, product: &Product, out: &mut [f32], out_row: usize) {
+    let [m, k, n] = product.sizes;
     let out = Output { data: out.as_mut_ptr(), row: out_row };
-    let threads = match threads {
-        Threads::One => 1,
-        Threads::All => rayon::current_num_threads(),
-    };
+    let threads = product.threads.count();
     // Columns as many as fit, in whole panels.
     let width = (PACKED / k.min(DEPTH)).max(WIDE).min(n).next_multiple_of(WIDE);
     for column in (0..n).step_by(width) {
@@ -77,45 +63,15 @@ pub unsafe fn multiply(
             let depth = DEPTH.min(k - first);
             let panel_len = 2 * depth.div_ceil(ALONG) * TILE;
             with_buffer(&RIGHT, panels * panel_len, |packed| {
-                let pack = |(panel, packed): (usize, &mut [Row])| {
+                deal::panels(threads, packed, panel_len, |(panel, packed)| {
                     let at = column + panel * WIDE;
                     // SAFETY: `b` covers these rows and columns.
-                    unsafe { pack_panel::<true>(b.t(), at, WIDE.min(n - at), first, depth, packed) };
-                };
-                match threads {
-                    1 => packed.chunks_exact_mut(panel_len).enumerate().for_each(pack),
-                    _ => packed.par_chunks_exact_mut(panel_len).enumerate().for_each(pack),
-                }
-                let product = Product {
-                    unit,
-                    a,
-                    scale,
-                    out,
-                    first,
-                    depth,
-                    column,
-                    columns,
-                    packed,
-                    accumulate: accumulate || first > 0,
-                };
-                if threads <= 1 {
-                    // SAFETY: as promised by the caller.
-                    (0..m)
-                        .step_by(BLOCK)
-                        .for_each(|row| unsafe { product.block(row, BLOCK.min(m - row), 0, panels) });
-                    return;
-                }
-                // About four tasks a thread, by rows first: a block of rows is packed once for all its columns.
-                let rows = m.div_ceil(4 * threads).next_multiple_of(WIDE).min(BLOCK);
-                let blocks = m.div_ceil(rows);
-                let groups = (4 * threads).div_ceil(blocks).min(panels.div_ceil(4)).max(1);
-                let group = panels.div_ceil(groups);
-                (0..blocks * groups).into_par_iter().for_each(|task| {
-                    let (row, panel) = (task / groups * rows, task % groups * group);
-                    if panel < panels {
-                        // SAFETY: as promised by the caller; no two tasks share a tile.
-                        unsafe { product.block(row, rows.min(m - row), panel, group.min(panels - panel)) };
-                    }
+                    unsafe { pack_panel::<true>(product.b.t(), at, WIDE.min(n - at), first, depth, packed) };
+                });
+                let part = Part { unit, product, out, first, depth, column, columns, packed };
+                // SAFETY: as promised by the caller; no two tasks share a tile.
+                deal::blocks(threads, m, panels, ROWS, |row, rows, panel, panels| unsafe {
+                    part.block(row, rows, panel, panels);
                 });
             });
         }
@@ -149,12 +105,10 @@ unsafe fn pack_panel<const TURNED: bool>(
     }
 }
 
-/// One packed part of the right operand, and what it is multiplied with.
-#[derive(Clone, Copy)]
-struct Product<'a> {
+/// One packed part of the right operand, and what it is a part of.
+struct Part<'a> {
     unit: Unit,
-    a: Matrix<'a>,
-    scale: f32,
+    product: &'a Product<'a>,
     out: Output,
     /// The part of `k` that is packed.
     first: usize,
@@ -163,14 +117,13 @@ struct Product<'a> {
     column: usize,
     columns: usize,
     packed: &'a [Row],
-    accumulate: bool,
 }
 
 /// Four tiles of sums, `[2][2][16][16]`.
 #[repr(align(64))]
 struct Sums([f32; 4 * TILE * LINES]);
 
-impl Product<'_> {
+impl Part<'_> {
     /// Rows `row..row + rows` times the panels `panel..panel + panels`.
     ///
     /// # Safety
@@ -187,7 +140,7 @@ impl Product<'_> {
                 // SAFETY: `a` covers these rows and columns.
                 unsafe {
                     let rows = WIDE.min(rows - at);
-                    pack_panel::<false>(self.a, row + at, rows, self.first, self.depth, left);
+                    pack_panel::<false>(self.product.a, row + at, rows, self.first, self.depth, left);
                 }
             }
             let mut sums = Sums([0.0; 4 * TILE * LINES]);
@@ -218,7 +171,8 @@ impl Product<'_> {
     /// The output has these rows and columns, and they are nobody else's.
     #[target_feature(enable = "avx512f")]
     unsafe fn write(&self, sums: &Sums, row: usize, rows: usize, column: usize, columns: usize) {
-        let scale = _mm512_set1_ps(self.scale);
+        let scale = _mm512_set1_ps(self.product.scale);
+        let accumulate = self.product.accumulate || self.first > 0;
         for i in 0..rows {
             for half in 0..columns.div_ceil(LINES) {
                 let wide = LINES.min(columns - half * LINES);
@@ -228,7 +182,7 @@ impl Product<'_> {
                 unsafe {
                     let sum = _mm512_load_ps(sums.0[from..].as_ptr());
                     let at = self.out.data.add((row + i) * self.out.row + column + half * LINES);
-                    let old = match self.accumulate {
+                    let old = match accumulate {
                         true => _mm512_maskz_loadu_ps(mask, at),
                         false => _mm512_setzero_ps(),
                     };

@@ -9,7 +9,7 @@
 
 use half::bf16;
 
-use super::{Matrix, Threads};
+use super::{Matrix, Product};
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
@@ -29,68 +29,45 @@ pub fn pays([m, k, n]: [usize; 3]) -> bool {
     m >= ROWS && n >= ROWS && m * k * n >= WORTH
 }
 
-/// As [`super::multiply`], which has checked that all of it lies within its slices and that no size is zero.
-pub fn multiply(
-    sizes: [usize; 3],
-    scale: f32,
-    a: Matrix,
-    b: Matrix,
-    out: &mut [f32],
-    out_row: usize,
-    accumulate: bool,
-    threads: Threads,
-) {
+/// To `out`, whose rows are `row` apart and do not overlap.
+pub fn multiply(product: &Product, out: &mut [f32], row: usize) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(tiles) = blocked::tiles() {
-        // SAFETY: `tiles` gives only what the processor has, and the caller has checked the sizes.
-        unsafe { blocked::multiply(tiles, sizes, scale, a, b, out, out_row, accumulate, threads) };
+    if let Some(unit) = blocked::best() {
+        // SAFETY: the processor has the unit, and the sizes have been checked.
+        unsafe { blocked::multiply(unit, product, out, row) };
         return;
     }
-    rounded(sizes, scale, a, b, out, out_row, accumulate, threads);
+    rounded(product, out, row);
 }
 
 /// For any processor: rounds both operands and multiplies in `f32`.
-fn rounded(
-    [m, k, n]: [usize; 3],
-    scale: f32,
-    a: Matrix,
-    b: Matrix,
-    out: &mut [f32],
-    out_row: usize,
-    accumulate: bool,
-    threads: Threads,
-) {
+fn rounded(product: &Product, out: &mut [f32], row: usize) {
     let round = |x: Matrix, rows: usize, columns: usize| -> Vec<f32> {
         let at = |i: usize, j: usize| bf16::from_f32(x.data[i * x.row + j * x.column]).to_f32();
         (0..rows).flat_map(|i| (0..columns).map(move |j| at(i, j))).collect()
     };
-    let (a, b) = (round(a, m, k), round(b, k, n));
-    let (a, b) = (Matrix::rows(&a, k), Matrix::rows(&b, n));
-    super::in_f32([m, k, n], scale, a, b, out, out_row, accumulate, threads);
+    let [m, k, n] = product.sizes;
+    let (a, b) = (round(product.a, m, k), round(product.b, k, n));
+    Product { a: Matrix::rows(&a, k), b: Matrix::rows(&b, n), ..*product }.in_f32(out, row);
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Threads;
     use super::*;
 
-    type Product = Box<dyn Fn([usize; 3], Matrix, Matrix, &mut [f32], usize, bool, Threads) + Sync>;
-    type Implementation = (&'static str, Product);
+    type Implementation = (&'static str, Box<dyn Fn(&Product, &mut [f32], usize) + Sync>);
 
     /// All that this processor can run.
     fn implementations() -> Vec<Implementation> {
-        let mut all: Vec<Implementation> = vec![(
-            "any processor",
-            Box::new(|sizes, a, b, out, row, add, threads| {
-                rounded(sizes, 0.25, a, b, out, row, add, threads)
-            }),
-        )];
+        let mut all: Vec<Implementation> = vec![("any processor", Box::new(rounded))];
         #[cfg(target_arch = "x86_64")]
-        if let Some(best) = blocked::tiles() {
+        if let Some(best) = blocked::best() {
             for unit in [blocked::Unit::Avx512, best] {
                 let name = if unit == blocked::Unit::Avx512 { "AVX512-BF16" } else { "AMX" };
-                let run = move |sizes, a: Matrix, b: Matrix, out: &mut [f32], row, add, threads| {
-                    // SAFETY: the processor has the unit, and the tests give operands of these sizes.
-                    unsafe { blocked::multiply(unit, sizes, 0.25, a, b, out, row, add, threads) }
+                // SAFETY: the processor has the unit, and the tests give operands of these sizes.
+                let run = move |product: &Product, out: &mut [f32], row| unsafe {
+                    blocked::multiply(unit, product, out, row)
                 };
                 all.push((name, Box::new(run)));
             }
@@ -139,8 +116,16 @@ mod tests {
                     for add in [false, true] {
                         let mut results = [1, 2, 5].map(|n_threads| {
                             let mut out = vec![0.5; m * row];
+                            let product = Product {
+                                sizes: [m, k, n],
+                                scale: 0.25,
+                                a: left,
+                                b: right,
+                                accumulate: add,
+                                threads: Threads::All,
+                            };
                             threads(n_threads, |threads| {
-                                multiply([m, k, n], left, right, &mut out, row, add, threads)
+                                multiply(&Product { threads, ..product }, &mut out, row)
                             });
                             out
                         });
@@ -183,7 +168,10 @@ mod tests {
                 let right = if tb { Matrix::rows(&b, k + 5).t() } else { Matrix::rows(&b, n + 5) };
                 for (name, multiply) in implementations() {
                     let mut out = vec![f32::NAN; m * n];
-                    multiply([m, k, n], left, right, &mut out, n, false, Threads::One);
+                    let (sizes, threads) = ([m, k, n], Threads::One);
+                    let product =
+                        Product { sizes, scale: 0.25, a: left, b: right, accumulate: false, threads };
+                    multiply(&product, &mut out, n);
                     assert!(out.iter().all(|&x| x == 0.0625 * k as f32), "{name} [{m}, {k}, {n}], {form}");
                 }
             }
