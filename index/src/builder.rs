@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::artefact::{ArtefactError, Manifest, Writer};
+use crate::artefact::{self, ArtefactError, Manifest, Writer};
 use crate::hnsw::GraphMeta;
 use crate::ivf::CoarseSpec;
 use crate::mapped::write_numbers;
-use crate::meta::{FORMAT_VERSION, KIND, Meta, VECTORS};
+use crate::meta::{FORMAT_VERSION, KIND, Meta, VECTORS, VERSIONS};
 use crate::pages::PageWriter;
 use crate::quantized::QuantizedRows;
 use crate::rows::Rows;
@@ -51,6 +51,7 @@ pub struct Builder {
     seed: u64,
     scratch: Scratch,
     bound: Option<Bytes>,
+    lists_of: Option<PathBuf>,
 }
 
 impl Builder {
@@ -134,7 +135,20 @@ impl Builder {
             }
         };
         let file = PageWriter::new(file);
-        Ok(Self { writer, path, file, rows, noted: rows, dim, metric, spec, seed, scratch, bound: None })
+        Ok(Self {
+            writer,
+            path,
+            file,
+            rows,
+            noted: rows,
+            dim,
+            metric,
+            spec,
+            seed,
+            scratch,
+            bound: None,
+            lists_of: None,
+        })
     }
 
     /// Bounds the memory of its own that the build may take, `RssAnon` in Linux's terms: [`add`]
@@ -152,6 +166,36 @@ impl Builder {
         Ok(self)
     }
 
+    /// Divides the rows among the lists of the index in `dir`, an `IVF` of the same dimension, metric, spec and seed,
+    /// instead of training lists of their own. That is quicker, and [`Segments`](crate::Segments) that hold both find
+    /// a query's lists once for all of them: it is for parts of one collection, such as shards by file or what has come
+    /// since. The rows should be of the kind that the lists were trained on.
+    ///
+    /// # Errors
+    /// No such index there; one that differs, by what differs.
+    pub fn lists_of(mut self, dir: &Path) -> Result<Self, IndexError> {
+        let manifest = artefact::open(dir, KIND, VERSIONS)?;
+        let meta: Meta = manifest.meta_as(dir)?;
+        let there = Journal {
+            written_by: written_by(),
+            dim: meta.dim,
+            metric: meta.metric,
+            spec: meta.spec,
+            seed: meta.seed,
+            rows: 0,
+        };
+        let why = match (difference(&there, &self.asked(0)), self.spec) {
+            (Some(why), _) => Some(why),
+            (None, Spec::Ivf { .. }) => None,
+            (None, spec) => Some(format!("is {spec}, which has none")),
+        };
+        if let Some(why) = why {
+            return Err(IndexError::Lists { dir: dir.into(), why });
+        }
+        self.lists_of = Some(dir.into());
+        Ok(self)
+    }
+
     /// Rows that have been added, those of a resumed build included.
     pub fn rows(&self) -> usize {
         self.rows
@@ -164,12 +208,7 @@ impl Builder {
         if needs <= bound {
             return Ok(());
         }
-        // About as many lists as four times the root of the rows.
-        let lists = (4.0 * (rows as f64).sqrt()) as usize;
-        let others = [
-            Spec::Ivf { lists: lists.clamp(16, 65_536).next_power_of_two(), graph: None, bits: 1 },
-            Spec::RaBitQ { bits: 1 },
-        ];
+        let others = [Spec::inverted_for(rows), Spec::RaBitQ { bits: 1 }];
         let instead = others.map(|spec| (spec, need(spec))).into_iter().find(|(_, less)| *less <= bound);
         let instead = instead.map(|(spec, needs)| (spec.to_string(), needs));
         Err(IndexError::Memory { spec: self.spec.to_string(), rows, dim: self.dim, needs, bound, instead })
@@ -179,17 +218,15 @@ impl Builder {
     fn checkpoint(&mut self) -> Result<(), IndexError> {
         self.file.flush().map_err(ArtefactError::io(&self.path))?;
         self.file.sync().map_err(ArtefactError::io(&self.path))?;
-        let journal = Journal {
-            written_by: written_by(),
-            dim: self.dim,
-            metric: self.metric,
-            spec: self.spec,
-            seed: self.seed,
-            rows: self.rows,
-        };
-        self.scratch.note(&journal)?;
+        self.scratch.note(&self.asked(self.rows))?;
         self.noted = self.rows;
         Ok(())
+    }
+
+    /// What is built, with so many rows.
+    fn asked(&self, rows: usize) -> Journal {
+        let Self { dim, metric, spec, seed, .. } = *self;
+        Journal { written_by: written_by(), dim, metric, spec, seed, rows }
     }
 
     /// Adds rows `[rows, dim]`, row-major. The first row ever added has id 0, the next 1.
@@ -240,8 +277,10 @@ impl Builder {
     /// # Errors
     /// A full disk, or a directory that somebody else has touched.
     pub fn finish(self) -> Result<Manifest, IndexError> {
-        let (spec, seed) = (self.spec, self.seed);
-        self.finish_with(|rows, writer, scratch| build_over(rows, spec, seed, writer, scratch))
+        let (spec, seed, lists_of) = (self.spec, self.seed, self.lists_of.clone());
+        self.finish_with(|rows, writer, scratch| {
+            build_over(rows, spec, seed, lists_of.as_deref(), writer, scratch)
+        })
     }
 
     /// An index of a faiss file (what `faiss.write_index` writes), which must number its rows from 0 on:
@@ -344,6 +383,7 @@ fn build_over(
     rows: &Rows,
     spec: Spec,
     seed: u64,
+    lists_of: Option<&Path>,
     writer: &mut Writer,
     scratch: &Scratch,
 ) -> Result<Option<GraphMeta>, IndexError> {
@@ -354,7 +394,7 @@ fn build_over(
         Spec::Graph { degree } => graph::build(rows, degree, seed, writer, scratch)?,
         Spec::Ivf { lists, graph, bits } => {
             let lists = CoarseSpec { lists, degree: graph };
-            ivf::build(rows, lists, bits, seed, writer, scratch)?;
+            ivf::build(rows, (lists, bits), seed, lists_of, writer, scratch)?;
         }
         Spec::Faiss(factory) => faiss::build(rows, factory, writer)?,
     }

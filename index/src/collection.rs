@@ -25,7 +25,7 @@ use self::meta::{KIND, Meta, SegmentMeta, VERSION, dead_name, ids_name};
 pub use self::writer::CollectionWriter;
 use crate::artefact::{self, ArtefactError, MANIFEST, Manifest};
 use crate::mapped::Mapped;
-use crate::segments::{BY_KIND, FoundInPart, merge};
+use crate::segments::{FoundInPart, How, merge};
 use crate::topk::Hit;
 use crate::{Bitmap, Builder, Index, IndexError, Metric, Segments, Spec, single};
 
@@ -276,7 +276,8 @@ impl Collection {
         let by_row = |part: usize, query: usize, row: u32| {
             allow.is_some_and(|allow| allow(query, self.ids[part].as_slice()[row as usize]))
         };
-        let found = self.segments.search_parts(BY_KIND, queries, k, allow.is_some().then_some(&by_row))?;
+        let found =
+            self.segments.search_parts(How::ByKind, queries, k, allow.is_some().then_some(&by_row))?;
         let named = |(part, hits): FoundInPart| -> Vec<Vec<Neighbour>> {
             let ids = self.ids[part].as_slice();
             let name = |hit: Hit| Neighbour { id: ids[hit.id as usize], score: hit.score };

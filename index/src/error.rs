@@ -91,6 +91,14 @@ pub enum IndexError {
         /// How the two differ.
         why: String,
     },
+    /// An index whose lists were to be another's too.
+    #[error("{}: its lists cannot be taken over: it {why}", dir.display())]
+    Lists {
+        /// The folder of the index.
+        dir: PathBuf,
+        /// How it differs from what is built.
+        why: String,
+    },
     /// An index of a kind `faiss:…`, in a program without faiss.
     #[error("an index by faiss needs a program with faiss in it: build with the cargo feature `faiss`")]
     WithoutFaiss,

@@ -8,7 +8,7 @@ use crate::artefact::{self, ArtefactError, MANIFEST};
 use crate::faiss::Native;
 use crate::graph::{self, Graph};
 use crate::hnsw::Hnsw;
-use crate::ivf::{CoarseSpec, Ivf};
+use crate::ivf::{self, CoarseSpec, Ivf};
 use crate::meta::{KIND, Meta, VECTORS, VERSIONS};
 use crate::quantized::QuantizedRows;
 use crate::rabitq::Codes;
@@ -243,6 +243,16 @@ impl Index {
         })
     }
 
+    /// The lists and rows of an inverted file, and how many lists are probed.
+    pub(crate) fn lists(&self) -> Option<(&Ivf, &Rows, usize)> {
+        match &self.engine {
+            Engine::Ivf(rows, lists) => {
+                Some((lists.as_ref(), rows, self.breadth.unwrap_or(lists.default_breadth())))
+            }
+            _ => None,
+        }
+    }
+
     /// The least and the most [`breadth`](Index::breadth) that makes sense for `k`; none where
     /// more does not find more.
     pub(crate) fn breadths(&self, k: usize) -> Option<RangeInclusive<usize>> {
@@ -299,7 +309,8 @@ impl Index {
             }
             Engine::Ivf(rows, lists) => {
                 let breadth = breadth.unwrap_or(lists.default_breadth());
-                lists.search(rows, queries, k, breadth, least, allow)
+                let member = ivf::Member { ivf: lists, rows, allow };
+                ivf::search(&[member], queries, k, breadth, least).remove(0)
             }
             Engine::Faiss(rows, native) => native.search(rows, queries, k, breadth, allow)?,
         })

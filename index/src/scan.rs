@@ -200,15 +200,19 @@ impl Found {
         Self { promised: TopK::new(k), candidates: Vec::new(), least }
     }
 
-    /// What a row must reach to be among them, as far as is known.
-    fn threshold(&self) -> f32 {
-        self.promised.threshold().max(self.least)
+    /// For the nearest of these rows and of others that are looked through next: what these promise counts there too.
+    pub fn after(others: &Self) -> Self {
+        Self { promised: others.promised.clone(), candidates: Vec::new(), least: others.least }
     }
 
-    /// Rows that may be among the nearest; all that were met and allowed while they are fewer than
-    /// k.
-    pub fn len(&self) -> usize {
-        self.candidates.len()
+    /// Counts in that what scores less than this is of no use.
+    pub fn raise(&mut self, least: f32) {
+        self.least = self.least.max(least);
+    }
+
+    /// What a row must reach to be among them, as far as is known.
+    pub fn threshold(&self) -> f32 {
+        self.promised.threshold().max(self.least)
     }
 
     /// Takes in the rows of a block that may be among the nearest. `id_of` gives the row in each
@@ -327,12 +331,12 @@ mod tests {
             found.look(Shape::new(dim), &block, query.probe(), BLOCK, |slot| slot as u32, |_| true);
             found
         };
-        assert_eq!(found(f32::NEG_INFINITY).len(), BLOCK);
+        assert_eq!(found(f32::NEG_INFINITY).candidates.len(), BLOCK);
         let some = found(scores[4]);
         assert!(
-            some.len() < BLOCK && some.candidates.iter().all(|c| c.highest >= scores[4]),
+            some.candidates.len() < BLOCK && some.candidates.iter().all(|c| c.highest >= scores[4]),
             "{}",
-            some.len()
+            some.candidates.len()
         );
         let best = some.decide(&rows, query.given, BLOCK, usize::MAX, None);
         assert!(best.len() >= 5 && best.iter().zip(&scores).take(5).all(|(hit, score)| hit.score == *score));
@@ -376,7 +380,7 @@ mod tests {
                     let probe = Probe::new(&tables, base, dot(&residual, &residual).sqrt());
                     let mut found = Found::new(BLOCK);
                     found.look(Shape::new(dim), &block, probe, BLOCK, |slot| slot as u32, |_| true);
-                    assert_eq!(found.len(), BLOCK);
+                    assert_eq!(found.candidates.len(), BLOCK);
                     let promised: Vec<Hit> = found.promised.into_unsorted().collect();
                     for candidate in &found.candidates {
                         let exact = rows.hit(candidate.id as usize, &query).score;

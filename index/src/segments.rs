@@ -2,20 +2,28 @@
 
 use std::borrow::Cow;
 
-use crate::topk::{Allow, Hit, Least, TopK};
-use crate::{Bitmap, Index, IndexError, Metric, parallel, single};
+use crate::topk::{Allow, Hit, TopK};
+use crate::{Bitmap, Index, IndexError, Metric, ivf, parallel, single};
 
 /// So many queries are worth several threads to join what the parts have found.
 const MANY: usize = 256;
 
+/// Which rows of a part may be found.
+type Filter<'a> = Box<dyn Fn(usize, u32) -> bool + Sync + 'a>;
+
 /// What a search gives.
 type Found = Result<Vec<Vec<Hit>>, IndexError>;
-/// What searches a part.
-pub(crate) type SearchPart = fn(&Index, &[f32], usize, Least, Allow) -> Found;
-/// As the part's kind does.
-pub(crate) const BY_KIND: SearchPart = Index::search_above;
-/// By comparing with every row.
-const EXACTLY: SearchPart = |index, queries, k, _, allow| index.search_exactly(queries, k, allow);
+/// Which rows may be found: called with part, the query's place in the batch, and the part's row.
+type AllowInPart<'a> = Option<&'a (dyn Fn(usize, usize, u32) -> bool + Sync)>;
+
+/// How parts are searched.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    /// As the part's kind does.
+    ByKind,
+    /// By comparing with every row.
+    Exactly,
+}
 
 /// Several indexes of one dimension and metric, searched as one. Ids run on from one part to the
 /// next: the first row of the second part has the number of rows of the first part as its id.
@@ -168,7 +176,7 @@ impl Segments {
         k: usize,
         allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
     ) -> Result<Vec<Vec<Hit>>, IndexError> {
-        self.search_by(BY_KIND, queries, k, allow)
+        self.search_by(How::ByKind, queries, k, allow)
     }
 
     /// [`search_batch`](Segments::search_batch) by comparing with every live row: see
@@ -182,15 +190,15 @@ impl Segments {
         k: usize,
         allow: Option<&(dyn Fn(usize, u32) -> bool + Sync)>,
     ) -> Result<Vec<Vec<Hit>>, IndexError> {
-        self.search_by(EXACTLY, queries, k, allow)
+        self.search_by(How::Exactly, queries, k, allow)
     }
 
-    /// [`search_batch`](Segments::search_batch), with what searches a part.
-    fn search_by(&self, search: SearchPart, queries: &[f32], k: usize, allow: Allow) -> Found {
+    /// [`search_batch`](Segments::search_batch), in either way.
+    fn search_by(&self, how: How, queries: &[f32], k: usize, allow: Allow) -> Found {
         let by_row = |part: usize, query: usize, row: u32| {
             allow.is_some_and(|allow| allow(query, self.parts[part].first as u32 + row))
         };
-        let mut found = self.search_parts(search, queries, k, allow.is_some().then_some(&by_row))?;
+        let mut found = self.search_parts(how, queries, k, allow.is_some().then_some(&by_row))?;
         for (part, hits) in &mut found {
             let first = self.parts[*part].first as u32;
             hits.iter_mut().flatten().for_each(|hit| hit.id += first);
@@ -200,39 +208,87 @@ impl Segments {
 
     /// The `k` nearest live rows of each query over all parts, and others: each part that has live
     /// rows, and for each query its hits with their rows in this part as ids. A part need not look
-    /// for what scores less than the `k` that those before it have. `allow` is asked with part, query, row.
+    /// for what scores less than the `k` that those before it have.
     pub(crate) fn search_parts(
         &self,
-        search: SearchPart,
+        how: How,
         queries: &[f32],
         k: usize,
-        allow: Option<&(dyn Fn(usize, usize, u32) -> bool + Sync)>,
+        allow: AllowInPart,
     ) -> Result<Vec<FoundInPart>, IndexError> {
         self.check(queries)?;
         let mut all = Vec::new();
         let k = k.min(self.live);
         let mut best: Vec<TopK> = (0..queries.len() / self.dim).map(|_| TopK::new(k)).collect();
         // One after the other: each makes use of all threads where that pays.
-        let mut parts = self.parts.iter().enumerate().filter(|(_, part)| part.live > 0).peekable();
-        while let Some((number, part)) = parts.next() {
+        let mut waiting: Vec<usize> =
+            (0..self.parts.len()).filter(|&number| self.parts[number].live > 0).collect();
+        while let Some(&first) = waiting.first() {
+            let together = |&number: &usize| match how {
+                How::ByKind => number == first || self.share_lists(first, number),
+                How::Exactly => number == first,
+            };
+            let (now, later): (Vec<usize>, Vec<usize>) = waiting.iter().partition(|number| together(number));
+            waiting = later;
             let least: Vec<f32> = best.iter().map(TopK::threshold).collect();
-            let search = |allow: Allow| search(&part.index, queries, k, Some(&least), allow);
-            let found = match (&part.dead, allow) {
-                (None, None) => search(None),
-                (None, Some(allow)) => search(Some(&|query, row| allow(number, query, row))),
-                (Some(dead), None) => search(Some(&|_, row| !dead.get(row as usize))),
-                (Some(dead), Some(allow)) => {
-                    search(Some(&|query, row: u32| !dead.get(row as usize) && allow(number, query, row)))
-                }
-            }?;
-            if parts.peek().is_some() {
-                for (best, hits) in best.iter_mut().zip(&found) {
-                    hits.iter().for_each(|hit| best.push(*hit));
+            let found = self.search_some(how, &now, queries, k, &least, allow)?;
+            if !waiting.is_empty() {
+                for hits in &found {
+                    let each = best.iter_mut().zip(hits);
+                    each.for_each(|(best, hits)| hits.iter().for_each(|hit| best.push(*hit)));
                 }
             }
-            all.push((number, found));
+            all.extend(now.into_iter().zip(found));
         }
         Ok(all)
+    }
+
+    /// The hits of a part, or of several that share their lists.
+    fn search_some(
+        &self,
+        how: How,
+        parts: &[usize],
+        queries: &[f32],
+        k: usize,
+        least: &[f32],
+        allow: AllowInPart,
+    ) -> Result<Vec<Vec<Vec<Hit>>>, IndexError> {
+        let filters: Vec<_> = parts.iter().map(|&number| self.filter(number, allow)).collect();
+        let filters = filters.iter().map(Option::as_deref);
+        let indexes = parts.iter().map(|&number| &self.parts[number].index);
+        let each = indexes.zip(filters);
+        let first = &self.parts[parts[0]].index;
+        match how {
+            How::ByKind if parts.len() > 1 => {
+                let lists: Vec<_> = each.filter_map(|(index, allow)| Some((index.lists()?, allow))).collect();
+                let breadth = lists.iter().map(|((_, _, breadth), _)| *breadth).max().unwrap_or(0);
+                let member = |((ivf, rows, _), allow)| ivf::Member { ivf, rows, allow };
+                let members: Vec<ivf::Member> = lists.into_iter().map(member).collect();
+                Ok(ivf::search(&members, &first.prepare(queries)?, k, breadth, Some(least)))
+            }
+            How::ByKind => {
+                each.map(|(index, allow)| index.search_above(queries, k, Some(least), allow)).collect()
+            }
+            How::Exactly => each.map(|(index, allow)| index.search_exactly(queries, k, allow)).collect(),
+        }
+    }
+
+    /// Which rows of a part may be found; none where all may.
+    fn filter<'a>(&'a self, number: usize, allow: AllowInPart<'a>) -> Option<Filter<'a>> {
+        match (&self.parts[number].dead, allow) {
+            (None, None) => None,
+            (None, Some(allow)) => Some(Box::new(move |query, row| allow(number, query, row))),
+            (Some(dead), None) => Some(Box::new(|_, row| !dead.get(row as usize))),
+            (Some(dead), Some(allow)) => {
+                Some(Box::new(move |query, row| !dead.get(row as usize) && allow(number, query, row)))
+            }
+        }
+    }
+
+    /// Whether two parts are inverted files with the same lists.
+    fn share_lists(&self, a: usize, b: usize) -> bool {
+        let lists = |number: usize| self.parts[number].index.lists();
+        lists(a).zip(lists(b)).is_some_and(|((a, ..), (b, ..))| a.shares_lists_with(b))
     }
 
     /// Part `number`, which there is.

@@ -133,6 +133,12 @@ impl Spec {
         }
     }
 
+    /// An inverted file for `n` rows: of about four times as many lists as the root of `n`.
+    pub fn inverted_for(n: usize) -> Self {
+        let lists = (4.0 * (n as f64).sqrt()) as usize;
+        Spec::Ivf { lists: lists.clamp(16, MOST_SCANNED).next_power_of_two(), graph: None, bits: 1 }
+    }
+
     /// The error for values that [`FromStr`] would not have let through.
     pub(crate) fn check(self) -> Result<Self, IndexError> {
         let good = match self {

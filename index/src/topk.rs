@@ -50,6 +50,7 @@ impl PartialOrd for Hit {
 }
 
 /// Keeps the `k` greatest hits of those pushed.
+#[derive(Clone)]
 pub(crate) struct TopK {
     k: usize,
     /// The least of the kept ones is on top.

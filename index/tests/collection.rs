@@ -370,3 +370,49 @@ fn opening_in_the_middle_of_commits_gives_one_generation() {
     });
     assert!(opened.iter().all(|&opened| opened > 0), "{opened:?}");
 }
+
+/// A segment that comes to a larger one of lists takes these over, one that is larger trains its own, and so does a compacted
+/// one. A file's name tells its content.
+#[test]
+fn segments_share_their_lists_until_one_outgrows_them() {
+    let rows = clustered(3000, DIM, 30, 2);
+    let dir = tempdir().unwrap();
+    let spec: Spec = "IVF20,RaBitQ".parse().unwrap();
+    let mut writer = Collection::create(dir.path(), DIM, Metric::L2, Some(spec), 1).unwrap();
+    let mut next = 0;
+    let mut centroids_after = |count: usize| {
+        let ids: Vec<u64> = (next as u64..(next + count) as u64).collect();
+        writer.add(&ids, &rows[next * DIM..][..count * DIM]).unwrap();
+        writer.commit().unwrap();
+        next += count;
+        if count == 0 {
+            writer.compact().unwrap();
+        }
+        let mut names: Vec<(String, String)> = Vec::new();
+        for folder in fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap()) {
+            let files =
+                fs::read_dir(folder.path()).into_iter().flatten().map(|file| file.unwrap().file_name());
+            let mut files = files.map(|name| name.into_string().unwrap());
+            names.extend(
+                files
+                    .find(|name| name.starts_with("centroids."))
+                    .map(|name| (folder.file_name().into_string().unwrap(), name)),
+            );
+        }
+        names.sort();
+        names.into_iter().map(|(_, name)| name).collect::<Vec<_>>()
+    };
+    let first = centroids_after(900);
+    assert_eq!(first.len(), 1);
+    let second = centroids_after(300);
+    assert_eq!(second, [first[0].clone(), first[0].clone()]);
+    let joined = centroids_after(1500);
+    assert!(joined.len() == 1 && joined != first, "{joined:?} after {first:?}");
+    let added = centroids_after(100);
+    assert!(added.len() == 2 && added[0] == added[1]);
+    let compacted = centroids_after(0);
+    assert!(compacted.len() == 1 && compacted[0] != added[0]);
+    assert!(Collection::verify(dir.path()).unwrap().is_empty());
+    let collection = Collection::open(dir.path()).unwrap();
+    assert_eq!(collection.search(&rows[2799 * DIM..][..DIM], 1, None).unwrap()[0].id, 2799);
+}

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{METRICS, SPECS, build, clustered};
+use common::{METRICS, SEED, SPECS, build, clustered};
 use proptest::prelude::*;
 use sidenote_index::{Bitmap, Builder, Hit, Index, IndexError, Metric, Segments, Spec};
 use tempfile::{TempDir, tempdir};
@@ -134,6 +134,97 @@ fn what_parts_pass_on_hides_nothing() {
         for (found, query) in found.iter().zip(queries.chunks_exact(DIM)) {
             assert_eq!(found, &parts.search(query, 10, None).unwrap(), "{spec}");
         }
+    }
+}
+
+/// Parts that share their lists find, with as many lists probed, what one index with these lists finds. Fails where a part's
+/// rows go to other lists, where a query's lists are not those of all parts, or where too few rows end the search.
+#[test]
+fn parts_that_share_their_lists_are_searched_like_one() {
+    let rows = clustered(3000, DIM, 60, 3);
+    let queries = clustered(40, DIM, 60, 4);
+    let dead: Vec<bool> = (0..3000).map(|id| id % 3 == 1).collect();
+    for spec in ["IVF40,RaBitQ", "IVF40,RaBitQ4", "IVF40_QG32,RaBitQ"] {
+        let spec: Spec = spec.parse().unwrap();
+        for metric in METRICS {
+            let first = tempdir().unwrap();
+            build(first.path(), &rows[..1000 * DIM], DIM, metric, spec);
+            let with_its_lists = |rows: &[f32]| {
+                let dir = tempdir().unwrap();
+                let builder = Builder::create(dir.path(), DIM, metric, &spec, SEED).unwrap();
+                let mut builder = builder.lists_of(first.path()).unwrap();
+                builder.add(rows).unwrap();
+                builder.finish().unwrap();
+                let index = Index::open(dir.path()).unwrap();
+                (dir, index)
+            };
+            let (_dir, mut one) = with_its_lists(&rows);
+            let lengths = [1000, 0, 700, 1, 1299];
+            let (mut next, mut dirs) = (0, Vec::new());
+            let [mut all, mut live] = [(); 2].map(|()| Segments::empty(DIM, metric));
+            for len in lengths {
+                let (dir, index) = with_its_lists(&rows[next * DIM..][..len * DIM]);
+                all.push(index, None).unwrap();
+                let mut bits = Bitmap::new(len);
+                (0..len).filter(|row| dead[next + row]).for_each(|row| {
+                    bits.set(row);
+                });
+                live.push(Index::open(dir.path()).unwrap(), Some(bits)).unwrap();
+                dirs.push(dir);
+                next += len;
+            }
+            let is_live = |_: usize, id: u32| !dead[id as usize];
+            let is_one_of_few =
+                |query: usize, id: u32| is_live(query, id) && (id as usize + query).is_multiple_of(250);
+            for breadth in [1, 4, 40] {
+                one.set_breadth(Some(breadth));
+                for part in 0..lengths.len() {
+                    all.set_breadth(part, Some(breadth));
+                    live.set_breadth(part, Some(breadth));
+                }
+                for k in [1, 10, 200] {
+                    let what = format!("{spec} {metric} {breadth} {k}");
+                    let wanted = one.search_batch(&queries, k, None).unwrap();
+                    assert!(all.search_batch(&queries, k, None).unwrap() == wanted, "{what}");
+                    // How many more lists a filter is worth is a guess, and another one for parts.
+                    let found = live.search_batch(&queries, k, None).unwrap();
+                    assert!(
+                        found.iter().all(|hits| hits.len() == k && hits.iter().all(|hit| is_live(0, hit.id)))
+                    );
+                    let wanted = one.search_batch(&queries, k, Some(&is_live)).unwrap();
+                    assert!(breadth < 40 || found == wanted, "{what}, live ones");
+                }
+                let wanted = one.search_batch(&queries, 5, Some(&is_one_of_few)).unwrap();
+                assert!(wanted.iter().all(|hits| hits.len() == 5));
+                assert!(
+                    live.search_batch(&queries, 5, Some(&is_one_of_few)).unwrap() == wanted,
+                    "{spec} {breadth}, few"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn lists_are_taken_over_from_an_index_of_the_same_kind_only() {
+    let rows = clustered(300, DIM, 6, 3);
+    let there = tempdir().unwrap();
+    let lists: Spec = "IVF8,RaBitQ".parse().unwrap();
+    build(there.path(), &rows, DIM, Metric::L2, lists);
+    let codes = tempdir().unwrap();
+    build(codes.path(), &rows, DIM, Metric::L2, Spec::RaBitQ { bits: 1 });
+    let more: Spec = "IVF9,RaBitQ".parse().unwrap();
+    for (dir, dim, metric, spec, seed, why) in [
+        (&there, DIM + 1, Metric::L2, lists, SEED, "dimension 4"),
+        (&there, DIM, Metric::Cosine, lists, SEED, "metric l2"),
+        (&there, DIM, Metric::L2, more, SEED, "spec IVF8,RaBitQ"),
+        (&there, DIM, Metric::L2, lists, SEED + 1, "seed"),
+        (&codes, DIM, Metric::L2, Spec::RaBitQ { bits: 1 }, SEED, "has none"),
+    ] {
+        let new = tempdir().unwrap();
+        let builder = Builder::create(new.path(), dim, metric, &spec, seed).unwrap();
+        let error = builder.lists_of(dir.path()).err().unwrap().to_string();
+        assert!(error.contains(why) && error.contains(dir.path().to_str().unwrap()), "{error}");
     }
 }
 

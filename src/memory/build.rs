@@ -48,7 +48,7 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<MemoryMeta> {
     model.check_fits(text)?;
     let dim = model.network.decoder().config().hidden_size;
     // A document's first token is not predicted; an estimate is enough to choose the kind.
-    let index = options.index.unwrap_or_else(|| Spec::default_for(text.tokens(), dim));
+    let index = options.index.unwrap_or_else(|| kind_for(text.tokens(), dim));
     let mut writer = Writer::create(out, KIND, VERSION)?;
     let contexts = out.join(CONTEXTS);
     let mut builder = Builder::create(&contexts, dim, Metric::L2, &index, options.seed)?;
@@ -80,6 +80,15 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<MemoryMeta> {
     };
     writer.commit(json!(meta))?;
     Ok(meta)
+}
+
+/// The kind of index of so many contexts. Where vectors of passages would get a graph, contexts, which are as many as a text
+/// has tokens, get an inverted file: it is built in minutes where a graph takes most of an hour.
+fn kind_for(contexts: usize, dim: usize) -> Spec {
+    match Spec::default_for(contexts, dim) {
+        Spec::Graph { .. } => Spec::inverted_for(contexts),
+        kind => kind,
+    }
 }
 
 /// The median squared distance of a row to the nearest one that is not the same; 1 where there is none.

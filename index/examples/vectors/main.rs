@@ -9,14 +9,17 @@
 //!
 //! `benches/peers/ann.py` runs it beside the peers.
 
+mod parts;
 mod process;
 
 use std::collections::HashSet;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
+use parts::Searchable;
 use process::{Memory, Watch, cpu_seconds};
 use rayon::ThreadPoolBuilder;
 use serde::Serialize;
@@ -64,6 +67,13 @@ struct Build {
     /// Go on with a build of the same file that was cut off
     #[arg(long)]
     resume: bool,
+    /// Cut the vectors into so many indexes, DIR/0, DIR/1 and so on, that `search DIR` searches as one; an IVF's take over
+    /// the lists of the first
+    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    shards: Option<NonZeroUsize>,
+    /// Each shard trains lists of its own
+    #[arg(long, requires = "shards")]
+    own_lists: bool,
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -173,19 +183,28 @@ fn build(args: &Build) -> Outcome<()> {
     let spec = args.index.unwrap_or_else(|| Spec::default_for(n, dim));
 
     let (start, watch) = (Instant::now(), Watch::start());
-    let begin = if args.resume { Builder::resume } else { Builder::create };
-    let mut builder = begin(&args.dir, dim, args.metric, &spec, args.seed)?;
-    if let Some(bound) = args.memory {
-        builder = builder.memory(bound)?;
+    let shards = args.shards.map_or(1, NonZeroUsize::get);
+    let (mut there, mut disk_bytes) = (0, 0);
+    for shard in 0..shards {
+        let dir = args.shards.map_or(args.dir.clone(), |_| args.dir.join(shard.to_string()));
+        let begin = if args.resume { Builder::resume } else { Builder::create };
+        let mut builder = begin(&dir, dim, args.metric, &spec, args.seed)?;
+        if let Some(bound) = args.memory {
+            builder = builder.memory(bound)?;
+        }
+        if shard > 0 && !args.own_lists && matches!(spec, Spec::Ivf { .. }) {
+            builder = builder.lists_of(&args.dir.join("0"))?;
+        }
+        there = builder.rows();
+        let (begin, end) = (n * shard / shards + there, n * (shard + 1) / shards);
+        if begin > end {
+            return Err(format!("{}: the unfinished build has {there} rows already", dir.display()).into());
+        }
+        for first in (begin..end).step_by(BLOCK) {
+            builder.add(&file.read(first, BLOCK.min(end - first))?)?;
+        }
+        disk_bytes += builder.finish()?.files.values().map(|file| file.bytes).sum::<u64>();
     }
-    let there = builder.rows();
-    if there > n {
-        return Err(format!("{}: the unfinished build has {there} rows already", args.dir.display()).into());
-    }
-    for first in (there..n).step_by(BLOCK) {
-        builder.add(&file.read(first, BLOCK.min(n - first))?)?;
-    }
-    let manifest = builder.finish()?;
     let built = Built {
         index: spec,
         metric: args.metric,
@@ -194,7 +213,7 @@ fn build(args: &Build) -> Outcome<()> {
         threads: rayon::current_num_threads(),
         build_seconds: start.elapsed().as_secs_f64(),
         build_cpu_seconds: cpu_seconds(),
-        disk_bytes: manifest.files.values().map(|file| file.bytes).sum(),
+        disk_bytes,
         resumed_rows: there,
         peak_anon_bytes: watch.stop(),
         memory: Memory::now(),
@@ -271,14 +290,14 @@ fn search(args: &Search) -> Outcome<()> {
 
     let memory_before = Memory::now();
     let start = Instant::now();
-    let mut index = Index::open(&args.dir)?;
+    let mut index = Searchable::open(&args.dir)?;
     let open_ms = milliseconds(start);
     index.set_breadth(breadths[0]);
-    pool.install(|| index.search(&queries[..dim], args.k, None))?;
+    pool.install(|| index.search(&queries[..dim], args.k))?;
     let first_answer_ms = milliseconds(start);
     if !args.first {
         pool.install(|| {
-            queries.chunks(dim).take(1000).try_for_each(|query| index.search(query, args.k, None).map(drop))
+            queries.chunks(dim).take(1000).try_for_each(|query| index.search(query, args.k).map(drop))
         })?;
     }
     let mut searched = Searched {
@@ -330,7 +349,7 @@ fn report(searched: &Searched, json: bool) -> Outcome<()> {
 
 /// Speed and recall at one effort: single calls with one thread, a batch with any number.
 fn measure(
-    index: &Index,
+    index: &Searchable,
     queries: &[f32],
     breadth: Option<usize>,
     truth: Option<&Worst>,
@@ -341,11 +360,11 @@ fn measure(
     let mut rows = Vec::new();
 
     // The first pass is for warming up and for recall.
-    let found = index.search_batch(queries, k, None)?;
+    let found = index.search_batch(queries, k)?;
     let recall = truth.map(|truth| truth.recall(index, queries, &found));
     let (start, mut passes) = (Instant::now(), 0);
     while passes == 0 || start.elapsed() < least {
-        index.search_batch(queries, k, None)?;
+        index.search_batch(queries, k)?;
         passes += 1;
     }
     let qps = (passes * found.len()) as f64 / start.elapsed().as_secs_f64();
@@ -358,7 +377,7 @@ fn measure(
         while times.is_empty() || start.elapsed() < least {
             for query in queries.chunks(dim) {
                 let start = Instant::now();
-                index.search(query, k, None)?;
+                index.search(query, k)?;
                 times.push(start.elapsed());
             }
         }
@@ -388,7 +407,7 @@ struct Worst {
 }
 
 impl Worst {
-    fn of(index: &Index, queries: &[f32], truth: &[Vec<u32>]) -> Outcome<Self> {
+    fn of(index: &Searchable, queries: &[f32], truth: &[Vec<u32>]) -> Outcome<Self> {
         let k = truth.first().map_or(0, Vec::len);
         let score = |(query, ids): (&[f32], &Vec<u32>)| {
             ids.iter().try_fold(f64::INFINITY, |worst, &id| {
@@ -402,7 +421,7 @@ impl Worst {
     }
 
     /// The mean part of the true neighbours that were found.
-    fn recall(&self, index: &Index, queries: &[f32], found: &[Vec<Hit>]) -> f64 {
+    fn recall(&self, index: &Searchable, queries: &[f32], found: &[Vec<Hit>]) -> f64 {
         let mut sum = 0;
         let of_each = self.scores.iter().zip(&self.truth);
         for ((query, hits), (&worst, truth)) in queries.chunks(index.dim()).zip(found).zip(of_each) {

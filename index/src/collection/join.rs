@@ -51,11 +51,13 @@ impl<'a> Iterator for Joined<'a> {
 }
 
 /// What a segment's index is to be.
-pub(super) struct Shape {
+pub(super) struct Shape<'a> {
     pub dim: usize,
     pub metric: Metric,
     pub spec: Spec,
     pub seed: u64,
+    /// The folder of a segment whose lists it takes over.
+    pub lists_of: Option<&'a Path>,
 }
 
 /// Builds an index of all rows in `folder`, by ascending id, and writes the ids to `ids_path`.
@@ -67,6 +69,9 @@ pub(super) fn build_segment(
     sources: Vec<Source>,
 ) -> Result<(), IndexError> {
     let mut builder = Builder::create(folder, shape.dim, shape.metric, &shape.spec, shape.seed)?;
+    if let Some(dir) = shape.lists_of {
+        builder = builder.lists_of(dir)?;
+    }
     let mut ids_file = BufWriter::new(disk::create(ids_path)?);
     let mut batch = Vec::with_capacity(BATCH + shape.dim);
     for (id, row) in Joined::new(sources) {

@@ -245,11 +245,14 @@ impl CollectionWriter {
             sources.push(Box::new(rows.filter_map(|(id, row)| Some((id, index.vector(row)?)))));
         }
         sources.push(Box::new(pending.iter()));
+        let spec = self.spec_for(rows);
+        let lists_of = self.lists_for(first, spec, rows);
         let shape = Shape {
             dim: self.base.dim(),
             metric: self.base.metric(),
-            spec: self.spec_for(rows),
+            spec,
             seed: self.base.meta.seed,
+            lists_of: lists_of.as_deref(),
         };
         let unfinished = self.dir.join(UNFINISHED).join(folder_name(number));
         build_segment(&unfinished, ids_path, &shape, sources)?;
@@ -260,6 +263,16 @@ impl CollectionWriter {
 
     fn spec_for(&self, rows: usize) -> Spec {
         self.base.spec().unwrap_or_else(|| Spec::default_for(rows, self.base.dim()))
+    }
+
+    /// The folder of the largest of the first `kept` segments, where a new one of so many rows can do with its lists: those
+    /// trained on fewer rows say less of them than their own would.
+    fn lists_for(&self, kept: usize, spec: Spec, rows: usize) -> Option<PathBuf> {
+        let segments = self.base.meta.segments.iter().enumerate().take(kept);
+        let same = segments.filter(|(part, _)| self.base.segments.part(*part).spec() == spec);
+        let (_, largest) = same.max_by_key(|(_, segment)| segment.rows)?;
+        let has_lists = matches!(spec, Spec::Ivf { .. });
+        (has_lists && largest.rows >= rows).then(|| largest.folder(&self.dir))
     }
 
     fn entry(&self, name: &str) -> Result<artefact::FileEntry, ArtefactError> {

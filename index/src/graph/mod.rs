@@ -33,6 +33,8 @@ use crate::{flat, parallel};
 pub(crate) const NODES: &str = "nodes.f32";
 /// The record of the root.
 const ROOT: &str = "root.f32";
+/// All of them.
+pub(crate) const FILES: [&str; 2] = [NODES, ROOT];
 
 /// Nodes that the root links to where there are as many.
 const ROOT_DEGREE: usize = 1024;

@@ -45,6 +45,14 @@ enum By {
 }
 
 impl Coarse {
+    /// The files that find lists.
+    pub fn names(spec: CoarseSpec) -> &'static [&'static str] {
+        match spec.degree {
+            Some(_) => &graph::FILES,
+            None => &[CENTROIDS, LISTS],
+        }
+    }
+
     /// Writes what finds lists by their centroids `[lists, dim]`; gives these back as rows.
     pub fn build(
         centroids: &[f32],
@@ -100,6 +108,11 @@ impl Coarse {
             centroids: graph::open_rows(&nodes, lists, dim, degree, metric)?,
             by: By::Graph(Graph::open(dir, manifest, lists, dim, degree, seed)?),
         })
+    }
+
+    /// The centroids `[lists, dim]`.
+    pub fn into_centroids(self) -> Rows {
+        self.centroids
     }
 
     /// How many lists there are.

@@ -29,10 +29,12 @@ const CELLS: usize = 8;
 
 /// The lists, by their centroids.
 pub(super) struct Lists {
-    /// Less the centre.
+    /// Less the centre; where there are cells, by cells.
     fine: Means,
     /// Cells, and where the lists of each begin and end.
     coarse: Option<(Means, Vec<usize>)>,
+    /// The number of each list, where it is not its place in `fine`.
+    numbers: Option<Vec<u32>>,
     centre: Vec<f32>,
 }
 
@@ -50,7 +52,8 @@ impl Lists {
         let centre = centre.to_vec();
         if lists <= ONE_LEVEL {
             let points = gather(rows, &centre, &sample);
-            return Self { fine: Means::train(&points, rows.dim(), lists, &mut rng), coarse: None, centre };
+            let fine = Means::train(&points, rows.dim(), lists, &mut rng);
+            return Self { fine, coarse: None, numbers: None, centre };
         }
         let cells = (lists as f64).sqrt() as usize;
         let few = rows.len().min(SAMPLE * cells);
@@ -72,15 +75,33 @@ impl Lists {
                 Means::train(&points, rows.dim(), share, &mut rng).vectors
             })
             .collect();
-        let mut bounds = vec![0];
-        bounds.extend(shares.iter().scan(0, |end, share| {
-            *end += share;
-            Some(*end)
-        }));
-        Self { fine: Means::new(parts.concat(), rows.dim()), coarse: Some((coarse, bounds)), centre }
+        let fine = Means::new(parts.concat(), rows.dim());
+        Self { fine, coarse: Some((coarse, bounds(&shares))), numbers: None, centre }
     }
 
-    /// The centroids `[lists, dim]`.
+    /// Lists that others have trained: their centroids, and the centre of these others.
+    pub fn around(centroids: &Rows, centre: &[f32], seed: u64) -> Self {
+        let (lists, dim) = (centroids.len(), centroids.dim());
+        let numbers: Vec<usize> = (0..lists).collect();
+        let points = gather(centroids, centre, &numbers);
+        let centre = centre.to_vec();
+        if lists <= ONE_LEVEL {
+            return Self { fine: Means::new(points, dim), coarse: None, numbers: None, centre };
+        }
+        let coarse =
+            Means::train(&points, dim, (lists as f64).sqrt() as usize, &mut ChaCha8Rng::seed_from_u64(seed));
+        let mut members = vec![Vec::new(); coarse.len()];
+        let cell_of: Vec<Vec<u32>> =
+            points.par_chunks(STRIP * dim).map(|points| coarse.nearest(points)).collect();
+        cell_of.into_iter().flatten().zip(0..).for_each(|(cell, list)| members[cell as usize].push(list));
+        let bounds = bounds(&members.iter().map(Vec::len).collect::<Vec<_>>());
+        let numbers = members.concat();
+        let points =
+            numbers.iter().flat_map(|&list: &u32| &points[list as usize * dim..][..dim]).copied().collect();
+        Self { fine: Means::new(points, dim), coarse: Some((coarse, bounds)), numbers: Some(numbers), centre }
+    }
+
+    /// The centroids `[lists, dim]` of trained lists.
     pub fn centroids(&self) -> Vec<f32> {
         let centroids = self.fine.vectors.chunks_exact(self.fine.dim);
         centroids.flat_map(|list| list.iter().zip(&self.centre).map(|(x, c)| x + c)).collect()
@@ -101,7 +122,11 @@ impl Lists {
                 }
             })
             .collect();
-        strips.concat()
+        let mut places = strips.concat();
+        if let Some(numbers) = &self.numbers {
+            places.iter_mut().for_each(|place| *place = numbers[*place as usize]);
+        }
+        places
     }
 
     fn nearest_by_cells(&self, coarse: &Means, bounds: &[usize], points: &[f32]) -> Vec<u32> {
@@ -151,6 +176,15 @@ impl Lists {
 /// Rows less the centre, end to end.
 fn gather(rows: &Rows, centre: &[f32], ids: &[usize]) -> Vec<f32> {
     ids.iter().flat_map(|&id| rows.row(id).iter().zip(centre).map(|(x, c)| x - c)).collect()
+}
+
+/// Where parts of these sizes begin, and the last one ends.
+fn bounds(sizes: &[usize]) -> Vec<usize> {
+    let ends = sizes.iter().scan(0, |end, size| {
+        *end += size;
+        Some(*end)
+    });
+    std::iter::once(0).chain(ends).collect()
 }
 
 /// Divides `lists` in proportion to sizes; each part gets one at least.
@@ -324,6 +358,7 @@ mod tests {
         let untrained = Lists {
             fine: Means::new(gather(&rows, &centre, &some), DIM),
             coarse: None,
+            numbers: None,
             centre: centre.clone(),
         };
         let (after, before) = (distortion(&rows, &trained), distortion(&rows, &untrained));
@@ -380,6 +415,26 @@ mod tests {
         };
         let some = lists.assign(&rows).into_iter().enumerate().step_by(20).filter(is_nearest).count();
         assert!(some > 950, "{some} of 1000");
+    }
+
+    /// Fails where the lists that others have trained lose their numbers, or rows find others than the nearest.
+    #[test]
+    fn rows_find_the_nearest_of_lists_that_others_have_trained() {
+        let points = clusters(20_000);
+        let rows = rows(&points);
+        for count in [50, ONE_LEVEL + 300] {
+            let trained = Lists::train(&rows, &crate::rabitq::mean(&rows), count, 1);
+            let centroids = self::rows(&trained.centroids());
+            let others = Lists::around(&centroids, &trained.centre, 2);
+            let to =
+                |id: usize, list: usize| crate::metric::squared_distance(rows.row(id), centroids.row(list));
+            let is_nearest = |&(id, list): &(usize, u32)| {
+                let own = to(id, list as usize) - 1e-5;
+                (0..count).all(|other| own <= to(id, other))
+            };
+            let some = others.assign(&rows).into_iter().enumerate().step_by(20).filter(is_nearest).count();
+            assert!(some > 950, "{some} of 1000 with {count}");
+        }
     }
 
     #[test]

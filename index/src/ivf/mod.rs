@@ -12,6 +12,7 @@
 
 mod coarse;
 mod kmeans;
+mod search;
 
 use std::fs::File;
 use std::io::Write;
@@ -21,22 +22,23 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use crate::artefact::{ArtefactError, Manifest, Writer};
+use crate::artefact::{ArtefactError, Manifest, Writer, read_manifest};
 use crate::blocks::{BLOCK, CONFIDENCE};
 use crate::mapped::{Mapped, as_bytes, write_numbers};
 use crate::metric::{Metric, squared_distance};
 use crate::pages::PageWriter;
+use crate::planes;
 use crate::rabitq::mean;
 use crate::rotation::Rotation;
 use crate::rows::Rows;
 use crate::scan::{Candidate, Centre, Encoder, Found, Probe, Query, Shape};
 use crate::scratch::Scratch;
 use crate::simd::prefetch;
-use crate::topk::{self, Allow, Hit, Least, share};
-use crate::{parallel, planes};
+use crate::topk::Hit;
 use coarse::Coarse;
 pub(crate) use coarse::CoarseSpec;
 use kmeans::Lists;
+pub(crate) use search::{Member, search};
 
 /// The mean of the rows `[dim]`.
 const CENTRE: &str = "centre.f32";
@@ -57,28 +59,45 @@ const SEGMENT: usize = 512;
 /// Encoding a row, and scanning a block, take a tenth of this where they are in memory.
 const FROM_DISK: Duration = Duration::from_micros(50);
 
-/// Divides the rows among `lists` lists and encodes them.
+/// Divides the rows among `lists` lists and encodes them. The lists are those of the index of the same
+/// kind in `lists_of`, or trained on these rows.
 ///
 /// Memory: what the training of centroids takes (see [`Lists::train`]), and 12 bytes a row.
 pub(crate) fn build(
     rows: &Rows,
-    spec: CoarseSpec,
-    bits: usize,
+    (spec, bits): (CoarseSpec, usize),
     seed: u64,
+    lists_of: Option<&Path>,
     writer: &mut Writer,
     scratch: &Scratch,
 ) -> Result<(), ArtefactError> {
-    let (dim, metric, lists) = (rows.dim(), rows.metric(), spec.lists);
+    let (dim, metric) = (rows.dim(), rows.metric());
     let rotation = Rotation::new(dim, seed);
     let encoder = Encoder { rows, rotation: &rotation, bits };
-    let centre = mean(rows);
-    writer.write(CENTRE, as_bytes(&centre))?;
+    let (centre, centroids, lists) = match lists_of {
+        Some(dir) => {
+            let manifest = read_manifest(dir)?;
+            for name in [CENTRE].iter().chain(Coarse::names(spec)) {
+                let to = writer.path(name);
+                std::fs::copy(manifest.path(dir, name)?, &to).map_err(ArtefactError::io(&to))?;
+            }
+            let centre = open_centre(dir, &manifest, dim)?;
+            let centroids = Coarse::open(dir, &manifest, spec, dim, metric, seed)?.into_centroids();
+            let lists = Lists::around(&centroids, &centre, seed);
+            (centre, centroids, lists)
+        }
+        None => {
+            let centre = mean(rows);
+            writer.write(CENTRE, as_bytes(&centre))?;
+            let lists = Lists::train(rows, &centre, spec.lists, seed);
+            let centroids = lists.centroids();
+            let centroids =
+                Coarse::build(&centroids, spec, metric, &centre, &rotation, seed, writer, scratch)?;
+            (centre, centroids, lists)
+        }
+    };
 
-    let trained = Lists::train(rows, &centre, lists, seed);
-    let centroids =
-        Coarse::build(&trained.centroids(), spec, metric, &centre, &rotation, seed, writer, scratch)?;
-
-    let (order, starts) = by_list(&trained.assign(rows), lists);
+    let (order, starts) = by_list(&lists.assign(rows), spec.lists);
     let mut offsets = vec![0u32];
     let mut blocks: Vec<(usize, Range<usize>)> = Vec::new();
     for (list, ends) in starts.windows(2).enumerate() {
@@ -160,8 +179,23 @@ fn turn(rotation: &Rotation, vector: &[f32], centre: &[f32]) -> Vec<f32> {
     turned
 }
 
+fn open_centre(dir: &Path, manifest: &Manifest, dim: usize) -> Result<Vec<f32>, ArtefactError> {
+    Ok(Mapped::<f32>::open(&manifest.path(dir, CENTRE)?, dim)?.as_slice().to_vec())
+}
+
+/// A list that a query probes.
+struct Near {
+    list: u32,
+    /// That of its centroid.
+    score: f32,
+    /// Between query and centroid.
+    distance: f32,
+}
+
 /// The lists of an index, mapped from disk.
 pub(crate) struct Ivf {
+    /// Those that have the same have the same centre, centroids and rotation.
+    lists: String,
     centre: Vec<f32>,
     coarse: Coarse,
     offsets: Mapped<u32>,
@@ -193,8 +227,10 @@ impl Ivf {
             }
             false => None,
         };
+        let hashes = [CENTRE].iter().chain(Coarse::names(spec)).filter_map(|name| manifest.files.get(*name));
         Ok(Self {
-            centre: Mapped::<f32>::open(&manifest.path(dir, CENTRE)?, dim)?.as_slice().to_vec(),
+            lists: hashes.fold(seed.to_string(), |all, file| all + " " + &file.blake3),
+            centre: open_centre(dir, manifest, dim)?,
             coarse: Coarse::open(dir, manifest, spec, dim, metric, seed)?,
             offsets,
             codes: Mapped::open(&manifest.path(dir, CODES)?, blocks.saturating_mul(shape.block))?,
@@ -211,58 +247,13 @@ impl Ivf {
         (self.coarse.len() / 16).max(8)
     }
 
-    /// The `k` nearest rows of each prepared query among those of the `breadth` nearest lists that
-    /// have any, and of as many more as it takes to find `k`, which is at most the number of rows. Where
-    /// it is known what a score must reach, only those that do, which may be fewer.
-    pub fn search(
-        &self,
-        rows: &Rows,
-        queries: &[f32],
-        k: usize,
-        breadth: usize,
-        least: Least,
-        allow: Allow,
-    ) -> Vec<Vec<Hit>> {
-        let one = |number, query: &[f32]| self.search_one(rows, query, number, k, breadth, least, allow);
-        parallel::each_query(queries, rows.dim(), || (), |(), number, query| one(number, query))
+    /// Whether the two divide their rows among the same lists, so that a query's lists in one are its lists in the other.
+    pub fn shares_lists_with(&self, other: &Self) -> bool {
+        self.lists == other.lists
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn search_one(
-        &self,
-        rows: &Rows,
-        query: &[f32],
-        number: usize,
-        k: usize,
-        breadth: usize,
-        least: Least,
-        allow: Allow,
-    ) -> Vec<Hit> {
-        let may = |id: u32| allow.is_none_or(|allow| allow(number, id));
-        let all = self.coarse.len();
-        let mut breadth = breadth.clamp(1, all);
-        if allow.is_some() {
-            // The nearest of few allowed rows lie further off.
-            let (allowed, asked) = share(rows.len(), may);
-            breadth = (breadth * asked).checked_div(allowed).map_or(all, |breadth| breadth.min(all));
-        }
-        let query = self.prepare(rows.metric(), query);
-        let least = topk::least_of(least, number);
-        let mut found = Found::above(k, least);
-        let nearest = self.nearest_lists(&query, breadth);
-        self.probe(rows, &query, &nearest, &may, &mut found);
-        if found.len() < k && breadth < all && least == f32::NEG_INFINITY {
-            let mut probed = vec![false; all];
-            nearest.iter().for_each(|list| probed[list.id as usize] = true);
-            for list in self.nearest_lists(&query, all) {
-                if found.len() >= k {
-                    break;
-                }
-                if !probed[list.id as usize] {
-                    self.probe(rows, &query, &[list], &may, &mut found);
-                }
-            }
-        }
+    /// The exact scores of those candidates that can be among the `k` nearest.
+    fn decide(&self, rows: &Rows, query: &Query, k: usize, found: Found) -> Vec<Hit> {
         let Some(planes) = &self.planes else {
             return found.decide(rows, query.given, k, usize::MAX, None);
         };
@@ -298,10 +289,19 @@ impl Ivf {
         (offsets[list] as usize).min(blocks)..(offsets[list + 1] as usize).min(blocks)
     }
 
-    /// The nearest `count` of the lists that have rows, or some fewer, nearest first, with the exact
-    /// scores of their centroids.
-    fn nearest_lists(&self, query: &Query, count: usize) -> Vec<Hit> {
-        self.coarse.nearest(query, count, |list| !self.blocks(list as usize).is_empty())
+    /// Whether a list has rows.
+    fn has(&self, list: u32) -> bool {
+        !self.blocks(list as usize).is_empty()
+    }
+
+    /// The nearest `count` lists of those that `may`, nearest first.
+    fn nearest(&self, query: &Query, count: usize, may: impl Fn(u32) -> bool) -> Vec<Near> {
+        let near = |hit: Hit| Near {
+            list: hit.id,
+            score: hit.score,
+            distance: squared_distance(query.given, self.coarse.centroid(hit.id)).sqrt(),
+        };
+        self.coarse.nearest(query, count, may).into_iter().map(near).collect()
     }
 
     /// Looks through lists.
@@ -309,7 +309,7 @@ impl Ivf {
         &self,
         rows: &Rows,
         query: &Query,
-        lists: &[Hit],
+        lists: &[Near],
         may: &impl Fn(u32) -> bool,
         found: &mut Found,
     ) {
@@ -317,13 +317,11 @@ impl Ivf {
         let block_of = |number: usize| &codes[number * self.shape.block..][..self.shape.block];
         for (i, list) in lists.iter().enumerate() {
             if let Some(next) = lists.get(i + 1) {
-                self.blocks(next.id as usize).take(1).for_each(|number| prefetch(block_of(number)));
+                self.blocks(next.list as usize).take(1).for_each(|number| prefetch(block_of(number)));
             }
-            let centroid = self.coarse.centroid(list.id);
-            let distance = squared_distance(query.given, centroid).sqrt();
-            let mut probe = Probe::new(&query.tables, list.score, distance);
-            probe.list = list.id;
-            let blocks = self.blocks(list.id as usize);
+            let mut probe = Probe::new(&query.tables, list.score, list.distance);
+            probe.list = list.list;
+            let blocks = self.blocks(list.list as usize);
             let start = (i == 0).then(Instant::now);
             for number in blocks.clone() {
                 let ids = &ids[number * BLOCK..][..BLOCK];
@@ -332,7 +330,7 @@ impl Ivf {
             if start.is_some_and(|start| start.elapsed() > FROM_DISK * blocks.len() as u32) {
                 // All of the rest at once, instead of waiting for one after the other.
                 for list in &lists[1..] {
-                    let blocks = self.blocks(list.id as usize);
+                    let blocks = self.blocks(list.list as usize);
                     self.codes.will_need(blocks.start * self.shape.block..blocks.end * self.shape.block);
                 }
             }
@@ -413,7 +411,8 @@ mod tests {
             let (scan, graph) = (open(None), open(Some(32)));
             let (mut same, mut all) = (0, 0);
             for query in queries.chunks_exact(DIM) {
-                let lists = |ivf: &Ivf| ivf.nearest_lists(&ivf.prepare(metric, query), 20);
+                let lists =
+                    |ivf: &Ivf| ivf.coarse.nearest(&ivf.prepare(metric, query), 20, |list| ivf.has(list));
                 let (right, found) = (lists(&scan), lists(&graph));
                 same += right.iter().filter(|list| found.contains(list)).count();
                 all += right.len();
@@ -437,7 +436,7 @@ mod tests {
             let (mut sum, mut squares, mut deviations, mut beyond, mut count) = (0.0, 0.0, 0.0, 0, 0);
             for given in index.prepare(&queries).unwrap().chunks_exact(DIM) {
                 let query = ivf.prepare(metric, given);
-                for list in ivf.nearest_lists(&query, 30) {
+                for list in ivf.coarse.nearest(&query, 30, |_| true) {
                     let distance = squared_distance(given, ivf.coarse.centroid(list.id)).sqrt();
                     for number in ivf.blocks(list.id as usize) {
                         let adds = &ivf.codes.as_slice()[number * ivf.shape.block + ivf.shape.codes..];

@@ -38,8 +38,11 @@ fn normal(rng: &mut ChaCha8Rng) -> f32 {
     (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0
 }
 
+/// What [`build`] builds with.
+pub const SEED: u64 = 1;
+
 pub fn build(dir: &Path, rows: &[f32], dim: usize, metric: Metric, spec: Spec) -> Index {
-    let mut builder = Builder::create(dir, dim, metric, &spec, 1).unwrap();
+    let mut builder = Builder::create(dir, dim, metric, &spec, SEED).unwrap();
     builder.add(rows).unwrap();
     builder.finish().unwrap();
     Index::open(dir).unwrap()
