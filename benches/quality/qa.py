@@ -64,7 +64,7 @@ CELLS = [
     *(f"{stage}-{name}" for name in ("pool-minilm", "minilm") for stage in LEARNING),
 ]
 TRAINED = ("reader-", "joint-", "query-side-")
-# 64 examples once: steps of 4 questions.
+# 64 examples once: steps of 4 questions, multiplied in bf16.
 TRAINING = """
 kind = "atlas"
 out = {out}
@@ -80,6 +80,7 @@ target_tokens = {tokens}
 answer_tokens = {tokens}
 [training]
 steps = 16
+precision = "bf16"
 learning_rate = 1e-4
 warmup_steps = 2
 schedule = "linear"

@@ -371,10 +371,10 @@ fn opening_in_the_middle_of_commits_gives_one_generation() {
     assert!(opened.iter().all(|&opened| opened > 0), "{opened:?}");
 }
 
-/// A segment that comes to a larger one of lists takes these over, one that is larger trains its own, and so does a compacted
-/// one. A file's name tells its content.
+/// A segment that comes to a larger one of lists takes these over, one that is joined of both trains its own, and so does a
+/// compacted one. A file's name tells its content.
 #[test]
-fn segments_share_their_lists_until_one_outgrows_them() {
+fn segments_share_their_lists_until_they_are_joined() {
     let rows = clustered(3000, DIM, 30, 2);
     let dir = tempdir().unwrap();
     let spec: Spec = "IVF20,RaBitQ".parse().unwrap();

@@ -105,3 +105,15 @@ fn typical_distance(index: &Index) -> Result<f64> {
     distances.sort_by(f32::total_cmp);
     Ok(distances.get(distances.len() / 2).map_or(1.0, |d| f64::from(*d)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_contexts_as_a_text_has_tokens_get_no_graph() {
+        assert_eq!(kind_for(1000, 128), Spec::Flat);
+        assert_eq!(kind_for(400_000, 128).to_string(), "RaBitQ");
+        assert_eq!(kind_for(3_000_000, 128).to_string(), "IVF8192,RaBitQ");
+    }
+}

@@ -384,3 +384,32 @@ fn sweep(current: &Collection, keep: &[&str]) {
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lists_of_a_larger_segment_are_taken_over_and_of_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec: Spec = "IVF4,RaBitQ".parse().unwrap();
+        let mut writer = Collection::create(dir.path(), 2, Metric::L2, Some(spec), 1).unwrap();
+        let rows: Vec<f32> = (0..60).map(|x| x as f32 * 0.1).collect();
+        writer.add(&(0..30).collect::<Vec<_>>(), &rows).unwrap();
+        writer.commit().unwrap();
+        let folder = writer.base.meta.segments[0].folder(dir.path());
+        assert_eq!(writer.lists_for(1, spec, 30), Some(folder));
+        assert_eq!(writer.lists_for(1, spec, 31), None);
+        assert_eq!(writer.lists_for(0, spec, 30), None);
+        assert_eq!(writer.lists_for(1, "IVF5,RaBitQ".parse().unwrap(), 30), None);
+    }
+
+    #[test]
+    fn what_has_no_lists_has_none_to_take_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Collection::create(dir.path(), 1, Metric::L2, Some(Spec::Flat), 1).unwrap();
+        writer.add(&[7], &[1.0]).unwrap();
+        writer.commit().unwrap();
+        assert_eq!(writer.lists_for(1, Spec::Flat, 1), None);
+    }
+}
