@@ -128,6 +128,44 @@ fn documents_come_go_and_change() {
     assert!(text.contains("dead documents    0") && text.contains("parts             1"), "{text}");
 }
 
+/// What comes to a larger part of lists takes these over, and compacting trains them anew: a file's name tells its content.
+#[test]
+fn added_documents_take_over_the_lists_that_are_there() {
+    let dir = workplace();
+    let dir = dir.path();
+    let centroids = || -> Vec<String> {
+        let folders = fs::read_dir(dir.join("index")).unwrap().map(|entry| entry.unwrap().path());
+        let parts = folders.filter(|path| path.is_dir());
+        let names =
+            parts.flat_map(|path| fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()));
+        names.map(|name| name.into_string().unwrap()).filter(|name| name.starts_with("centroids.")).collect()
+    };
+    let lines = |name: &str, ids: std::ops::Range<usize>| {
+        let words = TOPICS.concat();
+        let text = |i: usize| format!("{} {} {}", words[i % 11], words[i / 2 % 11], words[i / 3 % 11]);
+        write_lines(
+            &dir.join(name),
+            &ids.map(|i| json!({"id": i.to_string(), "text": text(i)})).collect::<Vec<_>>(),
+        );
+    };
+    lines("first.jsonl", 0..60);
+    lines("second.jsonl", 60..80);
+    lines("third.jsonl", 80..200);
+    succeed(dir, "index build first.jsonl --encoder encoder --index IVF4,RaBitQ --out index --force");
+    let first = centroids();
+    assert_eq!(first.len(), 1);
+    succeed(dir, "index add index second.jsonl");
+    assert_eq!(centroids(), [first[0].clone(), first[0].clone()]);
+    succeed(dir, "index add index third.jsonl");
+    let third = centroids();
+    assert!(third.len() == 3 && third.iter().filter(|name| **name == first[0]).count() == 2, "{third:?}");
+    assert_eq!(succeed(dir, "index verify index")["problems"], json!([]));
+    let all: BTreeSet<String> = found(dir, "bees", "-k 200").into_iter().collect();
+    assert_eq!(all.len(), 200);
+    succeed(dir, "index compact index");
+    assert!(centroids().len() == 1 && !third.contains(&centroids()[0]));
+}
+
 #[test]
 fn searches_are_tuned_to_a_recall() {
     let dir = tempfile::tempdir().unwrap();

@@ -127,7 +127,7 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<IndexMeta> {
     };
     let parts = cutter.collect(&unfinished, &mut documents, &mut hash, progress)?;
     let kind = (options.index, options.seed, options.memory);
-    let part = cutter.join(&unfinished, &parts, kind, out, progress)?;
+    let part = cutter.join(&unfinished, &parts, kind, &[], out, progress)?;
     let mut meta = IndexMeta {
         settings,
         dim: options.encoder.dim(),
@@ -206,20 +206,32 @@ impl Cutter<'_> {
 
     /// Joins the parts of the work into one part of the index in `out`, under a manifest yet to be
     /// written: with the kind of index, which goes by the number of chunks where it is not given,
-    /// the seed, and the bound on memory. What an interrupted run has built of it is made use of.
+    /// the seed, and the bound on memory. Beside larger parts of the same kind it takes over their lists, where they have any.
+    /// What an interrupted run has built of it is made use of.
     pub fn join(
         &self,
         unfinished: &Unfinished,
         parts: &[PartMeta],
         (index, seed, memory): (Option<Spec>, u64, Option<Bytes>),
+        beside: &[IndexPart],
         out: &Path,
         progress: Progress,
     ) -> Result<IndexPart> {
-        let chunks = parts.iter().map(|part| part.chunks).sum();
+        let chunks: usize = parts.iter().map(|part| part.chunks).sum();
         let dim = self.encoder.dim();
         let index = index.unwrap_or_else(|| Spec::default_for(chunks, dim));
         let metric = self.encoder.metric();
-        let indexing = Indexing { metric, spec: index, seed, memory, resume: true };
+        // Lists that were trained on fewer rows say less of these than their own would.
+        let larger = beside.iter().filter(|part| part.index == index && part.counts.chunks >= chunks);
+        let lists_of = match index {
+            Spec::Ivf { .. } => {
+                larger.max_by_key(|part| part.counts.chunks).map(|part| part.vectors.path(out))
+            }
+            _ => None,
+        };
+        let lists_of = lists_of.transpose()?;
+        let indexing =
+            Indexing { metric, spec: index, seed, memory, lists_of: lists_of.as_deref(), resume: true };
         let mut writer =
             PartWriter::create(unfinished.dir(), self.tokenizer, self.chunk_tokens, dim, indexing)?;
         let task = progress.task("joining", chunks as u64, "chunks");

@@ -33,7 +33,8 @@ pub fn encode_again(dir: &Path, out: &Path, encoder: &dyn Encoder, progress: Pro
     let spec =
         meta.settings.index.unwrap_or_else(|| sidenote_index::Spec::default_for(live.chunks, meta.dim));
     let seed = meta.settings.seed;
-    let indexing = Indexing { metric: encoder.metric(), spec, seed, memory: None, resume: false };
+    let metric = encoder.metric();
+    let indexing = Indexing { metric, spec, seed, memory: None, lists_of: None, resume: false };
     let mut writer = PartWriter::create(&scratch, store.tokenizer(), store.chunk_size(), meta.dim, indexing)?;
     let task = progress.task("encoding again", live.chunks as u64, "chunks");
     let mut first_document = 0;

@@ -149,7 +149,7 @@ pub fn add(options: AddOptions, progress: Progress) -> Result<Added> {
     let mut replaced = 0;
     if new > 0 {
         let kind = (meta.settings.index, meta.settings.seed, None);
-        let part = cutter.join(&unfinished, &work, kind, dir, progress)?;
+        let part = cutter.join(&unfinished, &work, kind, &meta.parts, dir, progress)?;
         let mut tombstones = Tombstones::of(&store, &meta);
         let added = ChunkStore::open(&part.store.path(dir)?)?;
         for id in (0..new).map(|d| added.document(d).id) {
@@ -235,8 +235,8 @@ pub fn compact(dir: &Path, index: Option<Spec>, progress: Progress) -> Result<Co
         tidy(dir, &IndexMeta::read_manifest(dir)?.0, &meta)?;
         return Ok(Compacted { meta, parts: 1, bytes: (before, bytes_in(dir)) });
     }
-    let indexing =
-        Indexing { metric: vectors.metric(), spec, seed: meta.settings.seed, memory: None, resume: false };
+    let (metric, seed) = (vectors.metric(), meta.settings.seed);
+    let indexing = Indexing { metric, spec, seed, memory: None, lists_of: None, resume: false };
     let mut writer = PartWriter::create(&scratch, store.tokenizer(), store.chunk_size(), meta.dim, indexing)?;
     let task = progress.task("rewriting", live.chunks as u64, "chunks");
     let mut first_document = 0;

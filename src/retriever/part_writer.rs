@@ -20,12 +20,14 @@ const DEAD: &str = "dead";
 
 /// How the vectors of a part become an index.
 #[derive(Clone, Copy)]
-pub(super) struct Indexing {
+pub(super) struct Indexing<'a> {
     pub metric: Metric,
     pub spec: Spec,
     pub seed: u64,
     /// Bound on the memory of its own that building may take.
     pub memory: Option<Bytes>,
+    /// The vectors of a part whose lists this one takes over.
+    pub lists_of: Option<&'a Path>,
     /// Whether to go on with what an interrupted run has left of the same rows.
     pub resume: bool,
 }
@@ -53,7 +55,7 @@ impl PartWriter {
     ) -> Result<Self> {
         let (store_dir, vectors_dir) = (scratch.join(STORE), scratch.join(VECTORS));
         remove(&store_dir)?;
-        let Indexing { metric, spec, seed, memory, resume } = indexing;
+        let Indexing { metric, spec, seed, memory, lists_of, resume } = indexing;
         let resumed = match resume {
             true => Builder::resume(&vectors_dir, dim, metric, &spec, seed),
             false => Err(IndexError::Unfinished { dir: vectors_dir.clone(), why: "is not wanted".into() }),
@@ -68,6 +70,9 @@ impl PartWriter {
         };
         if let Some(bound) = memory {
             vectors = vectors.memory(bound)?;
+        }
+        if let Some(dir) = lists_of {
+            vectors = vectors.lists_of(dir)?;
         }
         Ok(Self {
             store: StoreWriter::create(&store_dir, tokenizer, chunk_tokens)?,
