@@ -6,7 +6,7 @@ use std::path::Path;
 use sidenote_index::{Hit, Index, IndexError, Metric, Segments, Spec};
 
 pub enum Searchable {
-    One(Index),
+    One(Box<Index>),
     Shards(Segments),
 }
 
@@ -14,7 +14,7 @@ impl Searchable {
     /// The index in `dir`, or those in `dir/0`, `dir/1` and so on.
     pub fn open(dir: &Path) -> Result<Self, IndexError> {
         if !dir.join("0").exists() {
-            return Ok(Self::One(Index::open(dir)?));
+            return Ok(Self::One(Box::new(Index::open(dir)?)));
         }
         let folders =
             (0..).map(|number: usize| dir.join(number.to_string())).take_while(|folder| folder.exists());
