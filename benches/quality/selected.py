@@ -29,7 +29,7 @@ from functools import partial
 
 import numpy
 from cells import arguments, once, run_cells, sidenote
-from selection import FRACTION, METHODS, build_pool, write_target
+from selection import FRACTION, METHODS, VECTORS, build_pool, write_target
 
 UNTUNED, BASELINE = "untuned", "random-balanced"
 # Those whose choice depends on the seed, and on it alone.
@@ -120,7 +120,7 @@ def choose(args, target, method, seed):
     examples, _ = write_target(args, target)
     out = f"{args.work}/{target}.{method}.{f'{seed}.' if method in DRAWN else ''}chosen.jsonl"
     if not os.path.exists(out):
-        options = [] if method in (*DRAWN, "bm25") else ["--vectors", "vectors"]
+        options = ["--vectors", VECTORS[method]] if method in VECTORS else []
         n = round(FRACTION * pool["kept"])
         sidenote(args, "select", "pool", "--method", method, "--target", examples, "-n", n, "--out", out, "--seed", seed, *options)
     return out

@@ -45,6 +45,8 @@ TARGETS = {
     "winogrande": (["winogrande"], ["Coreference Resolution"]),
     "casehold": (["casehold"], []),
 }
+# Where a method keeps vectors of the pool.
+VECTORS = {"deft": "vectors", "rds+": "vectors", "two-stage": "vectors", "task-aware": "vectors-task"}
 FRACTION, SEED = 0.01, 1
 # Words in the names and sources of tasks that are derived from a target; tests/pool.rs has the same.
 DERIVED = set(
@@ -124,8 +126,7 @@ def measure(args, target, method):
     examples, count = write_target(args, target)
     out = f"{args.work}/{target}.{method}.chosen.jsonl"
     n = round(FRACTION * pool["kept"])
-    folder = {"deft": "vectors", "rds+": "vectors", "two-stage": "vectors", "task-aware": "vectors-task"}.get(method)
-    options = ["--vectors", folder] if folder else []
+    options = ["--vectors", VECTORS[method]] if method in VECTORS else []
     command = ["--method", method, "--target", examples, "-n", n, "--out", out, "--seed", SEED, *options]
     report, seconds, memory = timed(args, "select", "pool", *command)
     said = sidenote(args, "select", "explain", out, "--pool", "pool", "--target", examples, "--vectors", "vectors")
