@@ -241,7 +241,7 @@ def main():
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--limit", type=int, default=600, help="seconds that a build of faiss may take")
     options = parser.parse_args()
-    options.command = "benches/peers/selection.py WORK POOL --target " + " ".join(map(os.path.basename, options.target))
+    options.command = "benches/peers/selection.py WORK POOL --target " + " ".join(map(os.path.basename, options.target)) + f" --limit {options.limit}"
     os.makedirs(options.work, exist_ok=True)
     measure(options, [])
 

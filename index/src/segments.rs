@@ -17,7 +17,7 @@ type Found = Result<Vec<Vec<Hit>>, IndexError>;
 type AllowInPart<'a> = Option<&'a (dyn Fn(usize, usize, u32) -> bool + Sync)>;
 
 /// How parts are searched.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(crate) enum How {
     /// As the part's kind does.
     ByKind,
@@ -47,6 +47,8 @@ struct Part {
     live: usize,
     /// Id of the first row.
     first: usize,
+    /// The number of the first part with the same lists, which it is searched together with; its own where there is none.
+    group: usize,
 }
 
 impl Segments {
@@ -100,7 +102,11 @@ impl Segments {
         let (first, live) = (self.len, index.len() - dead_count);
         self.len += index.len();
         self.live += live;
-        self.parts.push(Part { index, dead: dead.filter(|_| dead_count > 0), live, first });
+        let shares_lists = |part: &Part| {
+            part.index.lists().zip(index.lists()).is_some_and(|((a, ..), (b, ..))| a.shares_lists_with(b))
+        };
+        let group = self.parts.iter().position(shares_lists).unwrap_or(number);
+        self.parts.push(Part { index, dead: dead.filter(|_| dead_count > 0), live, first, group });
         Ok(())
     }
 
@@ -224,11 +230,12 @@ impl Segments {
         let mut waiting: Vec<usize> =
             (0..self.parts.len()).filter(|&number| self.parts[number].live > 0).collect();
         while let Some(&first) = waiting.first() {
-            let together = |&number: &usize| match how {
-                How::ByKind => number == first || self.share_lists(first, number),
-                How::Exactly => number == first,
+            let group = |number: usize| match how {
+                How::ByKind => self.parts[number].group,
+                How::Exactly => number,
             };
-            let (now, later): (Vec<usize>, Vec<usize>) = waiting.iter().partition(|number| together(number));
+            let (now, later): (Vec<usize>, Vec<usize>) =
+                waiting.into_iter().partition(|&number| group(number) == group(first));
             waiting = later;
             let least: Vec<f32> = best.iter().map(TopK::threshold).collect();
             let found = self.search_some(how, &now, queries, k, &least, allow)?;
@@ -283,12 +290,6 @@ impl Segments {
                 Some(Box::new(move |query, row| !dead.get(row as usize) && allow(number, query, row)))
             }
         }
-    }
-
-    /// Whether two parts are inverted files with the same lists.
-    fn share_lists(&self, a: usize, b: usize) -> bool {
-        let lists = |number: usize| self.parts[number].index.lists();
-        lists(a).zip(lists(b)).is_some_and(|((a, ..), (b, ..))| a.shares_lists_with(b))
     }
 
     /// Part `number`, which there is.

@@ -206,6 +206,32 @@ fn parts_that_share_their_lists_are_searched_like_one() {
     }
 }
 
+/// The same lists, but codes of other bits: fails where a query is prepared once for both.
+#[test]
+fn parts_of_other_bits_find_their_own_rows() {
+    let rows = clustered(2000, DIM, 40, 3);
+    let queries = clustered(40, DIM, 40, 4);
+    let (mut parts, mut dirs) = (Segments::empty(DIM, Metric::L2), Vec::new());
+    for spec in ["IVF20,RaBitQ", "IVF20,RaBitQ4"] {
+        let (dir, index) = index(&rows, Metric::L2, spec.parse().unwrap());
+        parts.push(index, None).unwrap();
+        dirs.push(dir);
+    }
+    parts.set_breadth(0, Some(20));
+    parts.set_breadth(1, Some(20));
+    let (_dir, one) = index(&rows, Metric::L2, Spec::Flat);
+    let wanted = one.search_batch(&queries, 5, None).unwrap();
+    let found = parts.search_batch(&queries, 10, None).unwrap();
+    // Each row twice.
+    let both = |id: u32| [id, id + 2000];
+    let right = |(found, wanted): (&Vec<Hit>, &Vec<Hit>)| {
+        let ids = wanted.iter().flat_map(|hit| both(hit.id));
+        ids.filter(|id| found.iter().any(|hit| hit.id == *id)).count()
+    };
+    let right: usize = found.iter().zip(&wanted).map(right).sum();
+    assert!(right >= 392, "{right} of 400");
+}
+
 #[test]
 fn lists_are_taken_over_from_an_index_of_the_same_kind_only() {
     let rows = clustered(300, DIM, 6, 3);

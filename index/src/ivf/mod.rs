@@ -194,7 +194,7 @@ struct Near {
 
 /// The lists of an index, mapped from disk.
 pub(crate) struct Ivf {
-    /// Those that have the same have the same centre, centroids and rotation.
+    /// Those that have the same have the same centre, centroids, rotation and bits: a query is prepared once for them.
     lists: String,
     centre: Vec<f32>,
     coarse: Coarse,
@@ -229,7 +229,7 @@ impl Ivf {
         };
         let hashes = [CENTRE].iter().chain(Coarse::names(spec)).filter_map(|name| manifest.files.get(*name));
         Ok(Self {
-            lists: hashes.fold(seed.to_string(), |all, file| all + " " + &file.blake3),
+            lists: hashes.fold(format!("{seed} {bits}"), |all, file| all + " " + &file.blake3),
             centre: open_centre(dir, manifest, dim)?,
             coarse: Coarse::open(dir, manifest, spec, dim, metric, seed)?,
             offsets,
