@@ -139,6 +139,15 @@ impl Spec {
         Spec::Ivf { lists: lists.clamp(16, MOST_SCANNED).next_power_of_two(), graph: None, bits: 1 }
     }
 
+    /// Which of the indexes that are `there`, each of a kind and so many rows, has the lists that an index of this kind over
+    /// `rows` rows takes over ([`Builder::lists_of`](crate::Builder::lists_of)): the largest of the same kind, unless that is
+    /// smaller, for lists that were trained on fewer rows say less of these than their own would. None for kinds without lists.
+    pub fn lists_among(self, rows: usize, there: impl Iterator<Item = (Self, usize)>) -> Option<usize> {
+        let Spec::Ivf { .. } = self else { return None };
+        let same = there.enumerate().filter(|(_, (spec, there))| *spec == self && *there >= rows);
+        same.max_by_key(|(_, (_, there))| *there).map(|(number, _)| number)
+    }
+
     /// The error for values that [`FromStr`] would not have let through.
     pub(crate) fn check(self) -> Result<Self, IndexError> {
         let good = match self {

@@ -221,15 +221,9 @@ impl Cutter<'_> {
         let dim = self.encoder.dim();
         let index = index.unwrap_or_else(|| Spec::default_for(chunks, dim));
         let metric = self.encoder.metric();
-        // Lists that were trained on fewer rows say less of these than their own would.
-        let larger = beside.iter().filter(|part| part.index == index && part.counts.chunks >= chunks);
-        let lists_of = match index {
-            Spec::Ivf { .. } => {
-                larger.max_by_key(|part| part.counts.chunks).map(|part| part.vectors.path(out))
-            }
-            _ => None,
-        };
-        let lists_of = lists_of.transpose()?;
+        let there = beside.iter().map(|part| (part.index, part.counts.chunks));
+        let lender = index.lists_among(chunks, there).map(|number| &beside[number]);
+        let lists_of = lender.map(|part| part.vectors.path(out)).transpose()?;
         let indexing =
             Indexing { metric, spec: index, seed, memory, lists_of: lists_of.as_deref(), resume: true };
         let mut writer =

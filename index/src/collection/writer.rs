@@ -265,14 +265,12 @@ impl CollectionWriter {
         self.base.spec().unwrap_or_else(|| Spec::default_for(rows, self.base.dim()))
     }
 
-    /// The folder of the largest of the first `kept` segments, where a new one of so many rows can do with its lists: those
-    /// trained on fewer rows say less of them than their own would.
+    /// The folder of that of the first `kept` segments whose lists a new one of so many rows takes over.
     fn lists_for(&self, kept: usize, spec: Spec, rows: usize) -> Option<PathBuf> {
-        let segments = self.base.meta.segments.iter().enumerate().take(kept);
-        let same = segments.filter(|(part, _)| self.base.segments.part(*part).spec() == spec);
-        let (_, largest) = same.max_by_key(|(_, segment)| segment.rows)?;
-        let has_lists = matches!(spec, Spec::Ivf { .. });
-        (has_lists && largest.rows >= rows).then(|| largest.folder(&self.dir))
+        let segments = &self.base.meta.segments[..kept];
+        let there =
+            self.base.segments.parts().zip(segments).map(|(index, segment)| (index.spec(), segment.rows));
+        spec.lists_among(rows, there).map(|number| segments[number].folder(&self.dir))
     }
 
     fn entry(&self, name: &str) -> Result<artefact::FileEntry, ArtefactError> {
