@@ -9,7 +9,9 @@ A cell is a target, a method and a seed: the method chooses 1 % of the pool for 
 (those of selection.py, which are of training sets), an adapter is trained on the choice, and the model is asked the target's
 development set (of FewGLUE's repository) under three of promptsource's prompts, named in TASKS before anything was measured.
 The answer is the choice with the highest log-probability, summed over its tokens. `untuned` is the model as it is. The random
-methods know no target: their adapter is trained once a seed. Every cell has the same steps over the same number of tokens
+methods know no target: their adapter is trained once a seed. Two know more than a method may, and say how far one could get:
+`own-kind` draws from the tasks of the target's own kind (selection.py's, by the categories of Super-NaturalInstructions), and
+`own-task` trains on the target's labelled examples of DEFT's few-shot files, of its training set. Every cell has the same steps over the same number of tokens
 (RECIPE), which is less than once through the choice; the seed is that of the adapter, the order, and the methods that draw.
 
 The result is a line of selected.jsonl beside this file, appended as soon as it is there; what is there is not run again. `right` has
@@ -20,6 +22,7 @@ The machine may be busy: only seconds suffer.
 """
 
 import argparse
+import glob
 import json
 import os
 import random
@@ -29,12 +32,13 @@ from functools import partial
 
 import numpy
 from cells import arguments, once, run_cells, sidenote
-from selection import FRACTION, METHODS, VECTORS, build_pool, write_target
+from selection import FRACTION, METHODS, TARGETS, VECTORS, build_pool, write_target
 
 UNTUNED, BASELINE = "untuned", "random-balanced"
 # Those whose choice depends on the seed, and on it alone.
 BLIND = ["random", BASELINE]
-DRAWN = [*BLIND, "dsir"]
+OWN_KIND, OWN_TASK = "own-kind", "own-task"
+DRAWN = [*BLIND, "dsir", OWN_KIND]
 SEEDS = [0, 1, 2]
 # A target's file of development examples, its templates, its labels in the templates' order, and the prompts.
 TASKS = {
@@ -114,12 +118,34 @@ def write_items(args, target):
     return path
 
 
+def labelled(args, target):
+    """The target's examples of DEFT's few-shot files, all seeds together, with their answers."""
+    rows = {}
+    for folder in TARGETS[target][0]:
+        for path in sorted(glob.glob(f"{args.data}/eval_deft_fewshot/{folder}/**/*.jsonl", recursive=True)):
+            with open(path, encoding="utf-8") as file:
+                rows.update((row["input"], row) for row in map(json.loads, filter(str.strip, file)))
+    return rows.values()
+
+
+def of_kind(args, target):
+    """The pool's rows of the target's own kind."""
+    for path in sorted(glob.glob(f"{args.work}/pool/instances-*.jsonl")):
+        with open(path, encoding="utf-8") as file:
+            yield from (row for row in map(json.loads, file) if row.get("cluster") in TARGETS[target][1])
+
+
 def choose(args, target, method, seed):
     """The file with the rows that a method chooses."""
     pool = once(f"{args.work}/pool.json", partial(build_pool, args))
     examples, _ = write_target(args, target)
     out = f"{args.work}/{target}.{method}.{f'{seed}.' if method in DRAWN else ''}chosen.jsonl"
-    if not os.path.exists(out):
+    if method in (OWN_KIND, OWN_TASK):
+        rows = list(labelled(args, target) if method == OWN_TASK else of_kind(args, target))
+        random.Random(seed).shuffle(rows)
+        with open(out, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[: round(FRACTION * pool["kept"])])
+    elif not os.path.exists(out):
         options = ["--vectors", VECTORS[method]] if method in VECTORS else []
         n = round(FRACTION * pool["kept"])
         sidenote(args, "select", "pool", "--method", method, "--target", examples, "-n", n, "--out", out, "--seed", seed, *options)
@@ -203,7 +229,7 @@ def difference(cells, method, targets):
 
 def table(lines):
     cells = {(line["target"], line["method"], line["seed"]): line for line in lines}
-    methods = list(dict.fromkeys([UNTUNED, *METHODS, *(line["method"] for line in lines)]))
+    methods = list(dict.fromkeys([UNTUNED, *METHODS, OWN_KIND, OWN_TASK, *(line["method"] for line in lines)]))
     methods = [method for method in methods if any(line["method"] == method for line in lines)]
     sizes = {line["target"]: line["examples"] for line in lines}
     recipe = f"{RECIPE['steps']} steps of {RECIPE['batch_tokens']} tokens at a rate of {RECIPE['learning_rate']:g}"
@@ -247,9 +273,9 @@ def main():
     parser.add_argument("work")
     parser.add_argument("data")
     parser.add_argument("--base", required=True, help="the model that is tuned")
-    parser.add_argument("--methods", help="methods of `sidenote select` with commas between; those of selection.py otherwise")
+    parser.add_argument("--methods", help="which, with commas between; those of selection.py and the two that know more otherwise")
     args = arguments(parser, "work", "data", "base")
-    methods = [UNTUNED, *(args.methods.split(",") if args.methods else METHODS)]
+    methods = [UNTUNED, *(args.methods.split(",") if args.methods else [*METHODS, OWN_KIND, OWN_TASK])]
     cells = [
         (f"{target}-{method}-{seed}", (target, method, seed), partial(measure, args, target, method, seed))
         for seed in SEEDS

@@ -123,7 +123,7 @@ impl Product<'_> {
         #[cfg(target_arch = "x86_64")]
         if m >= ROWS && m * k * n >= OWN && std::arch::is_x86_feature_detected!("avx512f") {
             // SAFETY: the processor has just been found to have AVX-512F, and the sizes have been checked.
-            unsafe { avx512::multiply(self, out, row) };
+            unsafe { avx512::multiply::<false>(self, out, row) };
             return;
         }
         let parallelism = match threads {

@@ -105,7 +105,7 @@ mod panels {
         for (i, panel) in panels[start..][..len].chunks_exact_mut(panel).enumerate() {
             let (first, columns) = (i * COLUMNS, COLUMNS.min(output - i * COLUMNS));
             // SAFETY: the processor has AVX-512F, and the weight covers these rows.
-            unsafe { pack::<COLUMNS>(Matrix::rows(weight, input), first, columns, 0, input, panel) };
+            unsafe { pack::<COLUMNS, false>(Matrix::rows(weight, input), first, columns, 0, input, panel) };
             if let Some(bias) = bias {
                 panel[input * COLUMNS..][..columns].copy_from_slice(&bias[first..][..columns]);
             }
@@ -165,7 +165,7 @@ mod panels {
                 let at = row + strip * ROWS;
                 // SAFETY: `x` covers these rows.
                 unsafe {
-                    pack::<ROWS>(Matrix::rows(x, input), at, ROWS.min(row + rows - at), 0, input, left)
+                    pack::<ROWS, false>(Matrix::rows(x, input), at, ROWS.min(row + rows - at), 0, input, left)
                 };
                 left[input * ROWS..].fill(1.0);
             }

@@ -3,6 +3,7 @@
 use std::arch::is_x86_feature_detected as has;
 use std::arch::x86_64::*;
 use std::cell::Cell;
+use std::sync::OnceLock;
 
 use super::super::avx512::{Output, with_buffer};
 use super::super::{Matrix, Product, deal};
@@ -34,16 +35,33 @@ pub enum Unit {
     Avx512,
 }
 
-/// The best that this processor has.
+/// The best that this processor has, if that is faster than `f32`.
 pub fn best() -> Option<Unit> {
-    if !(has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512bf16")) {
-        return None;
+    let best = *units().last()?;
+    // Intel's AVX512-BF16 makes a vector of sums every other cycle, which is half as many as its products in f32; AMD's is
+    // twice as fast as those.
+    (best != Unit::Avx512 || !intel()).then_some(best)
+}
+
+/// What this processor has, better ones last.
+pub fn units() -> Vec<Unit> {
+    let mut all = Vec::new();
+    if has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512bf16") {
+        all.push(Unit::Avx512);
+        #[cfg(target_os = "linux")]
+        if super::amx::available() {
+            all.push(Unit::Amx);
+        }
     }
-    #[cfg(target_os = "linux")]
-    if super::amx::available() {
-        return Some(Unit::Amx);
-    }
-    Some(Unit::Avx512)
+    all
+}
+
+fn intel() -> bool {
+    static INTEL: OnceLock<bool> = OnceLock::new();
+    *INTEL.get_or_init(|| {
+        let vendor = __cpuid(0);
+        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+    })
 }
 
 /// See [`super::multiply`].

@@ -1,14 +1,16 @@
 //! Products of numbers rounded to `bf16`, summed in `f32`.
 //!
 //! Blocked as [`super::avx512`] is, over tiles of 16 lines by 16 pairs of `bf16`, one after the other along `k`: the unit of
-//! AMX, whose instruction multiplies two of them (Intel 2023, "Architecture instruction set extensions", chapter 3). A processor
-//! that has AVX512-BF16 alone multiplies the same tiles; any other rounds the operands and multiplies in `f32`.
+//! AMX, whose instruction multiplies two of them (Intel 2023, "Architecture instruction set extensions", chapter 3). AMD's
+//! processors with AVX512-BF16 multiply the same tiles; any other rounds the operands and multiplies in `f32`.
 //!
 //! An element of the output is a sum in an order that depends on `k` alone, so neither the number of threads nor how the
 //! work is cut among them shows in the result.
 
 use half::bf16;
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
 use super::{Matrix, Product};
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -32,10 +34,17 @@ pub fn pays([m, k, n]: [usize; 3]) -> bool {
 /// To `out`, whose rows are `row` apart and do not overlap.
 pub fn multiply(product: &Product, out: &mut [f32], row: usize) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(unit) = blocked::best() {
-        // SAFETY: the processor has the unit, and the sizes have been checked.
-        unsafe { blocked::multiply(unit, product, out, row) };
-        return;
+    {
+        if let Some(unit) = blocked::best() {
+            // SAFETY: the processor has the unit, and the sizes have been checked.
+            unsafe { blocked::multiply(unit, product, out, row) };
+            return;
+        }
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has AVX-512F, and the sizes have been checked.
+            unsafe { avx512::multiply::<true>(product, out, row) };
+            return;
+        }
     }
     rounded(product, out, row);
 }
@@ -62,14 +71,21 @@ mod tests {
     fn implementations() -> Vec<Implementation> {
         let mut all: Vec<Implementation> = vec![("any processor", Box::new(rounded))];
         #[cfg(target_arch = "x86_64")]
-        if let Some(best) = blocked::best() {
-            for unit in [blocked::Unit::Avx512, best] {
+        {
+            for unit in blocked::units() {
                 let name = if unit == blocked::Unit::Avx512 { "AVX512-BF16" } else { "AMX" };
                 // SAFETY: the processor has the unit, and the tests give operands of these sizes.
                 let run = move |product: &Product, out: &mut [f32], row| unsafe {
                     blocked::multiply(unit, product, out, row)
                 };
                 all.push((name, Box::new(run)));
+            }
+            if std::arch::is_x86_feature_detected!("avx512f") {
+                // SAFETY: the processor has AVX-512F, and the tests give operands of these sizes.
+                let run = |product: &Product, out: &mut [f32], row| unsafe {
+                    avx512::multiply::<true>(product, out, row)
+                };
+                all.push(("AVX-512", Box::new(run)));
             }
         }
         all

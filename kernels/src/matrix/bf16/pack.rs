@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::Matrix;
-use super::super::avx512::transpose_lanes;
+use super::super::avx512::{mask, transpose_lanes};
 
 /// Lines and pairs of a tile, and numbers along `k` that it holds.
 pub const LINES: usize = 16;
@@ -121,8 +121,4 @@ fn transpose_pairs(pairs: [__m512i; LINES]) -> [__m512i; LINES] {
     unsafe {
         std::mem::transmute(transpose_lanes(std::mem::transmute::<[__m512i; LINES], [__m512; LINES]>(pairs)))
     }
-}
-
-fn mask(lanes: usize) -> u16 {
-    if lanes >= 16 { 0xffff } else { (1u16 << lanes) - 1 }
 }
