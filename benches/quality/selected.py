@@ -8,7 +8,11 @@ WORK and DATA are those of selection.py, which makes the pool and says what it l
 A cell is a target, a method and a seed: the method chooses 1 % of the pool for the target by the target's unlabelled inputs
 (those of selection.py, which are of training sets), an adapter is trained on the choice, and the model is asked the target's
 development set (of FewGLUE's repository) under three of promptsource's prompts, named in TASKS before anything was measured.
-The answer is the choice with the highest log-probability, summed over its tokens. `untuned` is the model as it is. The random
+HellaSwag, at which small models are better than chance, is asked by the rows of T0's evaluation (DATA's `recross`) that list four
+endings: what is before them, one prompt an example.
+The answer is the choice with the highest log-probability, summed over its tokens. `ranking` is what accuracy does not see where a
+model always gives the same answer: how often a choice has more over the others in an example where it is right than in one where it
+is wrong, mean over choices and prompts; chance is a half. `nats` are those of the right answer, mean over examples and prompts. `untuned` is the model as it is. The random
 methods know no target: their adapter is trained once a seed. Two know more than a method may, and say how far one could get:
 `own-kind` draws from the tasks of the target's own kind (selection.py's, by the categories of Super-NaturalInstructions), and
 `own-task` trains on the target's labelled examples of DEFT's few-shot files, of its training set. Every cell has the same steps over the same number of tokens
@@ -26,6 +30,7 @@ import glob
 import json
 import os
 import random
+import re
 import statistics
 import time
 from functools import partial
@@ -58,6 +63,8 @@ TASKS = {
     "wic": ("WiC", "wic", [False, True], ["GPT-3-prompt-with-label", "same_sense", "affirmation_true_or_false"]),
     "wsc": ("WSC", "wsc.fixed", [False, True], ["GPT-3 Style", "does the pronoun refer to", "the pronoun refers to"]),
 }
+HELLASWAG = "hellaswag"
+ASKED = [*TASKS, HELLASWAG]
 # Examples of a development set that are asked, a fixed draw where there are more.
 EXAMPLES = 250
 # Tokens of a question and of an answer, together 128.
@@ -90,9 +97,28 @@ def templates(path):
     return {one["name"]: (one["jinja"], one["answer_choices"]) for one in read["templates"].values()}
 
 
+def hellaswag(args):
+    """What rows of T0's evaluation ask before they list an example's endings, with these as choices; an example once."""
+    items = {}
+    with open(f"{args.data}/recross/eval/hellaswag.test.jsonl", encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            choices = [ending.strip() for ending in re.findall(r"^\([a-d]\) (.*)$", row["input"], re.MULTILINE)]
+            if len(choices) == 4 and row["targets"][0] in choices:
+                number = row["id"].split("|")[-1]
+                item = {"id": f"hellaswag|validation|as T0 is asked|{number}", "input": row["input"].split("\n\n(a)")[0], "target": row["targets"][0]}
+                items.setdefault(number, {**item, "choices": choices})
+    return list(items.values())[:EXAMPLES]
+
+
 def write_items(args, target):
     """The target's development examples under its prompts."""
     import jinja2
+
+    path = f"{args.work}/{target}.items.jsonl"
+    if target == HELLASWAG:
+        with open(path, "w", encoding="utf-8") as out:
+            out.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in hellaswag(args))
+        return path
 
     folder, name, labels, prompts = TASKS[target]
     with open(f"{args.data}/eval_fewglue32/{folder}/val.jsonl", encoding="utf-8") as file:
@@ -102,7 +128,6 @@ def write_items(args, target):
         numbers = sorted(random.Random(0).sample(numbers, EXAMPLES))
     known = templates(f"{args.data}/inst_promptsource_templates/super_glue/{name}/templates.yaml")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
-    path = f"{args.work}/{target}.items.jsonl"
     with open(path, "w", encoding="utf-8") as out:
         for prompt in prompts:
             text, answers = (environment.from_string(part) for part in known[prompt])
@@ -184,19 +209,35 @@ def measure(args, target, method, seed):
     begun = time.monotonic()
     command = ["eval", "tasks", args.base, "--data", items, "--out", answers, "--max-question-tokens", QUESTION + ANSWER]
     (found,) = sidenote(args, *command, *options)["tasks"]
-    right = {}
+    right, asked = {}, {}
     with open(answers, encoding="utf-8") as file:
         for line in map(json.loads, file):
             right[line["template"]] = right.get(line["template"], "") + str(int(line["scores"]["sum"]))
+            asked.setdefault(line["template"], []).append((line["right"], [choice["logprob"] for choice in line["choices"]]))
     spread = found["scores"]["sum"]
     return {
         **{name: round(spread[name], 4) for name in ("mean", "median", "lowest", "highest")},
         **{name: round(found["scores"][name]["mean"], 4) for name in ("per_token", "pmi")},
+        "ranking": round(statistics.fmean(map(ranking, asked.values())), 4),
+        "nats": round(-statistics.fmean(scores[right] for answers in asked.values() for right, scores in answers), 4),
         "examples": found["examples"],
         **learnt,
         "asking_seconds": round(time.monotonic() - begun),
         "right": right,
     }
+
+
+def ranking(asked):
+    """How often a choice has more over the best of the others where it is right than where it is wrong, mean over choices."""
+    shares = []
+    for choice in range(max(len(scores) for _, scores in asked)):
+        over = ([], [])
+        for right, scores in asked:
+            over[right == choice].append(scores[choice] - max(scores[:choice] + scores[choice + 1 :]))
+        if all(over):
+            wrong, right = map(numpy.array, over)
+            shares.append(((right[:, None] > wrong).mean() + (right[:, None] >= wrong).mean()) / 2)
+    return statistics.fmean(shares)
 
 
 def by_example(line):
@@ -232,28 +273,37 @@ def table(lines):
     methods = list(dict.fromkeys([UNTUNED, *METHODS, OWN_KIND, OWN_TASK, *(line["method"] for line in lines)]))
     methods = [method for method in methods if any(line["method"] == method for line in lines)]
     sizes = {line["target"]: line["examples"] for line in lines}
+    header = ["| | " + " | ".join(f"{target} ({sizes[target]})" for target in ASKED if target in sizes) + " |", "|---|" + "---|" * len(sizes)]
     recipe = f"{RECIPE['steps']} steps of {RECIPE['batch_tokens']} tokens at a rate of {RECIPE['learning_rate']:g}"
     text = [
         f"Written by `selected.py`, whose head says how. {RECIPE['adapter']['method'].upper()} of rank {RECIPE['adapter']['rank']}, {recipe}.",
         "",
         "Accuracy in percent over distinct examples, mean over prompts (lowest and highest prompt) and seeds (how many):",
         "",
-        "| | " + " | ".join(f"{target} ({sizes[target]})" for target in TASKS if target in sizes) + " |",
-        "|---|" + "---|" * len(sizes),
+        *header,
     ]
     for method in methods:
         row = []
-        for target in (target for target in TASKS if target in sizes):
+        for target in (target for target in ASKED if target in sizes):
             mine = [line for line in lines if (line["target"], line["method"]) == (target, method)]
             mean, low, high = (statistics.fmean(line[name] for line in mine) * 100 if mine else 0 for name in ("mean", "lowest", "highest"))
             row.append(f"{mean:.1f} ({low:.1f}-{high:.1f}; {len(mine)})" if mine else "")
         text.append(f"| {method} | " + " | ".join(row) + " |")
+    for name, digits in (("ranking", 3), ("nats", 2)):
+        text += ["", f"{name.capitalize()}, mean over seeds (how many):", "", *header]
+        for method in methods:
+            row = []
+            for target in (target for target in ASKED if target in sizes):
+                found = [line[name] for line in lines if (line["target"], line["method"]) == (target, method) and name in line]
+                row.append(f"{statistics.fmean(found):.{digits}f} ({len(found)})" if found else "")
+            if any(row):
+                text.append(f"| {method} | " + " | ".join(row) + " |")
     text += [
         "",
         f"What each has over {BASELINE}, in points, over the targets and seeds that have both; in brackets the middle 95 % of "
         f"{RESAMPLES} paired resamples of examples and seeds:",
         "",
-        "| | mean over targets | targets | " + " | ".join(target for target in TASKS if target in sizes) + " |",
+        "| | mean over targets | targets | " + " | ".join(target for target in ASKED if target in sizes) + " |",
         "|---|---|---|" + "---|" * len(sizes),
     ]
 
@@ -261,9 +311,9 @@ def table(lines):
         return f"{100 * found[0]:+.1f} [{100 * found[1]:+.1f}, {100 * found[2]:+.1f}]" if found else ""
 
     for method in methods:
-        found = difference(cells, method, TASKS)
+        found = difference(cells, method, ASKED)
         if found and method != BASELINE:
-            each = [points(difference(cells, method, [target])) for target in TASKS if target in sizes]
+            each = [points(difference(cells, method, [target])) for target in ASKED if target in sizes]
             text.append(f"| {method} | {points(found)} | {found[3]} | " + " | ".join(each) + " |")
     return "\n".join(text) + "\n"
 
@@ -279,7 +329,7 @@ def main():
     cells = [
         (f"{target}-{method}-{seed}", (target, method, seed), partial(measure, args, target, method, seed))
         for seed in SEEDS
-        for target in TASKS
+        for target in ASKED
         for method in methods
         if method != UNTUNED or seed == SEEDS[0]
     ]

@@ -184,6 +184,12 @@ fn build(args: &Build) -> Outcome<()> {
 
     let (start, watch) = (Instant::now(), Watch::start());
     let shards = args.shards.map_or(1, NonZeroUsize::get);
+    // `search` would take them for shards of this build.
+    let beyond = args.dir.join(args.shards.map_or(0, NonZeroUsize::get).to_string());
+    if beyond.exists() {
+        let why = "a shard of an earlier build; remove it, or take another folder";
+        return Err(format!("{}: {why}", beyond.display()).into());
+    }
     let (mut there, mut disk_bytes) = (0, 0);
     for shard in 0..shards {
         let dir = args.shards.map_or(args.dir.clone(), |_| args.dir.join(shard.to_string()));
