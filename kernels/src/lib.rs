@@ -28,6 +28,7 @@ mod gpu;
 mod heads;
 pub mod inference;
 mod linear;
+mod low_rank;
 #[doc(hidden)]
 pub mod matrix;
 mod memory;
@@ -54,6 +55,7 @@ pub use embedding::embedding;
 pub use feed_forward::gated_feed_forward;
 pub use heads::{merge_heads, split_heads};
 pub use linear::{linear, linear_add};
+pub use low_rank::linear_low_rank;
 pub use matrix::Precision;
 pub use memory::{LargeBlocks, keep_freed_memory};
 pub use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm};
