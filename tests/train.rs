@@ -171,6 +171,15 @@ fn a_plain_decoder_and_three_ways_to_retro() {
         assert_eq!(moved, all.len(), "{out}: every tensor that RETRO adds is trained");
     }
 
+    // Without a word about it, layers beside a frozen base start by copying.
+    let bare =
+        RETRO.split("[retro]").next().unwrap().to_string() + "[training]\nsteps = 1\nbatch_tokens = 256\n";
+    fs::write(dir.join("bare.toml"), bare).unwrap();
+    succeed(dir, "train bare.toml --set out=bare");
+    let config = fs::read_to_string(dir.join("bare/model/config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["retro"]["initialisation"], "copy", "{config}");
+
     write_scratch(dir);
     let scratch = succeed(dir, &format!("train scratch.toml {FROM_SCRATCH}"));
     check_run(dir, &scratch, "scratch", 24);

@@ -96,7 +96,7 @@ def cell(args, base, text, start):
             f"[training]\nsteps = {size['steps']}\nbatch_tokens = {size['batch']}\nchunks = 8\n"
             f"learning_rate = 1e-3\nwarmup_steps = 10\ndecay_steps = {size['steps'] // 3}\n"
         )
-    settings = {"retro.encoder_layers": 1}
+    settings = {"retro.encoder_layers": 1, "retro.initialisation": "random"}
     if start == "gate":
         settings["retro.gate"] = "true"
     if start.endswith("-last"):

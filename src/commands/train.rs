@@ -31,8 +31,7 @@ RETRO's layers on that decoder, or any other, which stays as it is (retro.toml):
   neighbours = \"runs/neighbours\"            # sidenote neighbours runs/index -k 2 --out ...
   base = \"runs/plain/model\"                 # a folder, a GGUF file, or a name on the hub
   [retro]
-  initialisation = \"copy\"                   # \"random\" to learn to copy from nothing
-  encoder_hidden_size = 256                 # \"copy\" needs it wider than the decoder
+  initialisation = \"copy\"                   # what it is by itself; \"random\" to learn to copy from nothing
   [training]
   steps = 300
 

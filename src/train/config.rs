@@ -368,16 +368,17 @@ pub struct RetroSection {
     pub encoder_layers: Option<usize>,
     /// Its layers that attend to the decoder's chunk, from 1.
     pub encoder_cross_layers: Option<Vec<usize>>,
-    /// "random" or "copy".
+    /// "random" or "copy"; where it is left out, "copy" on a decoder that stays as it is, and "random" from scratch.
     pub initialisation: Option<Initialisation>,
     /// Whether what is added starts at nothing, behind a gate.
     pub gate: Option<bool>,
 }
 
 impl RetroSection {
-    /// Fills in the paper's choices.
-    pub fn config(&self, decoder: &DecoderConfig, chunk_size: usize) -> RetroConfig {
-        let paper = RetroConfig::for_decoder(decoder, chunk_size);
+    /// Fills in the paper's choices, but for how the layers `start` and the width that it takes to start so.
+    pub fn config(&self, decoder: &DecoderConfig, chunk_size: usize, start: Initialisation) -> RetroConfig {
+        let start = self.initialisation.unwrap_or(start);
+        let paper = RetroConfig::for_decoder(decoder, chunk_size).starting(start, decoder.hidden_size);
         RetroConfig {
             chunk_size,
             neighbours: self.neighbours.unwrap_or(paper.neighbours),
@@ -391,7 +392,7 @@ impl RetroSection {
             encoder_heads: self.encoder_heads.unwrap_or(paper.encoder_heads),
             encoder_layers: self.encoder_layers.unwrap_or(paper.encoder_layers),
             encoder_cross_layers: self.encoder_cross_layers.clone().unwrap_or(paper.encoder_cross_layers),
-            initialisation: self.initialisation.unwrap_or(paper.initialisation),
+            initialisation: start,
             gate: self.gate.unwrap_or(paper.gate),
         }
     }

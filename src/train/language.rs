@@ -185,7 +185,9 @@ fn open_model(
         (None, Some(base), _) => {
             let frozen = LanguageModel::load(base, Trainable::Nothing, device)?;
             let section = config.retro.clone().unwrap_or_default();
-            let retro = section.config(frozen.network.decoder().config(), library.chunk_size());
+            let decoder = frozen.network.decoder().config();
+            // What wins on a decoder that stays as it is: benches/quality/retrofit.md.
+            let retro = section.config(decoder, library.chunk_size(), Initialisation::Copy);
             LanguageModel::retrofit(base, &retro, training.seed, device)?
         }
         (None, None, Some(section)) => {
@@ -193,7 +195,8 @@ fn open_model(
             let decoder = section.decoder(tokenizer.vocab_size());
             let retro = match config.kind {
                 Kind::Retro => {
-                    Some(config.retro.clone().unwrap_or_default().config(&decoder, library.chunk_size()))
+                    let section = config.retro.clone().unwrap_or_default();
+                    Some(section.config(&decoder, library.chunk_size(), Initialisation::Random))
                 }
                 _ => None,
             };

@@ -74,6 +74,20 @@ impl RetroConfig {
         }
     }
 
+    /// The same where the layers start so, with the widths that this needs beside a decoder of `hidden_size`.
+    pub fn starting(self, initialisation: Initialisation, hidden_size: usize) -> Self {
+        match initialisation {
+            Initialisation::Random => Self { initialisation, ..self },
+            Initialisation::Copy => Self {
+                initialisation,
+                head_dim: self.head_dim.max(hidden_size.div_ceil(self.heads)),
+                encoder_hidden_size: 2 * hidden_size,
+                encoder_heads: 2 * self.encoder_heads,
+                ..self
+            },
+        }
+    }
+
     /// Tokens of one neighbour with its continuation, r.
     pub fn neighbour_tokens(&self) -> usize {
         2 * self.chunk_size
@@ -117,7 +131,8 @@ impl RetroConfig {
         let head = self.encoder_hidden_size / self.encoder_heads;
         if self.encoder_hidden_size <= d || !(self.encoder_hidden_size - d).is_multiple_of(head) {
             let why = format!(
-                "initialisation = \"copy\" needs it larger than hidden_size ({d}) by whole heads of {head}; try {}",
+                "initialisation = \"copy\" needs it larger than hidden_size ({d}) by whole heads of {head}; try {}, or \
+                 initialisation = \"random\"",
                 2 * d
             );
             return Err(Error::setting("retro.encoder_hidden_size", why));
@@ -165,6 +180,19 @@ mod tests {
         assert_eq!(layers(24), [9, 12, 15, 18, 21, 24]);
         assert_eq!(layers(4), [2]);
         assert_eq!(layers(5), [3]);
+    }
+
+    #[test]
+    fn what_copies_is_wide_enough() {
+        for (blocks, head_dim) in [(4, 4), (12, 2), (12, 8)] {
+            let decoder = DecoderConfig { head_dim, ..decoder(blocks) };
+            let paper = RetroConfig::for_decoder(&decoder, 4);
+            let random = paper.clone().starting(Initialisation::Random, decoder.hidden_size);
+            assert_eq!(random, paper);
+            let copy = paper.clone().starting(Initialisation::Copy, decoder.hidden_size);
+            assert!(copy.check(&decoder).is_ok(), "{copy:?}");
+            assert!(RetroConfig { encoder_hidden_size: 8, ..copy }.check(&decoder).is_err());
+        }
     }
 
     #[test]
