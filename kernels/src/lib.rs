@@ -28,6 +28,7 @@ mod gpu;
 mod heads;
 pub mod inference;
 mod linear;
+mod master;
 #[doc(hidden)]
 pub mod matrix;
 mod memory;
