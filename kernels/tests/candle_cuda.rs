@@ -99,7 +99,7 @@ fn gpu_candle_norms() -> Result<()> {
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_candle_pointwise() -> Result<()> {
-    use sidenote_kernels::{activate, dropout, gated, merge_heads, rotary, rotary_heads, split_heads};
+    use sidenote_kernels::{activate, dropout, gated, merge_heads, split_heads};
     for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
         check("activate", &[&[3, 37]], |t| activate(&t[0], activation))?;
         check("gated", &[&[3, 37], &[3, 37]], |t| gated(&t[0], &t[1], activation))?;
@@ -109,7 +109,13 @@ fn gpu_candle_pointwise() -> Result<()> {
     check("merge_heads", &[&[2, 3, 7, 16]], |t| merge_heads(&t[0]))?;
     // Not contiguous.
     check("merge_heads", &[&[2, 7, 3, 16]], |t| merge_heads(&t[0].transpose(1, 2)?))?;
-    let angles = random(&[7, 6])?;
+    // Sequences share their angles, or have their own.
+    rotary_of(random(&[7, 6])?)?;
+    rotary_of(random(&[2, 7, 6])?)
+}
+
+fn rotary_of(angles: Tensor) -> Result<()> {
+    use sidenote_kernels::{rotary, rotary_heads};
     let turned = |t: &Tensor| {
         let angles = angles.to_dtype(t.dtype())?.to_dtype(DType::F64)?;
         let on = |x: Tensor| {
@@ -148,8 +154,19 @@ fn gpu_candle_linear() -> Result<()> {
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_candle_attention() -> Result<()> {
+    attention_of(32)
+}
+
+/// Heads that are filled up to a width of the kernels, and one that is too wide for them.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_candle_attention_of_other_widths() -> Result<()> {
+    [8, 48, 112, 144].into_iter().try_for_each(attention_of)
+}
+
+fn attention_of(dim: usize) -> Result<()> {
     use sidenote_kernels::{attention, chunked_cross_attention, fusion_in_decoder_attention};
-    let (batch, heads, key_heads, queries, keys, dim) = (2, 4, 2, 9, 21, 32);
+    let (batch, heads, key_heads, queries, keys) = (2, 4, 2, 9, 21);
     let (q, k) = ([batch, heads, queries, dim], [batch, key_heads, keys, dim]);
     let mask: Vec<u8> = (0..batch * keys).map(|i| u8::from(i % 5 != 1)).collect();
     let mask = Tensor::from_vec(mask, (batch, keys), &Device::Cpu)?;
@@ -184,24 +201,47 @@ fn gpu_candle_attention() -> Result<()> {
     })
 }
 
-/// Steps of generation on a cache, after a prompt.
+/// Steps of generation on a cache, after a prompt: plain, and with all that changes which keys are read and how.
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_candle_decoding() -> Result<()> {
     let gpu = gpu()?;
-    for (dtype, batch, key_heads) in [(DType::F32, 2, 2), (DType::BF16, 2, 1), (DType::F32, 1, 1)] {
-        let options = AttentionOptions { causal: true, ..AttentionOptions::scaled(0.2) };
-        let (mut cache, mut host_cache) = (KvCache::default(), KvCache::default());
+    let cases = [
+        (DType::F32, 2, 2, 32, false),
+        (DType::BF16, 2, 1, 32, true),
+        (DType::F32, 1, 1, 32, true),
+        (DType::BF16, 2, 2, 80, false),
+        (DType::F32, 2, 1, 16, true),
+    ];
+    for (dtype, batch, key_heads, dim, with_all) in cases {
+        let (heads, window) = (key_heads * 2, with_all.then_some(9));
+        let (mut cache, mut host_cache) = (KvCache::within(window), KvCache::within(window));
+        let sink = random(&[heads])?;
         for tokens in [11, 1, 1, 2, 1] {
-            let on = |x: &Tensor| x.to_dtype(dtype)?.to_device(&gpu);
-            let shape = [batch, key_heads, tokens, 32];
-            let (k, v) = (random(&shape)?, random(&shape)?);
-            let q = random(&[batch, key_heads * 2, tokens, 32])?;
+            let shape = [batch, key_heads, tokens, dim];
+            let (q, k, v) = (random(&[batch, heads, tokens, dim])?, random(&shape)?, random(&shape)?);
             let (keys, values) = host_cache.extend(&k, &v)?;
-            let expected = sidenote_kernels::attention(&q, &keys, &values, &options)?;
+            let held = keys.dim(2)?;
+            let bias = random(&[heads, tokens, held])?;
+            // The first sequence is padded.
+            let mask: Vec<u8> = (0..batch * held).map(|i| u8::from(batch == 1 || i != 0 && i != 1)).collect();
+            let mask = Tensor::from_vec(mask, (batch, held), &Device::Cpu)?;
+            let run = |[q, k, v, bias, sink]: [&Tensor; 5], mask: &Tensor| {
+                let plain = AttentionOptions { causal: true, ..AttentionOptions::scaled(0.2) };
+                let options = AttentionOptions {
+                    window,
+                    bias: Some(bias),
+                    sink: Some(sink),
+                    key_mask: Some(mask),
+                    ..plain
+                };
+                sidenote_kernels::attention(q, k, v, if with_all { &options } else { &plain })
+            };
+            let expected = run([&q, &keys, &values, &bias, &sink], &mask)?;
+            let on = |x: &Tensor| x.to_dtype(dtype)?.to_device(&gpu);
             let (keys, values) = cache.extend(&on(&k)?, &on(&v)?)?;
-            let found = sidenote_kernels::attention(&on(&q)?, &keys, &values, &options)?;
-            close(&format!("{tokens} more of {batch} x {key_heads}"), dtype, &found, &expected)?;
+            let found = run([&on(&q)?, &keys, &values, &on(&bias)?, &on(&sink)?], &mask.to_device(&gpu)?)?;
+            close(&format!("{tokens} more of {batch} x {key_heads} x {dim}"), dtype, &found, &expected)?;
         }
     }
     Ok(())
