@@ -109,6 +109,19 @@ template <> bf16 narrow(int x) { return to_bf16((float)x); }
             to = narrow<T>(widen(to) + widen(in[i]));                                                                  \
         }                                                                                                              \
     }                                                                                                                  \
+    extern "C" void gather_u32_##suffix(size_t count, const u32 *ids, const T *in, T *out, size_t, size_t size, size_t picked,  \
+                                    size_t right) {                                                                    \
+        if (!first()) return;                                                                                          \
+        for (size_t i = 0; i < count; i++) out[i] = in[(i / (picked * right) * size + ids[i]) * right + i % right];    \
+    }                                                                                                                  \
+    extern "C" void sa_u32_##suffix(const u32 *ids, const T *in, T *out, size_t left, size_t picked, size_t size,          \
+                                size_t right) {                                                                        \
+        if (!first()) return;                                                                                          \
+        for (size_t i = 0; i < left * picked * right; i++) {                                                           \
+            T &to = out[(i / (picked * right) * size + ids[i]) * right + i % right];                                   \
+            to = narrow<T>(widen(to) + widen(in[i]));                                                                  \
+        }                                                                                                              \
+    }                                                                                                                  \
     extern "C" void where_u8_##suffix(size_t count, size_t dims, const size_t *info, const u8 *which, const T *yes,        \
                                   const T *no, T *out) {                                                               \
         if (!first()) return;                                                                                          \
