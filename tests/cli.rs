@@ -104,6 +104,36 @@ fn every_command_explains_itself_with_an_example_of_its_own() {
     }
 }
 
+/// Commands that have a model say where it can be, and that this program has no GPU.
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_device_that_is_not_there_is_an_error_that_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(
+        dir.path().join("run.toml"),
+        "kind = \"lm\"\nout = \"run\"\nindex = \"index\"\n[training]\nsteps = 1\n",
+    )
+    .unwrap();
+    fs::write(dir.path().join("data.jsonl"), "").unwrap();
+    let commands = [
+        "train run.toml",
+        "generate model text",
+        "ask question --index index --model model",
+        "eval perplexity model --corpus data.jsonl",
+        "eval qa model --data data.jsonl",
+        "eval tasks model --data data.jsonl",
+        "memory build model --corpus data.jsonl --out memory",
+        "memory tune memory model --corpus data.jsonl",
+    ];
+    for command in commands {
+        let said = fail(dir.path(), &format!("{command} --device cuda"));
+        assert!(said.contains("--device: ") && said.contains("--features cuda"), "{command}: {said}");
+        let said = failure_of(sidenote(dir.path(), &format!("{command} --device tpu")), 2);
+        assert!(said.contains("tpu") && said.contains("expected cpu, cuda"), "{command}: {said}");
+    }
+    assert!(!dir.path().join("run").exists() && !dir.path().join("memory").exists());
+}
+
 #[test]
 fn wrong_usage_is_exit_code_2_and_leaves_stdout_alone() {
     for command in commands() {

@@ -29,6 +29,7 @@ mod heads;
 pub mod inference;
 mod linear;
 mod low_rank;
+mod master;
 #[doc(hidden)]
 pub mod matrix;
 mod memory;

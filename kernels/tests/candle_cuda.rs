@@ -3,6 +3,8 @@
 //! scripts/emulated_gpu.sh.
 #![cfg(feature = "candle-cuda")]
 
+use std::collections::HashMap;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::{Rng, rng};
 use sidenote_kernels::{
@@ -97,7 +99,7 @@ fn gpu_candle_norms() -> Result<()> {
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_candle_pointwise() -> Result<()> {
-    use sidenote_kernels::{activate, dropout, gated, merge_heads, rotary, rotary_heads, split_heads};
+    use sidenote_kernels::{activate, dropout, gated, merge_heads, split_heads};
     for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
         check("activate", &[&[3, 37]], |t| activate(&t[0], activation))?;
         check("gated", &[&[3, 37], &[3, 37]], |t| gated(&t[0], &t[1], activation))?;
@@ -107,7 +109,13 @@ fn gpu_candle_pointwise() -> Result<()> {
     check("merge_heads", &[&[2, 3, 7, 16]], |t| merge_heads(&t[0]))?;
     // Not contiguous.
     check("merge_heads", &[&[2, 7, 3, 16]], |t| merge_heads(&t[0].transpose(1, 2)?))?;
-    let angles = random(&[7, 6])?;
+    // Sequences share their angles, or have their own.
+    rotary_of(random(&[7, 6])?)?;
+    rotary_of(random(&[2, 7, 6])?)
+}
+
+fn rotary_of(angles: Tensor) -> Result<()> {
+    use sidenote_kernels::{rotary, rotary_heads};
     let turned = |t: &Tensor| {
         let angles = angles.to_dtype(t.dtype())?.to_dtype(DType::F64)?;
         let on = |x: Tensor| {
@@ -146,8 +154,19 @@ fn gpu_candle_linear() -> Result<()> {
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_candle_attention() -> Result<()> {
+    attention_of(32)
+}
+
+/// Heads that are filled up to a width of the kernels, and one that is too wide for them.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_candle_attention_of_other_widths() -> Result<()> {
+    [8, 48, 112, 144].into_iter().try_for_each(attention_of)
+}
+
+fn attention_of(dim: usize) -> Result<()> {
     use sidenote_kernels::{attention, chunked_cross_attention, fusion_in_decoder_attention};
-    let (batch, heads, key_heads, queries, keys, dim) = (2, 4, 2, 9, 21, 32);
+    let (batch, heads, key_heads, queries, keys) = (2, 4, 2, 9, 21);
     let (q, k) = ([batch, heads, queries, dim], [batch, key_heads, keys, dim]);
     let mask: Vec<u8> = (0..batch * keys).map(|i| u8::from(i % 5 != 1)).collect();
     let mask = Tensor::from_vec(mask, (batch, keys), &Device::Cpu)?;
@@ -182,24 +201,47 @@ fn gpu_candle_attention() -> Result<()> {
     })
 }
 
-/// Steps of generation on a cache, after a prompt.
+/// Steps of generation on a cache, after a prompt: plain, and with all that changes which keys are read and how.
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_candle_decoding() -> Result<()> {
     let gpu = gpu()?;
-    for (dtype, batch, key_heads) in [(DType::F32, 2, 2), (DType::BF16, 2, 1), (DType::F32, 1, 1)] {
-        let options = AttentionOptions { causal: true, ..AttentionOptions::scaled(0.2) };
-        let (mut cache, mut host_cache) = (KvCache::default(), KvCache::default());
+    let cases = [
+        (DType::F32, 2, 2, 32, false),
+        (DType::BF16, 2, 1, 32, true),
+        (DType::F32, 1, 1, 32, true),
+        (DType::BF16, 2, 2, 80, false),
+        (DType::F32, 2, 1, 16, true),
+    ];
+    for (dtype, batch, key_heads, dim, with_all) in cases {
+        let (heads, window) = (key_heads * 2, with_all.then_some(9));
+        let (mut cache, mut host_cache) = (KvCache::within(window), KvCache::within(window));
+        let sink = random(&[heads])?;
         for tokens in [11, 1, 1, 2, 1] {
-            let on = |x: &Tensor| x.to_dtype(dtype)?.to_device(&gpu);
-            let shape = [batch, key_heads, tokens, 32];
-            let (k, v) = (random(&shape)?, random(&shape)?);
-            let q = random(&[batch, key_heads * 2, tokens, 32])?;
+            let shape = [batch, key_heads, tokens, dim];
+            let (q, k, v) = (random(&[batch, heads, tokens, dim])?, random(&shape)?, random(&shape)?);
             let (keys, values) = host_cache.extend(&k, &v)?;
-            let expected = sidenote_kernels::attention(&q, &keys, &values, &options)?;
+            let held = keys.dim(2)?;
+            let bias = random(&[heads, tokens, held])?;
+            // The first sequence is padded.
+            let mask: Vec<u8> = (0..batch * held).map(|i| u8::from(batch == 1 || i != 0 && i != 1)).collect();
+            let mask = Tensor::from_vec(mask, (batch, held), &Device::Cpu)?;
+            let run = |[q, k, v, bias, sink]: [&Tensor; 5], mask: &Tensor| {
+                let plain = AttentionOptions { causal: true, ..AttentionOptions::scaled(0.2) };
+                let options = AttentionOptions {
+                    window,
+                    bias: Some(bias),
+                    sink: Some(sink),
+                    key_mask: Some(mask),
+                    ..plain
+                };
+                sidenote_kernels::attention(q, k, v, if with_all { &options } else { &plain })
+            };
+            let expected = run([&q, &keys, &values, &bias, &sink], &mask)?;
+            let on = |x: &Tensor| x.to_dtype(dtype)?.to_device(&gpu);
             let (keys, values) = cache.extend(&on(&k)?, &on(&v)?)?;
-            let found = sidenote_kernels::attention(&on(&q)?, &keys, &values, &options)?;
-            close(&format!("{tokens} more of {batch} x {key_heads}"), dtype, &found, &expected)?;
+            let found = run([&on(&q)?, &keys, &values, &on(&bias)?, &on(&sink)?], &mask.to_device(&gpu)?)?;
+            close(&format!("{tokens} more of {batch} x {key_heads} x {dim}"), dtype, &found, &expected)?;
         }
     }
     Ok(())
@@ -223,6 +265,8 @@ fn gpu_candle_optimisers() -> Result<()> {
                 vars.iter().enumerate().map(|(n, var)| (n.to_string(), var.clone())).collect();
             let mut adamw = AdamW::new(named.clone(), AdamWOptions::default());
             let mut factored = Adafactor::new(named.clone(), AdafactorOptions::default());
+            let (mut state, mut of_factored) = (HashMap::new(), HashMap::new());
+            let mut before = [vec![], vec![]];
             for (step, slopes) in slopes.iter().enumerate() {
                 let mut sum = Tensor::zeros((), dtype, device)?;
                 for (var, slope) in vars.iter().zip(slopes) {
@@ -235,8 +279,9 @@ fn gpu_candle_optimisers() -> Result<()> {
                     adamw.step(&grads, 0.01, Some(2.0))?;
                 }
                 if step == 1 {
-                    // A state is not changed by later steps.
-                    let (state, of_factored) = (adamw.state()?, factored.state()?);
+                    // Nor is a state changed by later steps.
+                    (state, of_factored) = (adamw.state()?, factored.state()?);
+                    before = [listed(&state)?, listed(&of_factored)?];
                     (adamw, factored) = (
                         AdamW::new(named.clone(), AdamWOptions::default()),
                         Adafactor::new(named.clone(), AdafactorOptions::default()),
@@ -245,14 +290,69 @@ fn gpu_candle_optimisers() -> Result<()> {
                     factored.load_state(&of_factored)?;
                 }
             }
+            assert_eq!(before, [listed(&state)?, listed(&of_factored)?]);
             Ok::<_, candle_core::Error>(vars)
         };
         let expected = run(&Device::Cpu, DType::F64)?;
-        let found = run(&gpu, DType::F32)?;
-        for (n, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            close(&format!("variable {n}, Adafactor {adafactor}"), DType::F32, found, expected)?;
-            assert!(found.to_device(&Device::Cpu)?.to_vec_of_all()? != starts[n].to_vec_of_all()?);
+        for dtype in BOTH {
+            for (n, (found, expected)) in run(&gpu, dtype)?.iter().zip(&expected).enumerate() {
+                close(&format!("variable {n}, Adafactor {adafactor}"), dtype, found, expected)?;
+                assert!(found.to_vec_of_all()? != starts[n].to_vec_of_all()?);
+            }
         }
+    }
+    Ok(())
+}
+
+/// The numbers of a state, in the order of their names.
+fn listed(state: &HashMap<String, Tensor>) -> Result<Vec<(String, Vec<f64>)>> {
+    let mut list = vec![];
+    for (name, tensor) in state {
+        list.push((name.clone(), tensor.to_vec_of_all()?));
+    }
+    list.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(list)
+}
+
+/// Steps of a fortieth of the distance between two numbers of `bf16` arrive, also when the run is interrupted on the way.
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_candle_optimisers_keep_small_steps() -> Result<()> {
+    let gpu = gpu()?;
+    for (adafactor, shape) in [(false, &[3usize, 7][..]), (true, &[3, 7]), (true, &[5])] {
+        let run = |interrupted: bool| {
+            let var = Var::ones(shape, DType::BF16, &gpu)?;
+            let named = || vec![("w".to_string(), var.clone())];
+            let adam = || AdamW::new(named(), AdamWOptions { weight_decay: 0.0, ..Default::default() });
+            let factor =
+                || Adafactor::new(named(), AdafactorOptions { relative: false, ..Default::default() });
+            let (mut adamw, mut factored) = (adam(), factor());
+            for step in 0..60 {
+                let grads = var.sum_all()?.backward()?;
+                match adafactor {
+                    true => factored.step(&grads, 1e-4, None)?,
+                    false => adamw.step(&grads, 1e-4, None)?,
+                };
+                if interrupted && step == 30 {
+                    let (state, of_factored) = (adamw.state()?, factored.state()?);
+                    (adamw, factored) = (adam(), factor());
+                    adamw.load_state(&state)?;
+                    factored.load_state(&of_factored)?;
+                }
+            }
+            let state = if adafactor { factored.state()? } else { adamw.state()? };
+            Ok::<_, candle_core::Error>((var, state["w.master"].clone()))
+        };
+        let (whole, master) = run(false)?;
+        let expected = Tensor::full(1.0 - 60.0 * 1e-4, shape, &Device::Cpu)?;
+        close("the copy in f32", DType::F32, &master, &expected)?;
+        assert_eq!(
+            whole.to_dtype(DType::F32)?.to_vec_of_all()?,
+            master.to_dtype(DType::BF16)?.to_vec_of_all()?
+        );
+        let (resumed, of_resumed) = run(true)?;
+        assert_eq!(whole.to_vec_of_all()?, resumed.to_vec_of_all()?);
+        assert_eq!(master.to_vec_of_all()?, of_resumed.to_vec_of_all()?);
     }
     Ok(())
 }
@@ -263,7 +363,7 @@ trait ToVec {
 
 impl ToVec for Tensor {
     fn to_vec_of_all(&self) -> Result<Vec<f64>> {
-        self.flatten_all()?.to_dtype(DType::F64)?.to_vec1()
+        self.to_device(&Device::Cpu)?.flatten_all()?.to_dtype(DType::F64)?.to_vec1()
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::Console;
+use super::device::DeviceArgs;
 use crate::encoder;
 use crate::reader::{Extractive, Reader, ReaderModel, Response, ask, one_line};
 use crate::retriever::{Condition, Filter, Ranking, Retriever, SearchOptions};
@@ -45,14 +46,16 @@ pub struct Args {
     /// index names].
     #[arg(long, value_name = "NAME|DIR")]
     encoder: Option<String>,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// Runs `sidenote ask`.
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
+    let device = args.device.open()?;
     let encoder = args.encoder.as_deref().map(encoder::load).transpose()?;
     let mut retriever = Retriever::open(&args.index, encoder)?;
-    let model =
-        args.model.as_deref().map(|name| ReaderModel::load(name, &candle_core::Device::Cpu)).transpose()?;
+    let model = args.model.as_deref().map(|name| ReaderModel::load(name, &device)).transpose()?;
     if let Some(model) = &model {
         retriever = model.asks(retriever)?;
     }

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
 use serde_json::json;
 use sidenote_index::{Bytes, Spec};
 
+use super::device::DeviceArgs;
 use super::{Console, cut};
 use crate::artefact;
 use crate::corpus::OnError;
@@ -65,6 +65,8 @@ pub struct BuildArgs {
     /// What to do with a line or file that cannot be used.
     #[arg(long, value_enum, default_value_t = OnError::Fail)]
     on_error: OnError,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -91,6 +93,8 @@ pub struct TuneArgs {
     /// Most contexts to look up, k.
     #[arg(short, long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     k: u32,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -110,7 +114,7 @@ pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
 
 fn build(args: BuildArgs, console: Console) -> anyhow::Result<()> {
     sidenote_kernels::LargeBlocks::start();
-    let model = LanguageModel::load(&args.model, Trainable::Nothing, &Device::Cpu)?;
+    let model = LanguageModel::load(&args.model, Trainable::Nothing, &args.device.open()?)?;
     let scratch = tempfile::tempdir()?;
     let text = match &args.text_of {
         Some(index) => open_store(index)?,
@@ -162,7 +166,7 @@ fn wanted(model: &LanguageModel) -> Result<usize, Error> {
 
 fn tune(args: TuneArgs, console: Console) -> anyhow::Result<()> {
     sidenote_kernels::LargeBlocks::start();
-    let model = LanguageModel::load(&args.model, Trainable::Nothing, &Device::Cpu)?;
+    let model = LanguageModel::load(&args.model, Trainable::Nothing, &args.device.open()?)?;
     let memory = TokenMemory::open(&args.dir)?;
     let scratch = tempfile::tempdir()?;
     let text =

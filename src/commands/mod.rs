@@ -12,6 +12,7 @@ use crate::hub;
 use crate::progress::Progress;
 
 mod ask;
+mod device;
 mod encoder;
 mod eval;
 mod generate;

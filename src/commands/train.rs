@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::Console;
+use super::device::DeviceArgs;
 use crate::train::{self, TrainConfig};
 
 #[derive(Debug, clap::Args)]
@@ -59,6 +60,8 @@ pub struct Args {
     /// Go on from the last checkpoint in the run's folder.
     #[arg(long)]
     resume: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Train together with other processes, here or on other machines: where the first of them listens, HOST:PORT. A step
     /// then is of as many batches as there are processes. All read the same files; the first writes.
     #[arg(long, value_name = "ADDRESS", requires_all = ["rank", "of"])]
@@ -77,6 +80,7 @@ pub struct Args {
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     sidenote_kernels::LargeBlocks::start();
+    let device = args.device.open()?;
     let config = TrainConfig::read(&args.config, &args.set)?;
     let outcome = match (&args.together, args.rank, args.of) {
         (Some(address), Some(rank), Some(of)) if of > 1 => {
@@ -86,9 +90,9 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
             if args.nccl {
                 group = Box::new(train::Nccl::connect(&mut *group)?);
             }
-            train::run_in(&mut *group, &config, args.resume, console.progress)?
+            train::run_in(&mut *group, &config, &device, args.resume, console.progress)?
         }
-        _ => train::run(&config, args.resume, console.progress)?,
+        _ => train::run(&config, &device, args.resume, console.progress)?,
     };
     console.report(&json!(outcome), || {
         let mut held_out = match outcome.held_out_loss {

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use candle_core::Device;
 use serde_json::{Map, Value, json};
 
 use super::assets::Files;
@@ -142,7 +143,7 @@ pub fn run(
         let text = toml::to_string(&config).map_err(|e| Error::setting(name, e.to_string()))?;
         let path = out.join(format!("{name}.toml"));
         std::fs::write(&path, text).map_err(Error::io(path))?;
-        train::run(&config, false, progress)
+        train::run(&config, &Device::Cpu, false, progress)
     };
     let plain = train(settings.plain(seed, index, out), "plain")?;
     let retro = train(settings.retro(seed, index, out), "retro")?;
@@ -161,7 +162,7 @@ pub fn run(
     let own = Neighbourhood { of: Box::new(|chunk| tokens_of(library, neighbours.of(chunk))), k };
     let other = Neighbourhood { of: Box::new(|chunk| tokens_of(library, neighbours.of(others[chunk]))), k };
     let score = |model: &Outcome, around: Option<&Neighbourhood<'_>>| {
-        let model = LanguageModel::load(&model.model, Trainable::Nothing, &candle_core::Device::Cpu)?;
+        let model = LanguageModel::load(&model.model, Trainable::Nothing, &Device::Cpu)?;
         perplexity::score(&model, &text, 0..text.documents(), around, progress)
     };
     let systems = [

@@ -418,7 +418,8 @@ pub struct TrainingSection {
     #[serde(default)]
     pub recompute: usize,
     /// "f32" or "bf16": what the weights that are trained are rounded to wherever they are read, and saved as, and what the
-    /// operands of a step's products with weights are rounded to, which processors with AMX multiply faster.
+    /// operands of a step's products with weights are rounded to, which processors with AMX multiply faster (on a GPU
+    /// weights alone are rounded).
     /// Products are summed in f32, and steps add up in f32, beside the optimiser's state.
     #[serde(default)]
     pub precision: Precision,

@@ -145,7 +145,7 @@ impl Optimiser {
         }
         for (name, _, master) in &self.rounded {
             if let Some(value) = state.get(&format!("{name}.{MASTER}")) {
-                master.set(value)?;
+                master.set(&value.to_device(master.device())?)?;
             }
         }
         self.round()

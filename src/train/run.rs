@@ -16,10 +16,10 @@ use super::tune::TuneLearner;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 
-/// Runs the training that `config` describes. With `resume`, goes on from the last checkpoint in
+/// Runs the training that `config` describes, with the model on `device`. With `resume`, goes on from the last checkpoint in
 /// its folder, exactly as if it had never stopped.
-pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Outcome> {
-    run_in(&mut Alone, config, resume, progress)
+pub fn run(config: &TrainConfig, device: &Device, resume: bool, progress: Progress) -> Result<Outcome> {
+    run_in(&mut Alone, config, device, resume, progress)
 }
 
 /// [`run`] as one of several processes, each of which is given the same configuration: a step is of as many batches as
@@ -30,6 +30,7 @@ pub fn run(config: &TrainConfig, resume: bool, progress: Progress) -> Result<Out
 pub fn run_in(
     group: &mut dyn Group,
     config: &TrainConfig,
+    device: &Device,
     resume: bool,
     progress: Progress,
 ) -> Result<Outcome> {
@@ -69,13 +70,11 @@ pub fn run_in(
     };
     let run = Run { out, training: &config.training, start: start.as_deref(), what, group };
     match config.kind {
-        Kind::T5 => run.through(PairLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
-        Kind::Retriever => {
-            run.through(RetrieverLearner::open(config, start.as_deref(), &Device::Cpu)?, progress)
-        }
-        Kind::Atlas => run.through(AtlasLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
-        Kind::Tune => run.through(TuneLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
-        _ => run.through(LanguageLearner::open(config, start.as_deref(), &Device::Cpu)?, progress),
+        Kind::T5 => run.through(PairLearner::open(config, start.as_deref(), device)?, progress),
+        Kind::Retriever => run.through(RetrieverLearner::open(config, start.as_deref(), device)?, progress),
+        Kind::Atlas => run.through(AtlasLearner::open(config, start.as_deref(), device)?, progress),
+        Kind::Tune => run.through(TuneLearner::open(config, start.as_deref(), device)?, progress),
+        _ => run.through(LanguageLearner::open(config, start.as_deref(), device)?, progress),
     }
 }
 

@@ -10,12 +10,15 @@ use crate::{AttentionOptions, RelativeBias};
 /// keys into pieces.
 const FEW: usize = 8;
 
+/// The widths of heads that kernels are compiled for. Wider ones would not fit a block's 48 KiB of shared memory.
+const WIDTHS: [usize; 3] = [32, 64, 128];
+
 /// Whether the kernels can take this attention.
 pub fn takes_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> bool {
     let table = options.relative.map(|relative| relative.table);
     let others = [options.bias, table, options.sink, options.key_mask];
     takes(&[q, k, v])
-        && q.dims().last().is_some_and(|dim| [32, 64, 128].contains(dim))
+        && q.dims().last() <= WIDTHS.last()
         && others.into_iter().flatten().all(|other| other.device().same_device(q.device()))
 }
 
@@ -27,7 +30,15 @@ pub fn attention(
     options: &AttentionOptions,
     m: Option<usize>,
 ) -> Result<Tensor> {
-    by_dtype!(q, T => run::<T>(q, k, v, options, m))
+    let dim = q.dim(3)?;
+    match WIDTHS.into_iter().find(|width| *width >= dim) {
+        Some(width) if width > dim => {
+            // Zeros add nothing to a score, and what is made of them is cut off.
+            let wide = |x: &Tensor| x.pad_with_zeros(3, 0, width - dim);
+            attention(&wide(q)?, &wide(k)?, &wide(v)?, options, m)?.narrow(3, 0, dim)
+        }
+        _ => by_dtype!(q, T => run::<T>(q, k, v, options, m)),
+    }
 }
 
 /// What the kernels read beside queries, keys and values, as backward needs it too.

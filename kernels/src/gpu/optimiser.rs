@@ -19,10 +19,16 @@ fn norm_of<T: Number>(grads: &[&Tensor]) -> Result<f64> {
     Ok(norm.into())
 }
 
-/// A step of [`crate::AdamW`], in place: `moments` are those of the gradient and of its square in `f32` after `steps`
+fn variable<T: Number>(gpu: &Gpu, var: &Var, master: Option<&Tensor>) -> Result<Variable<T>> {
+    let master = master.map(|master| gpu.lend_in_place(master)).transpose()?;
+    Ok(Variable { weight: gpu.lend_in_place(var)?, master })
+}
+
+/// A step of [`crate::AdamW`], in place, of the variable's copy in `f32` first where it has one: `moments` are those of the gradient and of its square in `f32` after `steps`
 /// steps, and `factor` is what clipping leaves of the gradient.
 pub fn adamw(
     var: &Var,
+    master: Option<&Tensor>,
     grad: &Tensor,
     moments: [&Tensor; 2],
     steps: u32,
@@ -33,7 +39,7 @@ pub fn adamw(
     by_dtype!(grad, T => {
         let gpu = Gpu::of(grad)?;
         let [first, second] = moments.map(|moment| gpu.lend_in_place(moment));
-        let variable = Variable::<T> { weight: gpu.lend_in_place(var)?, master: None };
+        let variable = variable::<T>(&gpu, var, master)?;
         let clip = Clip::to(&gpu.kernels, factor as f32)?;
         cuda::AdamW::from_parts(first?, second?, steps)
             .step(&gpu.kernels, &variable, &gpu.lend(grad)?, &clip, options, lr)
@@ -44,6 +50,7 @@ pub fn adamw(
 /// number; otherwise as [`adamw`].
 pub fn adafactor(
     var: &Var,
+    master: Option<&Tensor>,
     grad: &Tensor,
     (row, column): (&Tensor, Option<&Tensor>),
     steps: u32,
@@ -54,7 +61,7 @@ pub fn adafactor(
     by_dtype!(grad, T => {
         let gpu = Gpu::of(grad)?;
         let column = column.map(|column| gpu.lend_in_place(column)).transpose()?;
-        let variable = Variable::<T> { weight: gpu.lend_in_place(var)?, master: None };
+        let variable = variable::<T>(&gpu, var, master)?;
         let clip = Clip::to(&gpu.kernels, factor as f32)?;
         cuda::Adafactor::from_parts(gpu.lend_in_place(row)?, column, var.dims(), steps)
             .step(&gpu.kernels, &variable, &gpu.lend(grad)?, &clip, options, lr)

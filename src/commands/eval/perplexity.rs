@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::super::device::DeviceArgs;
 use super::super::{Console, cut};
 use crate::corpus::OnError;
 use crate::eval::overlap::{FilteredBits, filtered_bits, overlap};
@@ -62,6 +63,8 @@ pub struct Args {
     /// How sharply the cache tells contexts apart.
     #[arg(long, default_value_t = CacheSettings::default().theta, requires = "cache")]
     cache_theta: f32,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -104,7 +107,7 @@ fn memories<'a>(args: &Args, memory: Option<&'a TokenMemory>) -> anyhow::Result<
 }
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
-    let model = LanguageModel::load(&args.model, Trainable::Nothing, &candle_core::Device::Cpu)?;
+    let model = LanguageModel::load(&args.model, Trainable::Nothing, &args.device.open()?)?;
     let retriever = args.index.as_deref().map(|dir| Retriever::open(dir, None)).transpose()?;
     let (chunk_size, k) = match (&model.network, &retriever) {
         (Network::Retro(retro), _) => (retro.config().chunk_size, retro.config().neighbours),

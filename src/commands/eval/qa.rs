@@ -5,9 +5,11 @@ use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
+use candle_core::Device;
 use serde_json::json;
 
 use super::super::Console;
+use super::super::device::DeviceArgs;
 use crate::encoder;
 use crate::error::Error;
 use crate::reader::{Extractive, Reader, ReaderModel};
@@ -80,13 +82,16 @@ pub struct Args {
     /// Most tokens of an answer.
     #[arg(long, value_name = "TOKENS")]
     max_tokens: Option<usize>,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
+    let device = args.device.open()?;
     let mut examples = args.task.read(&args.data)?;
     examples.truncate(args.limit.unwrap_or(usize::MAX));
     let is_default = args.model.as_os_str() == "default";
-    let model = if is_default { None } else { Some(model(&args)?) };
+    let model = if is_default { None } else { Some(model(&args, &device)?) };
     let retriever = match (&args.index, &model) {
         (Some(dir), Some(model)) => Some(model.asks(Retriever::open(dir, None)?)?),
         (Some(dir), None) => Some(Retriever::open(dir, None)?),
@@ -176,8 +181,8 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
 }
 
 /// The model, with what the arguments change of its templates.
-fn model(args: &Args) -> anyhow::Result<ReaderModel> {
-    let mut model = ReaderModel::load(&args.model, &candle_core::Device::Cpu)?;
+fn model(args: &Args, device: &Device) -> anyhow::Result<ReaderModel> {
+    let mut model = ReaderModel::load(&args.model, device)?;
     let templates = &mut model.templates;
     let given = [
         (&mut templates.query, &args.qa_prompt),

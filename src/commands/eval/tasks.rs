@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::super::Console;
+use super::super::device::DeviceArgs;
 use crate::eval::tasks::{Answered, Asking, Item, TaskScores, evaluate, mean_over_tasks, read, summary};
 use crate::model::WritingModel;
 
@@ -69,10 +70,13 @@ pub struct Args {
     /// Most texts at a time.
     #[arg(long, value_name = "TEXTS", default_value_t = 16)]
     batch: usize,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     sidenote_kernels::LargeBlocks::start();
+    let device = args.device.open()?;
     let mut items = read(&args.data)?;
     if args.choices_from_targets {
         choices_from_targets(&mut items);
@@ -85,7 +89,6 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
             *count <= limit
         });
     }
-    let device = candle_core::Device::Cpu;
     let model = match &args.adapter {
         Some(adapter) => WritingModel::load_adapted(&args.model, adapter, &device)?,
         None => WritingModel::load(&args.model, &device)?,

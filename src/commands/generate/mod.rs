@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use super::device::DeviceArgs;
 use super::{Console, print};
 use crate::model::WritingModel;
 use crate::model::generate::{Ended, Options, Retrieve, Score, Written};
@@ -90,6 +91,8 @@ pub struct Args {
     /// Most texts written at a time.
     #[arg(long, value_name = "TEXTS", default_value_t = 8)]
     batch: usize,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 impl Args {
@@ -121,7 +124,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         Some(file) => prompts::read(file)?,
         None => args.prompt.clone(),
     };
-    let device = candle_core::Device::Cpu;
+    let device = args.device.open()?;
     let model = match &args.adapter {
         Some(adapter) => WritingModel::load_adapted(&args.model, adapter, &device)?,
         None => WritingModel::load(&args.model, &device)?,

@@ -101,6 +101,33 @@ template <> bf16 narrow(int x) { return to_bf16((float)x); }
             out[i] = in[(l * size + ids[place(p, dims, info)]) * right + i % right];                                   \
         }                                                                                                              \
     }                                                                                                                  \
+    extern "C" void ia_u32_##suffix(const u32 *ids, size_t picked, const T *in, T *out, size_t left, size_t, size_t size,  \
+                                size_t right) {                                                                        \
+        if (!first()) return;                                                                                          \
+        for (size_t i = 0; i < left * picked * right; i++) {                                                           \
+            T &to = out[(i / (picked * right) * size + ids[i / right % picked]) * right + i % right];                  \
+            to = narrow<T>(widen(to) + widen(in[i]));                                                                  \
+        }                                                                                                              \
+    }                                                                                                                  \
+    extern "C" void gather_u32_##suffix(size_t count, const u32 *ids, const T *in, T *out, size_t, size_t size, size_t picked,  \
+                                    size_t right) {                                                                    \
+        if (!first()) return;                                                                                          \
+        for (size_t i = 0; i < count; i++) out[i] = in[(i / (picked * right) * size + ids[i]) * right + i % right];    \
+    }                                                                                                                  \
+    extern "C" void sa_u32_##suffix(const u32 *ids, const T *in, T *out, size_t left, size_t picked, size_t size,          \
+                                size_t right) {                                                                        \
+        if (!first()) return;                                                                                          \
+        for (size_t i = 0; i < left * picked * right; i++) {                                                           \
+            T &to = out[(i / (picked * right) * size + ids[i]) * right + i % right];                                   \
+            to = narrow<T>(widen(to) + widen(in[i]));                                                                  \
+        }                                                                                                              \
+    }                                                                                                                  \
+    extern "C" void where_u8_##suffix(size_t count, size_t dims, const size_t *info, const u8 *which, const T *yes,        \
+                                  const T *no, T *out) {                                                               \
+        if (!first()) return;                                                                                          \
+        for (size_t i = 0; i < count; i++)                                                                             \
+            out[i] = which[place(i, dims, info)] ? yes[place(i, dims, info, 2)] : no[place(i, dims, info, 3)];         \
+    }                                                                                                                  \
     UNARY(cast_##suffix##_f32, T, float, x)                                                                            \
     UNARY(cast_##suffix##_f64, T, double, x)                                                                           \
     UNARY(cast_##suffix##_bf16, T, bf16, x)                                                                            \
