@@ -49,10 +49,10 @@ fn training(criterion: &mut Criterion) {
         encoder_heads: Some(8),
         encoder_layers: Some(1),
         encoder_cross_layers: None,
-        initialisation: Some(Initialisation::Copy),
+        initialisation: None,
         gate: None,
     }
-    .config(&decoder, common::CHUNK_TOKENS);
+    .config(&decoder, common::CHUNK_TOKENS, Initialisation::Copy);
     let retro = LanguageModel::retrofit(&base, &retro, 0, &Device::Cpu).expect("a plain base");
 
     let mut group = criterion.benchmark_group("training step");
