@@ -346,7 +346,7 @@ impl T5Section {
     }
 }
 
-/// RETRO's layers; what is left out is the paper's choice for the decoder.
+/// RETRO's layers; what is left out is chosen for the decoder.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetroSection {
@@ -375,10 +375,10 @@ pub struct RetroSection {
 }
 
 impl RetroSection {
-    /// Fills in the paper's choices, but for how the layers `start` and the width that it takes to start so.
+    /// Fills in the paper's choices, or, where the layers `start` by copying, what is best for that.
     pub fn config(&self, decoder: &DecoderConfig, chunk_size: usize, start: Initialisation) -> RetroConfig {
         let start = self.initialisation.unwrap_or(start);
-        let paper = RetroConfig::for_decoder(decoder, chunk_size).starting(start, decoder.hidden_size);
+        let paper = RetroConfig::for_decoder(decoder, chunk_size).starting(start, decoder);
         RetroConfig {
             chunk_size,
             neighbours: self.neighbours.unwrap_or(paper.neighbours),

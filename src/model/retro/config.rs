@@ -74,14 +74,18 @@ impl RetroConfig {
         }
     }
 
-    /// The same where the layers start so, with the widths that this needs beside a decoder of `hidden_size`.
-    pub fn starting(self, initialisation: Initialisation, hidden_size: usize) -> Self {
+    /// The same where the layers start so. What copies is one layer of one head, as wide as the decoder, after its last
+    /// attention, and an encoder with room for a token beside those before it: that learns to use its neighbours
+    /// better than the paper's layers do (benches/quality/retrofit.md).
+    pub fn starting(self, initialisation: Initialisation, decoder: &DecoderConfig) -> Self {
         match initialisation {
             Initialisation::Random => Self { initialisation, ..self },
             Initialisation::Copy => Self {
                 initialisation,
-                head_dim: self.head_dim.max(hidden_size.div_ceil(self.heads)),
-                encoder_hidden_size: 2 * hidden_size,
+                layers: vec![decoder.num_hidden_layers],
+                heads: 1,
+                head_dim: decoder.hidden_size,
+                encoder_hidden_size: 2 * decoder.hidden_size,
                 encoder_heads: 2 * self.encoder_heads,
                 ..self
             },
@@ -187,9 +191,9 @@ mod tests {
         for (blocks, head_dim) in [(4, 4), (12, 2), (12, 8)] {
             let decoder = DecoderConfig { head_dim, ..decoder(blocks) };
             let paper = RetroConfig::for_decoder(&decoder, 4);
-            let random = paper.clone().starting(Initialisation::Random, decoder.hidden_size);
+            let random = paper.clone().starting(Initialisation::Random, &decoder);
             assert_eq!(random, paper);
-            let copy = paper.clone().starting(Initialisation::Copy, decoder.hidden_size);
+            let copy = paper.clone().starting(Initialisation::Copy, &decoder);
             assert!(copy.check(&decoder).is_ok(), "{copy:?}");
             assert!(RetroConfig { encoder_hidden_size: 8, ..copy }.check(&decoder).is_err());
         }
