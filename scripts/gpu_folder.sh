@@ -49,10 +49,19 @@ here=$(cd "$(dirname "$0")" && pwd)
 to=$(realpath -m "${1:-$here}")
 mkdir -p "$to"
 cd "$here"
+if ! command -v nvidia-smi > /dev/null; then
+    echo "no NVIDIA driver on this machine (nvidia-smi): it needs 580 or newer" >&2
+    exit 1
+fi
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 # CUDA's libraries, of the toolkit and of PyTorch's packages.
 packages=$(python3 -c 'import glob, nvidia; print(":".join(glob.glob(nvidia.__path__[0] + "/*/lib")))' 2> /dev/null || true)
 export LD_LIBRARY_PATH=/usr/local/cuda/lib64:$packages${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+missing=$(ldd test_candle | sed -n 's/ => not found//p' | sort -u | xargs)
+if [[ -n $missing ]]; then
+    echo "not found: $missing; install CUDA 13.0, or PyTorch for it, whose packages have them" >&2
+    exit 1
+fi
 for test in test test_candle test_models; do
     ./$test --ignored gpu --test-threads 1
     if [[ -n ${SANITIZE:-} ]]; then

@@ -239,7 +239,7 @@ fn workplace() -> tempfile::TempDir {
     common::write_lines(&dir.join("held.jsonl"), &common::documents(&TOPICS, 100..104));
     let item = |i: usize| {
         let word = TOPICS[i % 2][i % 6];
-        json!({"input": format!("{word}?"), "target": (if i % 2 == 0 { "no" } else { "yes" }), "choices": ["yes", "no"], "task": "which"})
+        json!({"input": format!("{word}?"), "target": (if i.is_multiple_of(2) { "no" } else { "yes" }), "choices": ["yes", "no"], "task": "which"})
     };
     common::write_lines(&dir.join("tasks.jsonl"), &(0..12).map(item).collect::<Vec<_>>());
     sidenote(

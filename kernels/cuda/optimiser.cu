@@ -43,7 +43,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 struct Adam {
-    float beta1, beta2, eps;
+    float beta1, beta2;
+    float rest1, rest2; // to 1, which the difference of floats has to five digits only
+    float eps;
     float rate;       // the learning rate over the correction of the first moment
     float correction; // of the root of the second moment
     float keep;       // what weight decay leaves
@@ -55,7 +57,7 @@ __device__ void adamw(T *weight, float *master, const T *grad, float *first, flo
     if (!finite(factor)) return;
     FOR_EACH(i) {
         float g = to_float(grad[i]) * factor, w = master ? master[i] : to_float(weight[i]);
-        float m = a.beta1 * first[i] + (1 - a.beta1) * g, v = a.beta2 * second[i] + (1 - a.beta2) * g * g;
+        float m = a.beta1 * first[i] + a.rest1 * g, v = a.beta2 * second[i] + a.rest2 * g * g;
         first[i] = m;
         second[i] = v;
         w = w * a.keep - a.rate * m / (sqrtf(v) * a.correction + a.eps);

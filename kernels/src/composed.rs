@@ -98,8 +98,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions)
         scores = scores.broadcast_add(&bias.to_dtype(scores.dtype())?)?;
     }
     if let Some(RelativeBias { table, buckets }) = options.relative {
+        // Widened first, so that its gradient is summed so.
+        let table = table.to_dtype(scores.dtype())?;
         let bias = table.index_select(&buckets.flatten_all()?, 1)?.reshape(((), queries, keys))?;
-        scores = scores.broadcast_add(&bias.to_dtype(scores.dtype())?)?;
+        scores = scores.broadcast_add(&bias)?;
     }
     let allowed = allowed(options, queries, keys, q.device())?;
     if let Some(allowed) = &allowed {

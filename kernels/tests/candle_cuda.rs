@@ -35,7 +35,12 @@ fn close(what: &str, dtype: DType, found: &Tensor, expected: &Tensor) -> Result<
         norm += expected.powi(2);
     }
     let error = (error / norm).sqrt();
-    let limit = if dtype == DType::F32 { 1e-5 } else { 1e-2 };
+    let limit = match dtype {
+        DType::F32 => 1e-5,
+        // A sink's gradient: few numbers, each a sum in which much cancels.
+        _ if expected.elem_count() < 8 => 3e-2,
+        _ => 1e-2,
+    };
     assert!(error < limit, "{what} in {dtype:?}: relative error {error:.1e}"); // also when it is not a number
     Ok(())
 }
@@ -104,8 +109,15 @@ fn gpu_candle_pointwise() -> Result<()> {
         check("activate", &[&[3, 37]], |t| activate(&t[0], activation))?;
         check("gated", &[&[3, 37], &[3, 37]], |t| gated(&t[0], &t[1], activation))?;
     }
+    // Parts of a tensor that begin where a kernel can read 16 bytes at once, and where it cannot.
+    for width in [40, 37] {
+        check("gated parts", &[&[6, width]], |t| {
+            gated(&t[0].narrow(0, 1, 2)?, &t[0].narrow(0, 4, 2)?, Activation::Silu)
+        })?;
+    }
     check("dropout", &[&[5, 41]], |t| dropout(&t[0], 0.3, 77))?;
     check("split_heads", &[&[2, 7, 48]], |t| split_heads(&t[0], 3))?;
+    check("split_heads", &[&[2, 7, 18]], |t| split_heads(&t[0], 3))?; // not of whole 16 bytes
     check("merge_heads", &[&[2, 3, 7, 16]], |t| merge_heads(&t[0]))?;
     // Not contiguous.
     check("merge_heads", &[&[2, 7, 3, 16]], |t| merge_heads(&t[0].transpose(1, 2)?))?;
@@ -190,7 +202,17 @@ fn attention_of(dim: usize) -> Result<()> {
         let relative = Some(RelativeBias { table: &t[3], buckets: &buckets });
         attention(&t[0], &t[1], &t[2], &AttentionOptions { relative, ..plain })
     })?;
+    // So few queries that they would be decoded, were it for nothing else.
+    let few = buckets.narrow(0, 0, 3)?;
+    check("attention of few with a relative bias", &[&[batch, heads, 3, dim], &k, &k, &[heads, 7]], |t| {
+        let buckets = few.to_device(t[0].device())?;
+        let relative = Some(RelativeBias { table: &t[3], buckets: &buckets });
+        attention(&t[0], &t[1], &t[2], &AttentionOptions { relative, causal: true, ..plain })
+    })?;
     let neighbours = [batch * 2, key_heads, keys, dim];
+    check("chunked attention of few", &[&[batch, heads, 5, dim], &neighbours, &neighbours], |t| {
+        chunked_cross_attention(&t[0], &t[1], &t[2], 2, &plain)
+    })?;
     check("chunked_cross_attention", &[&[batch, heads, 11, dim], &neighbours, &neighbours], |t| {
         chunked_cross_attention(&t[0], &t[1], &t[2], 4, &plain)
     })?;
@@ -291,11 +313,16 @@ fn gpu_candle_optimisers() -> Result<()> {
                 }
             }
             assert_eq!(before, [listed(&state)?, listed(&of_factored)?]);
-            Ok::<_, candle_core::Error>(vars)
+            state.extend(of_factored);
+            Ok::<_, candle_core::Error>((vars, state))
         };
-        let expected = run(&Device::Cpu, DType::F64)?;
+        let (expected, expected_state) = run(&Device::Cpu, DType::F64)?;
         for dtype in BOTH {
-            for (n, (found, expected)) in run(&gpu, dtype)?.iter().zip(&expected).enumerate() {
+            let (found, state) = run(&gpu, dtype)?;
+            for (name, expected) in &expected_state {
+                close(name, dtype, &state[name], expected)?;
+            }
+            for (n, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 close(&format!("variable {n}, Adafactor {adafactor}"), dtype, found, expected)?;
                 assert!(found.to_vec_of_all()? != starts[n].to_vec_of_all()?);
             }
@@ -327,12 +354,17 @@ fn gpu_candle_optimisers_keep_small_steps() -> Result<()> {
             let factor =
                 || Adafactor::new(named(), AdafactorOptions { relative: false, ..Default::default() });
             let (mut adamw, mut factored) = (adam(), factor());
+            let mut saved = (HashMap::new(), vec![]);
             for step in 0..60 {
                 let grads = var.sum_all()?.backward()?;
                 match adafactor {
                     true => factored.step(&grads, 1e-4, None)?,
                     false => adamw.step(&grads, 1e-4, None)?,
                 };
+                if step == 30 {
+                    let state = if adafactor { factored.state()? } else { adamw.state()? };
+                    saved = (state.clone(), listed(&state)?);
+                }
                 if interrupted && step == 30 {
                     let (state, of_factored) = (adamw.state()?, factored.state()?);
                     (adamw, factored) = (adam(), factor());
@@ -340,6 +372,7 @@ fn gpu_candle_optimisers_keep_small_steps() -> Result<()> {
                     factored.load_state(&of_factored)?;
                 }
             }
+            assert_eq!(listed(&saved.0)?, saved.1, "a state is not changed by later steps");
             let state = if adafactor { factored.state()? } else { adamw.state()? };
             Ok::<_, candle_core::Error>((var, state["w.master"].clone()))
         };
@@ -405,7 +438,8 @@ fn gpu_candle_quantised() -> Result<()> {
         layers.push((of(&gpu)?, of(&Device::Cpu)?));
     }
     for (found, host) in &layers {
-        assert_eq!((found.kind(), found.shape(), found.bytes()), (host.kind(), host.shape(), found.bytes()));
+        assert_eq!((found.kind(), found.shape()), (host.kind(), host.shape()));
+        assert_eq!(found.bytes(), 19 * 64 / found.kind().weights() * found.kind().bytes());
         let what = format!("{:?}", found.kind());
         let expected = host.weight()?.to_dtype(DType::F64)?;
         close(&what, DType::F32, &found.weight()?, &expected)?;

@@ -17,15 +17,15 @@ template <typename T, typename Squares, typename Step> void check_adamw(const ch
     auto master = Array<float>::normal(n), first = Array<float>::normal(n), second = Array<float>::normal(n), clip = Array<float>::poison(2);
     for (int i = 0; i < n; i++) second.stored[i] = std::abs(second.stored[i]);
     float limit = between(0, 1) ? 1.5f : 0;
-    Adam a = {0.9f, 0.99f, 1e-8f, 0.013f, 1.2f, 0.97f};
+    Adam a = {0.9f, 0.99f, 0.1f, 0.01f, 1e-8f, 0.013f, 1.2f, 0.97f};
     double square = 0;
     for (int i = 0; i < n; i++) square += grad[i] * grad[i];
     double factor = limit > 0 && std::sqrt(square) > limit ? limit / std::sqrt(square) : 1;
     std::vector<double> w(n), m(n), v(n);
     for (int i = 0; i < n; i++) {
         double g = grad[i] * factor;
-        m[i] = a.beta1 * first[i] + (1 - a.beta1) * g;
-        v[i] = a.beta2 * second[i] + (1 - a.beta2) * g * g;
+        m[i] = a.beta1 * first[i] + a.rest1 * g;
+        v[i] = a.beta2 * second[i] + a.rest2 * g * g;
         w[i] = (with_master ? master[i] : weight[i]) * a.keep - a.rate * m[i] / (std::sqrt(v[i]) * a.correction + a.eps);
     }
     norm_of(squares_kernel, grad, clip, limit);

@@ -94,6 +94,8 @@ fn check<T>(variable: &Variable<T>, grad: &Tensor<T>) -> Result<()> {
 struct Adam {
     beta1: f32,
     beta2: f32,
+    rest1: f32,
+    rest2: f32,
     eps: f32,
     rate: f32,
     correction: f32,
@@ -150,6 +152,8 @@ impl AdamW {
         let adam = Adam {
             beta1: beta1 as f32,
             beta2: beta2 as f32,
+            rest1: (1.0 - beta1) as f32,
+            rest2: (1.0 - beta2) as f32,
             eps: eps as f32,
             rate: (lr / (1.0 - beta1.powf(steps))) as f32,
             correction: (1.0 / (1.0 - beta2.powf(steps)).sqrt()) as f32,

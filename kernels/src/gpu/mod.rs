@@ -103,7 +103,8 @@ impl Gpu {
         match self.pointer::<T>(&tensor)? {
             pointer if pointer.is_multiple_of(16) => Ok(cuda::Tensor::lent(pointer, &tensor)),
             _ => {
-                let tensor = tensor.copy()?;
+                // `copy` would keep where it begins.
+                let tensor = tensor.force_contiguous()?;
                 Ok(cuda::Tensor::lent(self.pointer::<T>(&tensor)?, &tensor))
             }
         }
