@@ -6,7 +6,7 @@
 #
 # Here it needs Rust, nvcc and a C++ compiler; there FOLDER/run needs NVIDIA's driver (580 or newer), cuBLAS, cuRAND and
 # NVRTC of CUDA 13, and, for the peers, Python with PyTorch. In the folder are the test and benchmark programs, stripped,
-# with all kernels in them, and the peers' scripts. Of candle's own kernels those are compiled that our models call
+# with all kernels in them, packed, and the peers' scripts. Of candle's own kernels those are compiled that our models call
 # (scripts/nvcc_stand_in.sh), and programs are linked to libraries that stand in for CUDA's (scripts/emulated_gpu.sh).
 set -euo pipefail
 
@@ -17,6 +17,10 @@ fi
 folder=$(realpath -m "$1")
 cd "$(dirname "$0")/.."
 mkdir -p "$folder"
+# What was built elsewhere may have nothing in the place of kernels.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}/gpu_folder
+programs=$(mktemp -d)
+trap 'rm -rf "$programs"' EXIT
 
 built=$("${CARGO:-cargo}" build --release -p sidenote-kernels --features sidenote-kernels/cuda --test cuda --bench gpu \
     --message-format json-render-diagnostics)
@@ -27,13 +31,15 @@ of_candle=$(REAL_NVCC=$NVCC NVCC=$PWD/scripts/nvcc_stand_in.sh CUDA_COMPUTE_CAP=
 program() {
     sed -n '/"kind":\["'"$1"'"\]/{/"name":"'"$2"'"/s/.*"executable":"\([^"]*\)".*/\1/p}' <<< "$built$of_candle" | tail -1
 }
-strip -o "$folder/test" "$(program test cuda)"
-strip -o "$folder/bench" "$(program bench gpu)"
-strip -o "$folder/test_candle" "$(program test candle_cuda)"
-strip -o "$folder/test_models" "$(program test gpu)"
+strip -o "$programs/test" "$(program test cuda)"
+strip -o "$programs/bench" "$(program bench gpu)"
+strip -o "$programs/test_candle" "$(program test candle_cuda)"
+strip -o "$programs/test_models" "$(program test gpu)"
 for example in train_peer generate_peer; do
-    strip -o "$folder/$example" "$(program example $example)"
+    strip -o "$programs/$example" "$(program example $example)"
 done
+# All are of the same library, which a large dictionary keeps but once.
+tar -C "$programs" -c . | xz --lzma2=preset=6,dict=192MiB > "$folder/programs.tar.xz"
 cp benches/peers/{gpu,train_torch}.py "$folder/"
 
 cat > "$folder/run" <<'END'
@@ -57,6 +63,9 @@ nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 # CUDA's libraries, of the toolkit and of PyTorch's packages.
 packages=$(python3 -c 'import glob, nvidia; print(":".join(glob.glob(nvidia.__path__[0] + "/*/lib")))' 2> /dev/null || true)
 export LD_LIBRARY_PATH=/usr/local/cuda/lib64:$packages${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+if [[ ! -e test_candle ]]; then
+    tar -xf programs.tar.xz || python3 -c 'import tarfile; tarfile.open("programs.tar.xz").extractall()'
+fi
 missing=$(ldd test_candle | sed -n 's/ => not found//p' | sort -u | xargs)
 if [[ -n $missing ]]; then
     echo "not found: $missing; install CUDA 13.0, or PyTorch for it, whose packages have them" >&2
