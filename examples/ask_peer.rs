@@ -2,11 +2,11 @@
 //!
 //!     ask_peer ask INDEX READER PASSAGES TOKENS
 //!     ask_peer encode ENCODER CORPUS.jsonl ROWS.f32
-//!     ask_peer build ENCODER CORPUS.jsonl ROWS.f32 INDEX
+//!     ask_peer build ENCODER CORPUS.jsonl ROWS.f32 KIND INDEX
 //!
 //! `ask` answers each line of standard input with a line of JSON: seconds on the clock, of them those of the search, the answer, the ids of what
 //! was read, and the most memory that the process has held. `encode` writes the vectors of the corpus's documents. `build` makes an
-//! index whose vectors are the rows of a file, one for each document in turn: what its encoder would say of them is not asked.
+//! index of a kind, such as IVF4096,RaBitQ, whose vectors are the rows of a file, one for each document in turn: what its encoder would say of them is not asked.
 
 use std::collections::HashMap;
 use std::fs;
@@ -42,7 +42,7 @@ fn main() -> Result<()> {
             answer_all(index, reader, passages.parse()?, tokens.parse()?)
         }
         ["encode", encoder, corpus, rows] => encode_all(encoder, corpus, rows),
-        ["build", encoder, corpus, rows, index] => build_with(encoder, corpus, rows, index),
+        ["build", encoder, corpus, rows, kind, index] => build_with(encoder, corpus, rows, kind, index),
         _ => bail!("usage: ask_peer ask | encode | build ..., see its first lines"),
     }
 }
@@ -131,7 +131,7 @@ impl Encoder for Known {
     }
 }
 
-fn build_with(encoder: &str, corpus: &str, rows: &str, index: &str) -> Result<()> {
+fn build_with(encoder: &str, corpus: &str, rows: &str, kind: &str, index: &str) -> Result<()> {
     let row_of = documents(corpus)?.into_iter().enumerate().map(|(row, text)| (text, row)).collect();
     let known = Known { encoder: SentenceEncoder::open(encoder)?, row_of, rows: fs::read(rows)? };
     let options = BuildOptions {
@@ -140,7 +140,7 @@ fn build_with(encoder: &str, corpus: &str, rows: &str, index: &str) -> Result<()
         encoder: &known,
         tokenizer: &Tokenizer::default_lm()?,
         chunk_tokens: CHUNK_TOKENS,
-        index: None,
+        index: Some(kind.parse()?),
         seed: 0,
         memory: None,
         on_error: OnError::Fail,

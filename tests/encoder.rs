@@ -4,8 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
 use serde::Deserialize;
-use sidenote::encoder::{self, Encoder};
+use sidenote::encoder::{self, Encoder, TrainableEncoder};
 use sidenote_index::Metric;
 
 #[derive(Deserialize)]
@@ -58,6 +59,54 @@ fn every_family_gives_the_vectors_of_transformers() {
         assert_eq!(encoder.metric(), Metric::InnerProduct, "{family}");
         let difference = largest_difference(&*encoder, &data(family).join("golden.json"));
         assert!(difference < 1e-4, "{family}: off by {difference:e}");
+    }
+}
+
+#[test]
+fn every_family_is_rounded_to_eight_bits() {
+    for family in ["bert_mean", "contriever", "xlm_roberta", "mpnet", "nomic", "bge"] {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("rounded");
+        let made = encoder::quantise(data(family).to_str().unwrap(), &out).unwrap();
+        assert!(made.bytes < made.f32_bytes * 7 / 10, "{family}: {} bytes of {}", made.bytes, made.f32_bytes);
+        let (whole, rounded) = (load(&data(family)), load(&out));
+        assert_ne!(whole.identity(), rounded.identity(), "{family}");
+        assert_eq!((whole.metric(), whole.dim()), (rounded.metric(), rounded.dim()), "{family}");
+        let texts = ["The moon moves around the Earth.", "a", "Two moons, and the text of them all"];
+        let (exact, found) = (whole.encode(&texts).unwrap(), rounded.encode(&texts).unwrap());
+        assert_ne!(exact, found, "{family}: nothing was rounded");
+        for (a, b) in exact.chunks_exact(whole.dim()).zip(found.chunks_exact(whole.dim())) {
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+            let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+            assert!(cosine > 0.999, "{family}: {cosine}");
+        }
+        // With what a text is encoded does not show in its vector.
+        assert_eq!(rounded.encode(&texts[..1]).unwrap(), found[..whole.dim()], "{family}");
+        // A row without its scale is no weight, and there is nothing to train in codes.
+        if family == "bert_mean" {
+            let broken = dir.path().join("broken");
+            copy(&out, &broken);
+            let bytes = fs::read(broken.join("model.safetensors")).unwrap();
+            let scale = "encoder.layer.0.intermediate.dense.weight_scale";
+            let other = scale.replace("scale", "scald");
+            let at = bytes.windows(scale.len()).position(|bytes| bytes == scale.as_bytes()).unwrap();
+            let bytes = [&bytes[..at], other.as_bytes(), &bytes[at + scale.len()..]].concat();
+            fs::write(broken.join("model.safetensors"), bytes).unwrap();
+            let why = encoder::load(broken.to_str().unwrap()).err().unwrap().to_string();
+            assert!(why.contains("model.safetensors") && why.contains(scale), "{why}");
+            let why = TrainableEncoder::load(out.to_str().unwrap(), &Device::Cpu).err().unwrap().to_string();
+            assert!(why.contains("I8"), "{why}");
+        }
+        let again = dir.path().join("again");
+        let why = encoder::quantise(out.to_str().unwrap(), &again).err().unwrap().to_string();
+        assert!(why.contains("model.safetensors") && !again.exists(), "{why}");
+        let why = encoder::quantise(data(family).to_str().unwrap(), &out).err().unwrap().to_string();
+        assert!(why.contains("already exists"), "{why}");
+    }
+    for family in ["t5_dense", "model2vec"] {
+        let out = tempfile::tempdir().unwrap().path().join("rounded");
+        let why = encoder::quantise(data(family).to_str().unwrap(), &out).err().unwrap().to_string();
+        assert!(why.contains("config.json") && why.contains("model_type") && !out.exists(), "{why}");
     }
 }
 

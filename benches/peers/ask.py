@@ -6,9 +6,10 @@
 SIDENOTE is the program, ASK_PEER and ENCODE_PEER are made from examples/ask_peer.rs and encode_peer.rs. SIMPLEWIKI's articles are cut
 into passages of 100 words; the first REAL of them are encoded by ENCODER (all-MiniLM-L6-v2), and rows that are made up after
 their likeness (synthetic.py) fill the index up to ROWS: SYNTHETIC vectors, with a text of a few words. QUESTIONS.jsonl is
-NQ-open's. Both sides search the same rows: Sidenote by the index that it chooses itself, tuned by `index tune` with TUNED other
-questions to a recall of RECALL, faiss by inverted lists (IVF, as many as the root of the rows, 64 of them looked at), and read the same passages' text with the same weights: Sidenote as they are in the file,
-transformers in f32. Answers are compared, and recall is that of the exact search.
+NQ-open's. Both sides search the same rows by inverted lists: Sidenote by KIND, tuned by `index tune` with TUNED other
+questions to a recall of RECALL, faiss by IVF (as many lists as the root of the rows, 64 of them looked at), and read the same
+passages' text with the same weights: Sidenote as they are in the file, transformers in f32. Passages are also encoded in 8 bits
+(`sidenote encoder quantise`). Answers are compared, and recall is that of the exact search.
 
     embedding   passages a second
     refresh     passages a second from a corpus to an index on disk, by a process that begins and ends
@@ -33,9 +34,9 @@ from encode import Worker, processor
 from synthetic import Generator
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-OURS, THEIRS = "Sidenote", "sentence-transformers + faiss + transformers"
+OURS, OURS_8, THEIRS = "Sidenote", "Sidenote, encoder of 8 bits", "sentence-transformers + faiss + transformers"
 WORDS, CHARACTERS, PASSAGES, TOKENS, WIDTH, BATCH = 100, 900, 5, 24, 384, 16
-TUNED, RECALL = 300, 0.95
+KIND, TUNED, RECALL = "IVF4096,RaBitQ", 300, 0.95
 BLOCK = 1 << 16
 # Runs a command and says its seconds, and the most that it has held: a process counts what the one held that it was forked from,
 # so that has to be a small one.
@@ -108,7 +109,7 @@ def prepare(options, place):
         os.replace(rows + ".part", rows)
     if not os.path.exists(place("index")):
         note("Sidenote's index")
-        run(options.ask_peer, "build", options.encoder, corpus, rows, place("index.part"))
+        run(options.ask_peer, "build", options.encoder, corpus, rows, KIND, place("index.part"))
         with open(options.questions_file, encoding="utf-8") as lines, open(place("tuning.txt"), "w", encoding="utf-8") as out:
             out.writelines(json.loads(line)["question"] + "\n" for line in list(lines)[-TUNED:])
         run(options.sidenote, "index", "tune", place("index.part"), "--recall", RECALL, "-k", PASSAGES, "--queries", place("tuning.txt"),
@@ -118,6 +119,8 @@ def prepare(options, place):
         note("faiss's index")
         run(sys.executable, os.path.join(HERE, "ask_python.py"), "build", rows, WIDTH, place("index.faiss.part"), options.threads)
         os.replace(place("index.faiss.part"), place("index.faiss"))
+    if not os.path.exists(place("encoder-8-bits")):
+        run(options.sidenote, "encoder", "quantise", options.encoder, "--out", place("encoder-8-bits"), "--quiet")
     refreshed = place(f"refreshed-{options.refreshed}")
     if not os.path.exists(refreshed):
         with open(place("real.jsonl"), encoding="utf-8") as lines:
@@ -129,17 +132,22 @@ def prepare(options, place):
         return [json.loads(line)["question"] for _, line in zip(range(options.questions), lines)]
 
 
+def encoders(options, place):
+    return {OURS: options.encoder, OURS_8: place("encoder-8-bits")}
+
+
 def embedding(options, place):
-    """Two workers that encode the same passages."""
+    """Workers that encode the same passages."""
     texts = place(f"embedded-{options.embedded}.json")
     with open(place("real.jsonl"), encoding="utf-8") as lines:
         chosen = [json.loads(line)["text"] for _, line in zip(range(options.embedded), lines)]
     with open(texts, "w", encoding="utf-8") as out:
         json.dump({"passages": chosen}, out)
     python = [sys.executable, os.path.join(HERE, "encode_python.py"), "sentence-transformers", options.encoder, texts, str(options.threads)]
-    workers = {OURS: Worker([options.encode_peer, options.encoder, texts], options.threads), THEIRS: Worker(python, options.threads)}
-    lines = {OURS: "passages", THEIRS: f"passages {BATCH}"}
-    return {side: lambda side=side: workers[side].ask(lines[side]) for side in workers}
+    commands = {side: [options.encode_peer, encoder, texts] for side, encoder in encoders(options, place).items()} | {THEIRS: python}
+    workers = {side: Worker(command, options.threads) for side, command in commands.items()}
+    line = lambda side: f"passages {BATCH}" if side == THEIRS else "passages"
+    return {side: lambda side=side: workers[side].ask(line(side)) for side in workers}
 
 
 def refresh(options, place, side):
@@ -147,11 +155,9 @@ def refresh(options, place, side):
     corpus, out = place(f"refreshed-{options.refreshed}"), place("fresh")
     subprocess.run(["rm", "-rf", out], check=True)
     environment = {**os.environ, "RAYON_NUM_THREADS": str(options.threads), "OMP_NUM_THREADS": str(options.threads)}
-    command = {
-        OURS: [options.sidenote, "index", "encode", corpus, "--encoder", options.encoder, "--out", out, "--quiet"],
-        THEIRS: [sys.executable, os.path.join(HERE, "ask_python.py"), "refresh", options.encoder, f"{corpus}.jsonl", out, str(BATCH),
-            str(options.threads)],
-    }[side]  # fmt: skip
+    command = [sys.executable, os.path.join(HERE, "ask_python.py"), "refresh", options.encoder, f"{corpus}.jsonl", out, str(BATCH), str(options.threads)]
+    if side != THEIRS:
+        command = [options.sidenote, "index", "encode", corpus, "--encoder", encoders(options, place)[side], "--out", out, "--quiet"]
     done = subprocess.run([sys.executable, "-c", TIMED, *command], stdout=subprocess.PIPE, env=environment, text=True)
     if done.returncode != 0:
         sys.exit(f"failed: {' '.join(command)}")
@@ -186,33 +192,35 @@ def exact(options, place, questions):
 
 def measure(options, place, questions):
     nearest = exact(options, place, questions)
-    sides = (OURS, THEIRS)
-    encoders, found = embedding(options, place), {side: {"embedding": [], "refresh": [], "asking": []} for side in sides}
-    for side in sides:
-        encoders[side]()
-    workers = asking(options, place)
-    for side in sides:
+    embedders, workers, found = embedding(options, place), asking(options, place), {}
+    for side in embedders:
+        embedders[side]()
+        found[side] = {"embedding": [], "refresh": [], "asking": []}
+    for side in workers:
         workers[side].ask(questions[0])
     for turn in range(options.rounds):
-        for side in sides:
-            found[side]["embedding"].append(encoders[side]())
+        for side in found:
+            found[side]["embedding"].append(embedders[side]())
             found[side]["refresh"].append(refresh(options, place, side))
-            found[side]["asking"].append([workers[side].ask(question) for question in questions])
+            if side in workers:
+                found[side]["asking"].append([workers[side].ask(question) for question in questions])
             note(f"turn {turn + 1} of {options.rounds}: {side}")
-    rows = []
-    for side in sides:
-        own = found[side]
-        middle = lambda values: statistics.median(values)
-        latency = [answer["seconds"] for turn in own["asking"] for answer in turn]
-        first = own["asking"][0]
-        right = [len(set(a["ids"]) & set(b)) / PASSAGES for a, b in zip(first, nearest)]
-        same = [a["answer"] == b["answer"] for a, b in zip(first, found[OURS]["asking"][0]) if a["ids"] == b["ids"]]
+    middle, rows = statistics.median, []
+    for side, own in found.items():
         rows.append({
             "system": side,
             "passages_per_second": round(options.embedded / middle(r["seconds"] for r in own["embedding"]), 1),
             "embedding_peak_bytes": max(r["peak_bytes"] for r in own["embedding"]),
             "refreshed_per_second": round(options.refreshed / middle(r["seconds"] for r in own["refresh"]), 1),
             "refresh_peak_bytes": max(r["peak_bytes"] for r in own["refresh"]),
+        })  # fmt: skip
+        if side not in workers:
+            continue
+        latency = [answer["seconds"] for turn in own["asking"] for answer in turn]
+        first = own["asking"][0]
+        right = [len(set(a["ids"]) & set(b)) / PASSAGES for a, b in zip(first, nearest)]
+        same = [a["answer"] == b["answer"] for a, b in zip(first, found[OURS]["asking"][0]) if a["ids"] == b["ids"]]
+        rows[-1] |= {
             "answers_per_second": round(middle([len(turn) / sum(a["seconds"] for a in turn) for turn in own["asking"]]), 3),
             "p50_seconds": round(middle(latency), 4),
             "p95_seconds": round(float(numpy.percentile(latency, 95)), 4),
@@ -220,17 +228,17 @@ def measure(options, place, questions):
             "recall": round(statistics.mean(right), 3),
             "asking_peak_bytes": max(a["peak_bytes"] for turn in own["asking"] for a in turn),
             "same_answer": [sum(same), len(same)],
-        })  # fmt: skip
+        }
     for worker in workers.values():
         worker.close()
     return rows
 
 
 def table(result):
-    ours, theirs = result["rows"]
-    size = result["sizes"]
+    *own, theirs = result["rows"]
+    ours, size = own[0], result["sizes"]
     lines = ["# Asking, beside Python", "", f"{result['machine']}; {result['date']}. `{result['command']}`", ""]
-    lines += [f"| | {OURS} | {THEIRS} | times |", "|---|--:|--:|--:|"]
+    lines += [f"| | {OURS} | {OURS_8} | {THEIRS} | times |", "|---|--:|--:|--:|--:|"]
     shown = [
         ("passages encoded a second", "passages_per_second", 1, 1),
         ("passages a second, encoded again and indexed on disk", "refreshed_per_second", 1, 1),
@@ -242,15 +250,15 @@ def table(result):
         ("peak MB while encoding again", "refresh_peak_bytes", 1e6, -1),
     ]
     for name, key, unit, better in shown:
-        a, b = ours[key], theirs[key]
-        times = a / b if better > 0 else b / a
-        digits = 0 if unit > 1 else 3 if better < 0 or a < 10 else 1
-        lines.append(f"| {name} | {a / unit:,.{digits}f} | {b / unit:,.{digits}f} | {times:.2f} |")
-    lines.append(f"| recall at {PASSAGES} of the exact search | {ours['recall']:.3f} | {theirs['recall']:.3f} | |")
+        digits = 0 if unit > 1 else 3 if better < 0 or ours[key] < 10 else 1
+        cells = [f"{row[key] / unit:,.{digits}f}" if key in row else "" for row in (*own, theirs)]
+        times = [row[key] / theirs[key] if better > 0 else theirs[key] / row[key] for row in own if key in row]
+        lines.append(f"| {name} | " + " | ".join(cells) + " | " + ", ".join(f"{x:.2f}" for x in times) + " |")
+    lines.append(f"| recall at {PASSAGES} of the exact search | {ours['recall']:.3f} | | {theirs['recall']:.3f} | |")
     lines += ["", f"Index of {size['rows']:,} passages, of which {size['real']:,} are the corpus's own and **the rest synthetic vectors** with a text of "
         f"a few words; {size['questions']} questions of NQ-open, {PASSAGES} passages, {TOKENS} tokens at most; {size['embedded']:,} passages encoded, "
         f"{size['refreshed']:,} encoded again; medians over {size['rounds']} alternating turns. Sidenote reads the model's 4-bit blocks as they are, "
-        "transformers in f32. Where both read the same passages "
+        "transformers in f32; encoders are in f32 where nothing else is said. Where both read the same passages "
         f"{theirs['same_answer'][0]} of {theirs['same_answer'][1]} answers are the same. Memory counts pages of mapped files."]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -23,8 +23,8 @@ python=$work/venv/bin/python
 [ -d "$work/all-MiniLM-L6-v2" ] || "$here/../../scripts/fetch_models.sh" "$work" all-MiniLM-L6-v2
 
 manifest=$here/../../Cargo.toml
-cargo build --quiet --release --manifest-path "$manifest" --example encode_peer
-program=$(cargo metadata --no-deps --format-version 1 --manifest-path "$manifest" |
-    "$python" -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/release/examples/encode_peer
+cargo build --quiet --release --manifest-path "$manifest" --bin sidenote --example encode_peer
+built=$(cargo metadata --no-deps --format-version 1 --manifest-path "$manifest" |
+    "$python" -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/release
 
-exec "$python" "$here/encode.py" "$program" "$work/all-MiniLM-L6-v2" "$text" "$work" "$@"
+exec "$python" "$here/encode.py" "$built/sidenote" "$built/examples/encode_peer" "$work/all-MiniLM-L6-v2" "$text" "$work" "$@"

@@ -26,7 +26,6 @@ The machine may be busy: only seconds suffer.
 """
 
 import argparse
-import glob
 import json
 import os
 import random
@@ -37,7 +36,7 @@ from functools import partial
 
 import numpy
 from cells import arguments, once, run_cells, sidenote
-from selection import FRACTION, METHODS, TARGETS, VECTORS, build_pool, write_target
+from selection import FRACTION, METHODS, TARGETS, VECTORS, build_pool, labelled, pool_rows, write_target
 
 UNTUNED, BASELINE = "untuned", "random-balanced"
 # Those whose choice depends on the seed, and on it alone.
@@ -143,36 +142,21 @@ def write_items(args, target):
     return path
 
 
-def labelled(args, target):
-    """The target's examples of DEFT's few-shot files, all seeds together, with their answers."""
-    rows = {}
-    for folder in TARGETS[target][0]:
-        for path in sorted(glob.glob(f"{args.data}/eval_deft_fewshot/{folder}/**/*.jsonl", recursive=True)):
-            with open(path, encoding="utf-8") as file:
-                rows.update((row["input"], row) for row in map(json.loads, filter(str.strip, file)))
-    return rows.values()
-
-
-def of_kind(args, target):
-    """The pool's rows of the target's own kind."""
-    for path in sorted(glob.glob(f"{args.work}/pool/instances-*.jsonl")):
-        with open(path, encoding="utf-8") as file:
-            yield from (row for row in map(json.loads, file) if row.get("cluster") in TARGETS[target][1])
-
-
 def choose(args, target, method, seed):
     """The file with the rows that a method chooses."""
     pool = once(f"{args.work}/pool.json", partial(build_pool, args))
     examples, _ = write_target(args, target)
     out = f"{args.work}/{target}.{method}.{f'{seed}.' if method in DRAWN else ''}chosen.jsonl"
+    n = round(FRACTION * pool["kept"])
     if method in (OWN_KIND, OWN_TASK):
-        rows = list(labelled(args, target) if method == OWN_TASK else of_kind(args, target))
+        kinds = TARGETS[target][1]
+        of_kind = (row for row in pool_rows(args) if row.get("cluster") in kinds)
+        rows = list(labelled(args, target).values() if method == OWN_TASK else of_kind)
         random.Random(seed).shuffle(rows)
         with open(out, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[: round(FRACTION * pool["kept"])])
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[:n])
     elif not os.path.exists(out):
         options = ["--vectors", VECTORS[method]] if method in VECTORS else []
-        n = round(FRACTION * pool["kept"])
         sidenote(args, "select", "pool", "--method", method, "--target", examples, "-n", n, "--out", out, "--seed", seed, *options)
     return out
 
@@ -273,7 +257,8 @@ def table(lines):
     methods = list(dict.fromkeys([UNTUNED, *METHODS, OWN_KIND, OWN_TASK, *(line["method"] for line in lines)]))
     methods = [method for method in methods if any(line["method"] == method for line in lines)]
     sizes = {line["target"]: line["examples"] for line in lines}
-    header = ["| | " + " | ".join(f"{target} ({sizes[target]})" for target in ASKED if target in sizes) + " |", "|---|" + "---|" * len(sizes)]
+    targets = [target for target in ASKED if target in sizes]
+    header = ["| | " + " | ".join(f"{target} ({sizes[target]})" for target in targets) + " |", "|---|" + "---|" * len(sizes)]
     recipe = f"{RECIPE['steps']} steps of {RECIPE['batch_tokens']} tokens at a rate of {RECIPE['learning_rate']:g}"
     text = [
         f"Written by `selected.py`, whose head says how. {RECIPE['adapter']['method'].upper()} of rank {RECIPE['adapter']['rank']}, {recipe}.",
@@ -284,7 +269,7 @@ def table(lines):
     ]
     for method in methods:
         row = []
-        for target in (target for target in ASKED if target in sizes):
+        for target in targets:
             mine = [line for line in lines if (line["target"], line["method"]) == (target, method)]
             mean, low, high = (statistics.fmean(line[name] for line in mine) * 100 if mine else 0 for name in ("mean", "lowest", "highest"))
             row.append(f"{mean:.1f} ({low:.1f}-{high:.1f}; {len(mine)})" if mine else "")
@@ -293,7 +278,7 @@ def table(lines):
         text += ["", f"{name.capitalize()}, mean over seeds (how many):", "", *header]
         for method in methods:
             row = []
-            for target in (target for target in ASKED if target in sizes):
+            for target in targets:
                 found = [line[name] for line in lines if (line["target"], line["method"]) == (target, method) and name in line]
                 row.append(f"{statistics.fmean(found):.{digits}f} ({len(found)})" if found else "")
             if any(row):
@@ -303,7 +288,7 @@ def table(lines):
         f"What each has over {BASELINE}, in points, over the targets and seeds that have both; in brackets the middle 95 % of "
         f"{RESAMPLES} paired resamples of examples and seeds:",
         "",
-        "| | mean over targets | targets | " + " | ".join(target for target in ASKED if target in sizes) + " |",
+        "| | mean over targets | targets | " + " | ".join(targets) + " |",
         "|---|---|---|" + "---|" * len(sizes),
     ]
 
@@ -313,7 +298,7 @@ def table(lines):
     for method in methods:
         found = difference(cells, method, ASKED)
         if found and method != BASELINE:
-            each = [points(difference(cells, method, [target])) for target in ASKED if target in sizes]
+            each = [points(difference(cells, method, [target])) for target in targets]
             text.append(f"| {method} | {points(found)} | {found[3]} | " + " | ".join(each) + " |")
     return "\n".join(text) + "\n"
 

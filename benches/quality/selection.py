@@ -75,24 +75,33 @@ def build_pool(args):
     return report
 
 
+def pool_rows(args):
+    for path in sorted(glob.glob(f"{args.work}/pool/instances-*.jsonl")):
+        with open(path, encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
 def categories(args):
     """The cluster of each task of the pool."""
     clusters = {}
-    for path in glob.glob(f"{args.work}/pool/instances-*.jsonl"):
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                clusters[row.get("task", "unknown")] = row.get("cluster")
+    for row in pool_rows(args):
+        clusters[row.get("task", "unknown")] = row.get("cluster")
     return clusters
+
+
+def labelled(args, target):
+    """The target's examples, with their answers, by their distinct inputs."""
+    rows = {}
+    for folder in TARGETS[target][0]:
+        for path in sorted(glob.glob(f"{args.data}/eval_deft_fewshot/{folder}/**/*.jsonl", recursive=True)):
+            with open(path, encoding="utf-8") as file:
+                rows.update((row["input"], row) for row in map(json.loads, filter(str.strip, file)))
+    return rows
 
 
 def write_target(args, target):
     """The target's distinct inputs, without answers."""
-    inputs = {}
-    for folder in TARGETS[target][0]:
-        for path in sorted(glob.glob(f"{args.data}/eval_deft_fewshot/{folder}/**/*.jsonl", recursive=True)):
-            with open(path, encoding="utf-8") as file:
-                inputs.update((json.loads(line)["input"], None) for line in file if line.strip())
+    inputs = labelled(args, target)
     path = f"{args.work}/{target}.jsonl"
     with open(path, "w", encoding="utf-8") as out:
         out.writelines(json.dumps({"input": text}, ensure_ascii=False) + "\n" for text in inputs)

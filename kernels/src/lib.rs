@@ -15,6 +15,7 @@ mod adamw;
 mod attention;
 mod autograd;
 mod backward;
+mod buffer;
 mod cache;
 pub mod composed;
 mod cross_entropy;

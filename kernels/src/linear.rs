@@ -14,7 +14,7 @@ use crate::matrix::{Matrix, Threads, multiply};
 /// # Errors
 /// When the shapes do not fit together.
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    run(x, weight, None)
+    maybe_add(x, weight, None)
 }
 
 /// `residual + x weight^T`: a linear layer that ends in the residual stream.
@@ -25,10 +25,11 @@ pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When the shapes do not fit together.
 pub fn linear_add(x: &Tensor, weight: &Tensor, residual: &Tensor) -> Result<Tensor> {
-    run(x, weight, Some(residual))
+    maybe_add(x, weight, Some(residual))
 }
 
-fn run(x: &Tensor, weight: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+/// [`linear_add`] where there is a residual, else [`linear()`].
+pub(crate) fn maybe_add(x: &Tensor, weight: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
     let input = x.dim(D::Minus1)?;
     let (output, weight_input) = weight.dims2()?;
     let mut shape = x.dims().to_vec();

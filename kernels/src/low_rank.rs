@@ -4,7 +4,7 @@ use candle_core::{D, Result, Tensor, bail};
 
 use crate::autograd::{View, fusible, record};
 use crate::backward::gradient;
-use crate::linear::{linear, linear_add, product, product_back, weight_gradient};
+use crate::linear::{linear, linear_add, maybe_add, product, product_back, weight_gradient};
 use crate::matrix::{Matrix, Threads, multiply};
 
 /// `x weight^T + scale x a^T b^T`, and `residual` where there is one: a layer with LoRA's matrices (Hu et al. 2021,
@@ -41,11 +41,7 @@ pub fn linear_low_rank(
     }
     let inputs: Vec<&Tensor> = [x, weight, a, b].into_iter().chain(residual).collect();
     if !fusible(&inputs) {
-        let whole = match residual {
-            Some(residual) => linear_add(x, weight, residual)?,
-            None => linear(x, weight)?,
-        };
-        return linear_add(&(linear(x, a)? * scale)?, b, &whole);
+        return linear_add(&(linear(x, a)? * scale)?, b, &maybe_add(x, weight, residual)?);
     }
     let (x, weight, a, b) = (x.contiguous()?, weight.contiguous()?, a.contiguous()?, b.contiguous()?);
     let rows: usize = x.dims()[..x.rank() - 1].iter().product();

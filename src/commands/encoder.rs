@@ -8,12 +8,15 @@ use serde_json::json;
 use super::Console;
 use crate::corpus::{Documents, OnError};
 use crate::encoder::distill::distill;
-use crate::encoder::{self, Encoder, SentenceEncoder};
+use crate::encoder::{self, Encoder, Quantised, SentenceEncoder, quantise};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Make a static encoder (a vector a token) out of a BERT-family sentence encoder.
     Distill(DistillArgs),
+    /// Round the weights of a BERT-family sentence encoder to 8 bits: it encodes about twice as fast.
+    #[command(visible_alias = "quantize")]
+    Quantise(QuantiseArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -36,9 +39,23 @@ pub struct DistillArgs {
     corpus: Vec<PathBuf>,
 }
 
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  sidenote encoder quantise models/all-MiniLM-L6-v2 --out minilm-8-bits\n  \
+                        sidenote index build corpus/ --encoder minilm-8-bits --out my-index"
+)]
+pub struct QuantiseArgs {
+    /// Folder of the sentence encoder (config.json, tokenizer.json, model.safetensors).
+    source: PathBuf,
+    /// Folder to write the rounded encoder to.
+    #[arg(long)]
+    out: PathBuf,
+}
+
 pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
     match command {
         Command::Distill(args) => run_distill(args, console),
+        Command::Quantise(args) => run_quantise(args, console),
     }
 }
 
@@ -59,5 +76,17 @@ fn run_distill(args: DistillArgs, console: Console) -> anyhow::Result<()> {
     let result = json!({"out": out, "tokens": made.tokens(), "dim": args.dim, "identity": identity});
     console.report(&result, || {
         format!("{out}: {} tokens of {} numbers, from {}", made.tokens(), args.dim, teacher.name())
+    })
+}
+
+fn run_quantise(args: QuantiseArgs, console: Console) -> anyhow::Result<()> {
+    let source = args.source.to_str().context("the folder's name is not UTF-8")?;
+    let out = args.out.to_str().context("the folder's name is not UTF-8")?;
+    let Quantised { f32_bytes, bytes } = quantise(source, &args.out)?;
+    let identity = encoder::load(out)?.identity().to_string();
+    let result = json!({"out": out, "f32_bytes": f32_bytes, "bytes": bytes, "identity": identity});
+    let megabytes = |bytes: usize| bytes as f64 / 1e6;
+    console.report(&result, || {
+        format!("{out}: weights of {:.1} MB, {:.1} in f32", megabytes(bytes), megabytes(f32_bytes))
     })
 }

@@ -20,6 +20,11 @@ pub(super) const CONFIG: &str = "config.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const WEIGHTS: &str = "model.safetensors";
 
+/// The tensor with the scales of the rounded tensor `name`.
+pub(super) fn scale_of(name: &str) -> String {
+    format!("{name}_scale")
+}
+
 /// The name of the encoder inside the program.
 const DEFAULT: &str = "default";
 
@@ -238,6 +243,22 @@ impl Weights<'_> {
         }
     }
 
+    /// The tensor `name`, which must have `shape`, where it is of type I8.
+    pub fn integers(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<i8>>> {
+        let Tensors::File(tensors) = &self.tensors else { return Ok(None) };
+        let view = self.view(tensors, name)?;
+        self.check_shape(name, view.shape(), shape)?;
+        let is_i8 = view.dtype() == Dtype::I8;
+        Ok(is_i8.then(|| view.data().iter().map(|&byte| byte as i8).collect()))
+    }
+
+    /// The tensor `name` of `[rows, input]` as [`quantise`](super::quantise) rounds it, where it is rounded: codes, and
+    /// the scale of each row.
+    pub fn rounded(&self, name: &str, [rows, input]: [usize; 2]) -> Result<Option<(Vec<i8>, Vec<f32>)>> {
+        let Some(codes) = self.integers(name, &[rows, input])? else { return Ok(None) };
+        Ok(Some((codes, self.values(&scale_of(name), &[rows, 1])?)))
+    }
+
     /// The tensor `name`, which must have `shape`, as f32 numbers in row-major order.
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let view = match &self.tensors {
@@ -250,12 +271,11 @@ impl Weights<'_> {
         };
         self.check_shape(name, view.shape(), shape)?;
         let dtype = match view.dtype() {
-            Dtype::I8 => return Ok(view.data().iter().map(|&byte| f32::from(byte as i8)).collect()),
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
             Dtype::F32 => DType::F32,
             Dtype::F64 => DType::F64,
-            other => return Err(self.wrong_type(name, other, "floating point or I8")),
+            other => return Err(self.wrong_type(name, other, "floating point")),
         };
         let tensor = Tensor::from_raw_buffer(
             view.data(),

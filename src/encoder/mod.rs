@@ -15,12 +15,15 @@ use crate::model::decoder::Family;
 use crate::model::t5::MODEL_TYPES as T5_TYPES;
 
 mod config;
+mod copied;
 mod decoder;
 pub mod distill;
 mod folder;
 mod linear;
 mod names;
 mod network;
+mod product;
+mod quantise;
 mod sentence;
 mod settings;
 mod t5;
@@ -28,6 +31,7 @@ mod table;
 mod trainable;
 mod wordpiece;
 
+pub use quantise::{Quantised, quantise};
 pub use sentence::SentenceEncoder;
 pub use table::StaticEncoder;
 pub use trainable::TrainableEncoder;

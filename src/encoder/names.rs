@@ -22,6 +22,18 @@ pub(super) struct Names {
     pub biased: bool,
 }
 
+impl Names {
+    /// Whether a layer multiplies its input by the tensor of this name.
+    pub fn is_multiplied(&self, name: &str) -> bool {
+        let layers =
+            self.qkv.iter().copied().chain(self.gate).chain([self.attention_out, self.up, self.down]);
+        let in_layer = || name.strip_prefix(self.layer).and_then(|name| name.strip_suffix(".weight"));
+        // ".3.output.dense", of which "attention.output.dense" ends the same.
+        let after_number = || in_layer()?.strip_prefix('.')?.split_once('.').map(|(_, name)| name);
+        after_number().is_some_and(|name| layers.into_iter().any(|layer| layer == name))
+    }
+}
+
 const BERT: Names = Names {
     embedding_norm: "embeddings.LayerNorm",
     layer: "encoder.layer",

@@ -3,11 +3,14 @@
 //! Texts are not padded: a batch is the rows of all its texts one after the other, and only attention looks at
 //! which text a row belongs to.
 
-use sidenote_kernels::inference::{Activation, Offsets, PackedLinear, Threads, attend, layer_norm};
+use sidenote_kernels::inference::{
+    Activation, Offsets, PackedLinear, RoundedLinear, Threads, attend, layer_norm,
+};
 
 use super::config::{Config, Family};
 use super::folder::Weights;
 use super::names::{self, Names};
+use super::product::Product;
 use crate::error::Result;
 
 /// Rows that go through a feed-forward layer together: what is between its halves then stays in a core's cache.
@@ -36,14 +39,14 @@ struct Norm {
 
 struct Layer {
     /// Query, key and value in one product.
-    qkv: PackedLinear,
-    attention_out: PackedLinear,
+    qkv: Product,
+    attention_out: Product,
     attention_norm: Norm,
     /// The activation is applied to what `gate` gives where there is one, else to what `up` gives.
-    gate: Option<PackedLinear>,
-    up: PackedLinear,
+    gate: Option<Product>,
+    up: Product,
     activation: Activation,
-    down: PackedLinear,
+    down: Product,
     norm: Norm,
 }
 
@@ -167,8 +170,17 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn full(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
     fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        self.weights.values(&format!("{}{name}", self.prefix), shape)
+        self.weights.values(&self.full(name), shape)
+    }
+
+    /// Tensors of one shape, one after the other.
+    fn all_values(&self, names: &[String], shape: &[usize]) -> Result<Vec<f32>> {
+        Ok(names.iter().map(|name| self.values(name, shape)).collect::<Result<Vec<_>>>()?.concat())
     }
 
     fn norm(&self, name: &str) -> Result<Norm> {
@@ -177,16 +189,23 @@ impl Reader<'_> {
     }
 
     /// Layers that read the same, side by side as one.
-    fn linear(&self, names: &[String], biased: bool, input: usize, output: usize) -> Result<PackedLinear> {
-        let (mut weight, mut bias) = (Vec::new(), Vec::new());
-        for name in names {
-            let part = output / names.len();
-            weight.extend(self.values(&format!("{name}.weight"), &[part, input])?);
-            if biased {
-                bias.extend(self.values(&format!("{name}.bias"), &[part])?);
+    fn linear(&self, names: &[String], biased: bool, input: usize, output: usize) -> Result<Product> {
+        let part = output / names.len();
+        let each = |end: &str| names.iter().map(|name| format!("{name}.{end}")).collect::<Vec<_>>();
+        let weights = each("weight");
+        let rounded = weights.iter().map(|name| self.weights.rounded(&self.full(name), [part, input]));
+        let rounded = rounded.collect::<Result<Vec<_>>>()?;
+        let is_rounded = rounded.iter().all(Option::is_some);
+        let (codes, scales): (Vec<_>, Vec<_>) = rounded.into_iter().flatten().unzip();
+        let weight = if is_rounded { Vec::new() } else { self.all_values(&weights, &[part, input])? };
+        let bias = if biased { Some(self.all_values(&each("bias"), &[part])?) } else { None };
+        let bias = bias.as_deref();
+        Ok(match is_rounded {
+            true => {
+                Product::Rounded(RoundedLinear::new(&codes.concat(), &scales.concat(), bias, input, output))
             }
-        }
-        Ok(PackedLinear::new(&weight, biased.then_some(&bias), input, output))
+            false => Product::Numbers(PackedLinear::new(&weight, bias, input, output)),
+        })
     }
 
     fn layer(&self, names: &Names, i: usize) -> Result<Layer> {

@@ -36,18 +36,20 @@ pub struct SentenceEncoder {
     dim: usize,
 }
 
+/// The family of BERT's that the files are of.
+pub(super) fn family_of(files: &Files) -> Result<Family> {
+    let kind = files.model_type()?;
+    MODEL_TYPES.into_iter().find(|(name, _)| *name == kind).map(|(_, family)| family).ok_or_else(|| {
+        let known = MODEL_TYPES.map(|(name, _)| name);
+        files.fault(CONFIG, format!("model_type {kind:?} is no sentence encoder; {known:?} are"))
+    })
+}
+
 impl SentenceEncoder {
     /// Reads the encoder in the folder `name`.
     pub fn open(name: &str) -> Result<Self> {
         let files = Files::open(name)?;
-        let kind = files.model_type()?;
-        let Some((_, family)) = MODEL_TYPES.into_iter().find(|(name, _)| *name == kind) else {
-            let why = format!(
-                "model_type {kind:?} is no sentence encoder; {:?} are",
-                MODEL_TYPES.map(|(name, _)| name)
-            );
-            return Err(files.fault(CONFIG, why));
-        };
+        let family = family_of(&files)?;
         Self::read(name, files, family)
     }
 

@@ -61,7 +61,12 @@ fn read_table(weights: &Weights, tokens: usize) -> Result<(Vec<f32>, usize)> {
         (codes.iter().flat_map(|byte| [number(byte & 15), number(byte >> 4)]).collect(), 2 * half)
     } else {
         let dim = width("embeddings")?;
-        (weights.values("embeddings", &[tokens, dim])?, dim)
+        let shape = [tokens, dim];
+        let table = match weights.integers("embeddings", &shape)? {
+            Some(codes) => codes.into_iter().map(f32::from).collect(),
+            None => weights.values("embeddings", &shape)?,
+        };
+        (table, dim)
     };
     if weights.has(SCALES) {
         for (row, scale) in table.chunks_exact_mut(dim.max(1)).zip(weights.values(SCALES, &[tokens])?) {

@@ -82,19 +82,28 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.change {
             None => self.unchanged(x),
-            Some((change, own)) => self.changed_by(&change.rows(|whole| own.read(whole))?, x, None),
+            Some(change) => self.changed_by(change, x, None),
         }
     }
 
     /// What the layer gives with an adapter, and `residual` added where there is one.
-    fn changed_by(&self, change: &Change, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+    fn changed_by(
+        &self,
+        (change, own): &(Change, Place),
+        x: &Tensor,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let change = change.rows(|whole| own.read(whole))?;
         if let (Change::LowRank { a, b, scale }, Matrix::Dense(weight), None) =
-            (change, &self.weight, &self.bias)
+            (&change, &self.weight, &self.bias)
         {
             return Ok(kernels::linear_low_rank(x, weight, a, b, *scale, residual)?);
         }
         let out = change.forward(x, |x| self.unchanged(x))?;
-        Ok(residual.map_or(Ok(out.clone()), |residual| residual + out)?)
+        match residual {
+            Some(residual) => Ok((residual + out)?),
+            None => Ok(out),
+        }
     }
 
     /// What the layer gives without its adapter.
@@ -128,8 +137,8 @@ impl Linear {
 
     /// `residual + x W^T + b`; `[.., in]` and `[.., out]` to `[.., out]`.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        if let Some((change, own)) = &self.change {
-            return self.changed_by(&change.rows(|whole| own.read(whole))?, x, Some(residual));
+        if let Some(change) = &self.change {
+            return self.changed_by(change, x, Some(residual));
         }
         match &self.bias {
             None => self.weight.multiply_add(x, residual),

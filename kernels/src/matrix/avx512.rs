@@ -16,6 +16,7 @@ use std::cell::Cell;
 use half::bf16;
 
 use super::{Matrix, Product, deal};
+use crate::buffer::with_buffer;
 
 /// Rows of a tile: 28 of the 32 vector registers hold its sums.
 pub(super) const ROWS: usize = 14;
@@ -35,22 +36,6 @@ pub(super) const BLOCK: usize = 8 * ROWS;
 thread_local! {
     pub(super) static LEFT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     static RIGHT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
-/// Takes this thread's buffer, at least `len` long, for the duration of `work`. Taken, not borrowed: a
-/// thread that waits for others may begin another product meanwhile, which then finds none and makes one.
-pub(super) fn with_buffer<N: Clone + Default, T>(
-    buffer: &'static std::thread::LocalKey<Cell<Vec<N>>>,
-    len: usize,
-    work: impl FnOnce(&mut [N]) -> T,
-) -> T {
-    let mut taken = buffer.take();
-    if taken.len() < len {
-        taken.resize(len, N::default());
-    }
-    let result = work(&mut taken[..len]);
-    buffer.set(taken);
-    result
 }
 
 /// Where the output lies.

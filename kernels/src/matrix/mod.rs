@@ -59,7 +59,7 @@ pub enum Threads {
 }
 
 impl Threads {
-    fn count(self) -> usize {
+    pub(crate) fn count(self) -> usize {
         match self {
             Self::One => 1,
             Self::All => rayon::current_num_threads(),

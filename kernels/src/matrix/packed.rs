@@ -90,8 +90,9 @@ impl Weight {
 mod panels {
     use rayon::prelude::*;
 
-    use super::super::avx512::{BLOCK, COLUMNS, LEFT, Output, ROWS, TILES, pack, with_buffer};
+    use super::super::avx512::{BLOCK, COLUMNS, LEFT, Output, ROWS, TILES, pack};
     use super::{Matrix, Threads, Weight};
+    use crate::buffer::with_buffer;
 
     /// Bytes and numbers of a line of the cache.
     const LINE: usize = 64;

@@ -14,6 +14,7 @@ use candle_core::{Device, Tensor, Var};
 use sidenote_index::Metric;
 
 use super::config::MODEL_TYPES;
+use super::copied;
 use super::folder::{CONFIG, Files};
 use super::names;
 use super::settings::{Pooling, Settings};
@@ -117,7 +118,7 @@ impl TrainableEncoder {
             weights.push(part);
             variables.extend(own);
         }
-        let files = save::read_settings(&folder)?;
+        let files = copied::settings(&folder)?;
         Ok(Self { settings, network, dense: modules, dim, dropout, files, weights, variables })
     }
 

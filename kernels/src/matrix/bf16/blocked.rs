@@ -5,10 +5,11 @@ use std::arch::x86_64::*;
 use std::cell::Cell;
 use std::sync::OnceLock;
 
-use super::super::avx512::{Output, with_buffer};
+use super::super::avx512::Output;
 use super::super::{Matrix, Product, deal};
 use super::dot;
 use super::pack::{ALONG, LINES, Row, TILE, pack};
+use crate::buffer::with_buffer;
 
 /// Lines of both operands that are multiplied at a time: two tiles.
 const WIDE: usize = 2 * LINES;
@@ -37,10 +38,13 @@ pub enum Unit {
 
 /// The best that this processor has, if that is faster than `f32`.
 pub fn best() -> Option<Unit> {
-    let best = *units().last()?;
-    // Intel's AVX512-BF16 makes a vector of sums every other cycle, which is half as many as its products in f32; AMD's is
-    // twice as fast as those.
-    (best != Unit::Avx512 || !intel()).then_some(best)
+    static BEST: OnceLock<Option<Unit>> = OnceLock::new();
+    *BEST.get_or_init(|| {
+        let best = *units().last()?;
+        // Intel's AVX512-BF16 makes a vector of sums every other cycle, which is half as many as its products in f32;
+        // AMD's is twice as fast as those.
+        (best != Unit::Avx512 || !intel()).then_some(best)
+    })
 }
 
 /// What this processor has, better ones last.
@@ -57,11 +61,8 @@ pub fn units() -> Vec<Unit> {
 }
 
 fn intel() -> bool {
-    static INTEL: OnceLock<bool> = OnceLock::new();
-    *INTEL.get_or_init(|| {
-        let vendor = __cpuid(0);
-        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
-    })
+    let vendor = __cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
 }
 
 /// See [`super::multiply`].
