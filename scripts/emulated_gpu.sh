@@ -41,7 +41,12 @@ compile candle "$driver/candle.cpp" "-DKERNELS=$(kernels "$driver/candle.cpp")" 
 # Every function of a library that cudarc knows is there, most of them only to say that they are not done.
 libraries() {
     local cudarc
-    cudarc=$(find "${CARGO_HOME:-$HOME/.cargo}/registry/src" -mindepth 2 -maxdepth 2 -name 'cudarc-0.19.10' | head -1)
+    find_cudarc() { find "${CARGO_HOME:-$HOME/.cargo}/registry/src" -mindepth 2 -maxdepth 2 -name 'cudarc-0.19.10' 2> /dev/null | head -1; }
+    cudarc=$(find_cudarc)
+    if [[ -z $cudarc ]] && command -v "${CARGO:-cargo}" > /dev/null; then
+        "${CARGO:-cargo}" fetch --quiet
+        cudarc=$(find_cudarc)
+    fi
     for part in driver cublas cublaslt curand nvrtc; do
         if [[ -n $cudarc ]]; then
             grep -ohE 'fn (cu|nvrtc)[A-Za-z0-9_]+' "$cudarc/src/$part/sys/mod.rs"

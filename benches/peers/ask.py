@@ -36,7 +36,7 @@ from synthetic import Generator
 HERE = os.path.dirname(os.path.abspath(__file__))
 OURS, OURS_8, THEIRS = "Sidenote", "Sidenote, encoder of 8 bits", "sentence-transformers + faiss + transformers"
 WORDS, CHARACTERS, PASSAGES, TOKENS, WIDTH, BATCH = 100, 900, 5, 24, 384, 16
-KIND, TUNED, RECALL = "IVF4096,RaBitQ", 300, 0.95
+KIND, TUNED, RECALL = "IVF4096,RaBitQ4", 300, 0.95
 BLOCK = 1 << 16
 # Runs a command and says its seconds, and the most that it has held: a process counts what the one held that it was forked from,
 # so that has to be a small one.

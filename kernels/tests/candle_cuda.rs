@@ -173,7 +173,9 @@ fn gpu_candle_attention_of_other_widths() -> Result<()> {
 
 fn attention_of(dim: usize) -> Result<()> {
     use sidenote_kernels::{attention, chunked_cross_attention, fusion_in_decoder_attention};
-    let (batch, heads, key_heads, queries, keys) = (2, 4, 2, 9, 21);
+    // So many heads, because a sink's gradient is one sum a head in which much cancels: of 4 it is more than 1e-2 off in bf16
+    // once in a hundred times, whoever rounds the weights and the output.
+    let (batch, heads, key_heads, queries, keys) = (2, 16, 8, 9, 21);
     let (q, k) = ([batch, heads, queries, dim], [batch, key_heads, keys, dim]);
     let mask: Vec<u8> = (0..batch * keys).map(|i| u8::from(i % 5 != 1)).collect();
     let mask = Tensor::from_vec(mask, (batch, keys), &Device::Cpu)?;
