@@ -35,13 +35,18 @@ METHODS = {
     "ia3": lambda base, task: peft.IA3Config(task_type=task),
     "bitfit": lambda base, task: peft.LoraConfig(task_type=task, r=1, lora_alpha=1, bias="all", fan_in_fan_out=base == "gpt2"),
     "prompt": lambda base, task: peft.PromptTuningConfig(task_type=task, num_virtual_tokens=VIRTUAL),
-    "prefix": lambda base, task: peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=VIRTUAL),
+    "prefix": lambda base, task: peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=VIRTUAL, **PREFIX.get(base, {})),
 }
 LORA = {"llama": ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj", "gate_proj"], "t5_v1_0": ["q", "v", "wi", "wo"]}
+# PEFT takes an encoder's blocks and a model's width where nothing is said.
+PREFIX = {
+    "t5_v1_0": {"num_layers": 3, "token_dim": 15, "num_attention_heads": 3, "num_transformer_submodules": 2},
+    "t5_v1_1": {"num_layers": 2, "token_dim": 30, "num_attention_heads": 5, "num_transformer_submodules": 2},
+}
 MADE = {
     "llama": ["lora", "ia3", "bitfit", "prompt"], "gpt2": ["lora", "ia3", "bitfit", "prompt", "prefix"],
     "bloom": ["lora", "ia3"], "opt": ["bitfit", "prompt"], "stablelm": ["prefix"],
-    "t5_v1_0": ["lora", "ia3"], "t5_v1_1": ["lora", "ia3", "prompt"],
+    "t5_v1_0": ["lora", "ia3", "prefix"], "t5_v1_1": ["lora", "ia3", "prompt", "prefix"],
 }
 
 

@@ -16,9 +16,7 @@ use crate::error::{Error, Result};
 /// # Errors
 /// A folder that is there already, a full disk; what `fill` reports.
 pub(crate) fn write_folder(dir: &Path, what: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    if dir.exists() {
-        return Err(Error::file(dir, format!("already exists; {what} is never written over another")));
-    }
+    check_new(dir, what)?;
     let mut temporary = dir.as_os_str().to_owned();
     temporary.push(".tmp");
     let temporary = PathBuf::from(temporary);
@@ -29,6 +27,17 @@ pub(crate) fn write_folder(dir: &Path, what: &str, fill: impl FnOnce(&Path) -> R
     fill(&temporary)?;
     fs::rename(&temporary, dir).map_err(Error::io(dir))?;
     Ok(artefact::sync_dir(dir.parent().unwrap_or(Path::new(".")))?)
+}
+
+/// That there is no `dir` yet, as [`write_folder`] needs it: to be asked before long work whose result goes there.
+///
+/// # Errors
+/// A folder that is there already.
+pub(crate) fn check_new(dir: &Path, what: &str) -> Result<()> {
+    match dir.exists() {
+        true => Err(Error::file(dir, format!("already exists; {what} is never written over another"))),
+        false => Ok(()),
+    }
 }
 
 /// Syncs the files `names` of the folder `dir` and writes a manifest over them.

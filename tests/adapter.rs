@@ -191,9 +191,15 @@ fn what_is_saved_is_what_peft_saved() {
 fn uneven_prompts_read_as_they_do_alone() {
     use sidenote::model::generate::Autoregressive;
     let dir = tempfile::tempdir().unwrap();
-    for name in
-        ["gpt2_prompt", "gpt2_prefix", "llama_prompt", "stablelm_prefix", "t5_v1_1_prompt", "llama_lora"]
-    {
+    for name in [
+        "gpt2_prompt",
+        "gpt2_prefix",
+        "llama_prompt",
+        "stablelm_prefix",
+        "t5_v1_1_prompt",
+        "t5_v1_0_prefix",
+        "llama_lora",
+    ] {
         let folder = data("adapters").join(name);
         let base = base(dir.path(), name.rsplit_once('_').unwrap().0);
         let model = adapted(&base, Adapter::open(&folder).unwrap(), false);

@@ -16,6 +16,8 @@ and test.jsonl. For each corpus a tokenizer of 4,096 tokens is trained that all 
     retro           plain with RETRO's layers fitted (RETRO-fit, 256 steps), reading two neighbours a chunk
     retro-shuffled  the same model, reading some other chunk's neighbours
     retro+knn       the same model, with a datastore of the training text as well, made while it reads
+    longer-...      cache, knn-lm, retro, retro-shuffled, retro+knn over plain-longer's model in place of plain's, which is
+                    what they add to as much training; and retro-10, which reads ten neighbours a chunk
 
 A cell is one system on one corpus with one seed. Its result is a line of memory.jsonl beside this file, appended as soon
 as it is there; what is there is not run again, so a run that was stopped goes on; other --steps are other cells. At the end
@@ -37,12 +39,15 @@ from functools import partial
 
 from cells import arguments, once, run_cells, sidenote
 
+OVER_A_MODEL = ["cache", "knn-lm", "retro", "retro-shuffled", "retro+knn"]
 SYSTEMS = [
-    "plain", "plain-longer", "cache", "knn-lm", "trime-local", "trime-long", "trime-external", "retro", "retro-shuffled",
-    "retro+knn",
+    "plain", "plain-longer", *OVER_A_MODEL[:2], "trime-local", "trime-long", "trime-external", *OVER_A_MODEL[2:],
+    *(f"longer-{system}" for system in (*OVER_A_MODEL, "retro-10")),
 ]  # fmt: skip
 CHUNK, CHUNKS, BATCH = 32, 8, 2048
 FIT_STEPS = 256
+# Neighbours that are found for a chunk; RETRO reads the first two where its name says no other number.
+MOST = 10
 
 
 def wikitext(path):
@@ -91,8 +96,9 @@ def write_corpus(args, corpus, folder):
     sidenote(args, "tokenizer", "train", f"{folder}/train.jsonl", "--vocab-size", 4096, "--out", f"{folder}/tokenizer.json")
     sidenote(args, "index", "build", f"{folder}/train.jsonl", "--tokenizer", f"{folder}/tokenizer.json", "--chunk-tokens", CHUNK,
         "--out", f"{folder}/index", "--force")  # fmt: skip
-    sidenote(args, "neighbours", f"{folder}/index", "-k", 2, "--out", f"{folder}/neighbours", "--force")
-    sidenote(args, "neighbours", f"{folder}/index", "--queries", f"{folder}/valid.jsonl", "-k", 2, "--out", f"{folder}/held-out", "--force")
+    sidenote(args, "neighbours", f"{folder}/index", "-k", MOST, "--out", f"{folder}/neighbours", "--force")
+    sidenote(args, "neighbours", f"{folder}/index", "--queries", f"{folder}/valid.jsonl", "-k", MOST,
+        "--out", f"{folder}/held-out", "--force")  # fmt: skip
     return {"words": words}
 
 
@@ -147,29 +153,31 @@ def cell(args, corpus, seed, system):
             options += ["--memory", memory]
     else:
         out, report = train(args, folder, seed, "plain", "")
-        if system == "plain-longer":
-            level = args.steps - args.steps // 4
+        added, run = system.removeprefix("longer-"), "retro"
+        if system.startswith("longer-") or system == "plain-longer":
+            level, run = args.steps - args.steps // 4, "longer-retro"
             start = f'continue_from = "{out}/checkpoints/step-{level:07}"'
             out, more = train(args, folder, seed, "plain-longer", start, steps=2 * args.steps)
             report = {**more, "seconds": more["seconds"] + report["seconds"] * level / args.steps}
-        elif system == "cache":
+        if added == "cache":
             options = ["--cache", 500]
-        elif system == "knn-lm":
+        elif added == "knn-lm":
             memory = datastore(args, folder, f"{out}/model")
             options = ["--memory", memory]
-        elif system.startswith("retro"):
+        elif added.startswith("retro"):
+            k = MOST if added == "retro-10" else 2
             sections = (
-                f'neighbours = "{folder}/neighbours"\nbase = "{out}/model"\n[retro]\nlayers = [4]\nheads = 1\nhead_dim = 128\n'
+                f'neighbours = "{folder}/neighbours"\nbase = "{out}/model"\n[retro]\nneighbours = {k}\nlayers = [4]\nheads = 1\nhead_dim = 128\n'
                 f"encoder_hidden_size = 256\nencoder_intermediate_size = 128\nencoder_heads = 8\nencoder_layers = 1\n"
                 f'initialisation = "copy"'
             )
             fitted = dict(steps=FIT_STEPS, decay=FIT_STEPS // 4, rate=1e-3)
-            out, fit = train(args, folder, seed, "retro", sections, **fitted)
+            out, fit = train(args, folder, seed, run if k == 2 else f"{run}-{k}", sections, **fitted)
             report = {**fit, "seconds": fit["seconds"] + report["seconds"]}
             options = ["--index", f"{folder}/index"]
-            if system == "retro-shuffled":
+            if added == "retro-shuffled":
                 options += ["--retrieval", "shuffled"]
-            if system == "retro+knn":
+            if added == "retro+knn":
                 memory = datastore(args, folder, f"{out}/model", retro=True)
                 options += ["--memory", memory]
     began = time.time()

@@ -17,9 +17,10 @@ beside the one in the program; cells that need one which is not given are left o
     joint-LOSS-R             the same while R learns from it by pdist, emdr2, adist or loop; the index is then encoded again
     query-side-R             the same by pdist, while only the queries' encoder learns
 
-R is bm25, static (the encoder in the program), hybrid (both, by reciprocal rank), minilm (FOLDER), minilm-hybrid; or one of
-these over the pool (pool-bm25, ...): the passages that bm25 and static find first for the questions that readers get and for
-the examples, POOL each. An index that is encoded again for every cell has to be small here. What is trained is trained on
+R is bm25, static (the encoder in the program), hybrid (both, by reciprocal rank), minilm (FOLDER with weights of 8 bits, as
+`encoder quantise` writes it), minilm-hybrid; or one of these over the pool (pool-bm25, ...; FOLDER as it is): the passages
+that bm25 and static find first for the questions that readers get and for the examples, POOL each. An index that is encoded
+again for every cell has to be small here. What is trained is trained on
 all four sets at once, for each of SEEDS seeds, and asked each set's questions.
 
 CuratedTREC's answers are regular expressions, and looked for as such; the others' are compared as SQuAD's script does it.
@@ -47,8 +48,8 @@ RETRIEVERS = {
     "bm25": ("wiki", "default", "words"),
     "static": ("wiki", "default", "vectors"),
     "hybrid": ("wiki", "default", "hybrid"),
-    "minilm": ("wiki", "encoder", "vectors"),
-    "minilm-hybrid": ("wiki", "encoder", "hybrid"),
+    "minilm": ("wiki", "rounded", "vectors"),
+    "minilm-hybrid": ("wiki", "rounded", "hybrid"),
     "pool-bm25": ("pool", "encoder", "words"),
     "pool-minilm": ("pool", "encoder", "vectors"),
     "pool-minilm-hybrid": ("pool", "encoder", "hybrid"),
@@ -61,7 +62,7 @@ CELLS = [
     "closed-book",
     *(f"untrained-{name}" for name in RETRIEVERS),
     *(f"reader-{name}" for name in RETRIEVERS),
-    *(f"{stage}-{name}" for name in ("pool-minilm", "minilm") for stage in LEARNING),
+    *(f"{stage}-pool-minilm" for stage in LEARNING),
 ]
 TRAINED = ("reader-", "joint-", "query-side-")
 # 64 examples once: steps of 4 questions, multiplied in bf16.
@@ -122,11 +123,18 @@ def index(args, corpus, encoder):
     """The index of a corpus by an encoder, made when it is first asked for."""
     folder = os.path.join(args.work, f"index-{encoder}" if corpus == "wiki" else f"index-{corpus}-{encoder}")
     if not os.path.exists(os.path.join(folder, "manifest.json")):
-        options = ["--encoder", args.encoder] if encoder == "encoder" else []
+        named = {"default": lambda: "default", "encoder": lambda: args.encoder, "rounded": lambda: rounded(args)}[encoder]()
         files = [pool(args)] if corpus == "pool" else sorted(glob.glob(f"{args.simplewiki}/*.jsonl"))
         # A passage of the pool ends with its sentence, which may be behind the end of its chunk.
         tokens = 2 * PASSAGE_TOKENS if corpus == "pool" else PASSAGE_TOKENS
-        sidenote(args, "index", "build", *files, "--chunk-tokens", tokens, "--out", folder, "--resume", *options)
+        sidenote(args, "index", "build", *files, "--chunk-tokens", tokens, "--out", folder, "--resume", "--encoder", named)
+    return folder
+
+
+def rounded(args):
+    """The encoder with weights of 8 bits."""
+    folder = os.path.join(args.work, "encoder-8-bits")
+    once(f"{folder}.json", lambda: sidenote(args, "encoder", "quantise", args.encoder, "--out", folder))
     return folder
 
 

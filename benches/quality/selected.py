@@ -8,8 +8,8 @@ WORK and DATA are those of selection.py, which makes the pool and says what it l
 A cell is a target, a method and a seed: the method chooses 1 % of the pool for the target by the target's unlabelled inputs
 (those of selection.py, which are of training sets), an adapter is trained on the choice, and the model is asked the target's
 development set (of FewGLUE's repository) under three of promptsource's prompts, named in TASKS before anything was measured.
-HellaSwag, at which small models are better than chance, is asked by the rows of T0's evaluation (DATA's `recross`) that list four
-endings: what is before them, one prompt an example.
+WinoGrande, HellaSwag (at which small models are better than chance) and ANLI are asked by the rows of T0's evaluation (DATA's
+`recross`), one an example: the first that lists the choices, or whose template says them.
 The answer is the choice with the highest log-probability, summed over its tokens. `ranking` is what accuracy does not see where a
 model always gives the same answer: how often a choice has more over the others in an example where it is right than in one where it
 is wrong, mean over choices and prompts; chance is a half. `nats` are those of the right answer, mean over examples and prompts. `untuned` is the model as it is. The random
@@ -26,6 +26,7 @@ The machine may be busy: only seconds suffer.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -62,8 +63,6 @@ TASKS = {
     "wic": ("WiC", "wic", [False, True], ["GPT-3-prompt-with-label", "same_sense", "affirmation_true_or_false"]),
     "wsc": ("WSC", "wsc.fixed", [False, True], ["GPT-3 Style", "does the pronoun refer to", "the pronoun refers to"]),
 }
-HELLASWAG = "hellaswag"
-ASKED = [*TASKS, HELLASWAG]
 # Examples of a development set that are asked, a fixed draw where there are more.
 EXAMPLES = 250
 # Tokens of a question and of an answer, together 128.
@@ -96,17 +95,49 @@ def templates(path):
     return {one["name"]: (one["jinja"], one["answer_choices"]) for one in read["templates"].values()}
 
 
-def hellaswag(args):
-    """What rows of T0's evaluation ask before they list an example's endings, with these as choices; an example once."""
-    items = {}
-    with open(f"{args.data}/recross/eval/hellaswag.test.jsonl", encoding="utf-8") as file:
-        for row in map(json.loads, file):
-            choices = [ending.strip() for ending in re.findall(r"^\([a-d]\) (.*)$", row["input"], re.MULTILINE)]
-            if len(choices) == 4 and row["targets"][0] in choices:
-                number = row["id"].split("|")[-1]
-                item = {"id": f"hellaswag|validation|as T0 is asked|{number}", "input": row["input"].split("\n\n(a)")[0], "target": row["targets"][0]}
-                items.setdefault(number, {**item, "choices": choices})
-    return list(items.values())[:EXAMPLES]
+def named_endings(row, _):
+    """HellaSwag's rows that list four endings ask for what is before them."""
+    return row["input"].split("\n\n(a)")[0], re.findall(r"^\([a-d]\) (.*)$", row["input"], re.MULTILINE)
+
+
+def named_options(row, _):
+    """WinoGrande's rows that list their two options."""
+    return row["input"], re.findall(r"^- (.*)$", row["input"], re.MULTILINE)
+
+
+def known_answers(row, known):
+    """ANLI's rows, with the answers of the template that they name."""
+    return row["input"], known[row["id"].split("|")[2]][1].split("|||")
+
+
+# T0's evaluation files of a target, how many choices there are, what of a row is asked with which choices, and templates.
+AS_T0 = {
+    "winogrande": (["winogrande-winogrande_xl"], 2, named_options, None),
+    "hellaswag": (["hellaswag"], 4, named_endings, None),
+    "anli": (["anli_r1", "anli_r2", "anli_r3"], 3, known_answers, "anli"),
+}
+
+
+ASKED = [*TASKS, *AS_T0]
+
+
+def as_t0_is_asked(args, target):
+    """The first row of each example in T0's evaluation that shows the choices, files in turns."""
+    files, size, read, name = AS_T0[target]
+    known = name and templates(f"{args.data}/inst_promptsource_templates/{name}/templates.yaml")
+    found = []
+    for file in files:
+        items = {}
+        with open(f"{args.data}/recross/eval/{file}.test.jsonl", encoding="utf-8") as rows:
+            for row in map(json.loads, rows):
+                question, choices = read(row, known)
+                choices = [choice.strip() for choice in choices]
+                if len(choices) == size and row["targets"][0] in choices:
+                    number = row["id"].split("|")[-1]
+                    item = {"id": f"{target}|validation|as T0 is asked|{file}{number}", "input": question, "target": row["targets"][0]}
+                    items.setdefault(number, {**item, "choices": choices})
+        found.append(items.values())
+    return [item for turn in itertools.zip_longest(*found) for item in turn if item][:EXAMPLES]
 
 
 def write_items(args, target):
@@ -114,9 +145,9 @@ def write_items(args, target):
     import jinja2
 
     path = f"{args.work}/{target}.items.jsonl"
-    if target == HELLASWAG:
+    if target in AS_T0:
         with open(path, "w", encoding="utf-8") as out:
-            out.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in hellaswag(args))
+            out.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in as_t0_is_asked(args, target))
         return path
 
     folder, name, labels, prompts = TASKS[target]

@@ -229,7 +229,8 @@ fn as_peft<B>(
         }
         Method::Prefix(prefix) => {
             add(virtual_tokens("PREFIX_TUNING", prefix.tokens));
-            add(json!({"token_dim": heads * head_dim, "num_attention_heads": heads,
+            let modules = if saved.encoder_decoder { 2 } else { 1 };
+            add(json!({"num_transformer_submodules": modules, "token_dim": heads * head_dim, "num_attention_heads": heads,
                 "encoder_hidden_size": width, "prefix_projection": false}));
         }
     }

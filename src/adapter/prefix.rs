@@ -1,6 +1,6 @@
 //! Prefix tuning (Li and Liang 2021, "Prefix-tuning: optimizing continuous prompts for generation",
-//! <https://arxiv.org/abs/2101.00190>): keys and values of tokens before the text, in every block, without the
-//! paper's reparametrisation.
+//! <https://arxiv.org/abs/2101.00190>): keys and values of tokens before the text, in every block (of an
+//! encoder-decoder, the decoder's), without the paper's reparametrisation.
 
 use serde::{Deserialize, Serialize};
 

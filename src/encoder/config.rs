@@ -27,6 +27,13 @@ pub(super) const MODEL_TYPES: [(&str, Family); 6] = [
     ("nomic_bert", Family::NomicBert),
 ];
 
+impl Family {
+    /// The family that this `model_type` of `config.json` names, if it is one of BERT's.
+    pub fn of(model_type: &str) -> Option<Self> {
+        MODEL_TYPES.into_iter().find(|(name, _)| *name == model_type).map(|(_, family)| family)
+    }
+}
+
 /// The numbers that decide the arithmetic.
 #[derive(Debug, Clone)]
 pub(super) struct Config {

@@ -40,13 +40,20 @@ fn read_below(folder: &Path, below: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) 
     Ok(())
 }
 
+const WHAT: &str = "an encoder";
+
+/// That there is no `dir` yet, as [`write`] needs it.
+pub(super) fn check_new(dir: &Path) -> Result<()> {
+    sealed::check_new(dir, WHAT)
+}
+
 /// Writes the new folder `dir`, which appears whole or not at all: `settings`, and what `weights` adds.
 pub(super) fn write(
     dir: &Path,
     settings: &[(PathBuf, Vec<u8>)],
     weights: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
-    sealed::write_folder(dir, "an encoder", |dir| {
+    sealed::write_folder(dir, WHAT, |dir| {
         for (name, bytes) in settings {
             let path = dir.join(name);
             let folder = path.parent().unwrap_or(dir);

@@ -77,7 +77,7 @@ pub fn load(name: &str) -> Result<Box<dyn Encoder>> {
     }
     let files = folder::Files::open(name)?;
     let kind = files.model_type()?;
-    if let Some((_, family)) = config::MODEL_TYPES.into_iter().find(|(name, _)| *name == kind) {
+    if let Some(family) = config::Family::of(&kind) {
         return Ok(Box::new(SentenceEncoder::read(name, files, family)?));
     }
     match kind.as_str() {

@@ -33,6 +33,7 @@ pub struct Quantised {
 /// # Errors
 /// What [`SentenceEncoder::open`] reports; an encoder whose weights are rounded already; a folder that is there already.
 pub fn quantise(source: &str, out: &Path) -> Result<Quantised> {
+    copied::check_new(out)?;
     // Whatever is wrong with it is found before anything is written.
     SentenceEncoder::open(source)?;
     let files = Files::open(source)?;

@@ -39,7 +39,7 @@ pub struct SentenceEncoder {
 /// The family of BERT's that the files are of.
 pub(super) fn family_of(files: &Files) -> Result<Family> {
     let kind = files.model_type()?;
-    MODEL_TYPES.into_iter().find(|(name, _)| *name == kind).map(|(_, family)| family).ok_or_else(|| {
+    Family::of(&kind).ok_or_else(|| {
         let known = MODEL_TYPES.map(|(name, _)| name);
         files.fault(CONFIG, format!("model_type {kind:?} is no sentence encoder; {known:?} are"))
     })

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor, Var};
 use sidenote_index::Metric;
 
-use super::config::MODEL_TYPES;
+use super::config::Family;
 use super::copied;
 use super::folder::{CONFIG, Files};
 use super::names;
@@ -75,14 +75,13 @@ impl TrainableEncoder {
     pub fn load(name: &str, device: &Device) -> Result<Self> {
         let mut files = Files::open(name)?;
         let kind = files.model_type()?;
-        let family = MODEL_TYPES.into_iter().find(|(name, _)| *name == kind).map(|(_, family)| family);
         let Some(folder) = files.folder().map(Path::to_path_buf) else {
             return Err(
                 files.fault(CONFIG, "the encoder inside the program is a table; a network is trained")
             );
         };
         let source = Source::open(&folder)?;
-        let (settings, network, dropout, mut dim, part, mut variables, dense) = match family {
+        let (settings, network, dropout, mut dim, part, mut variables, dense) = match Family::of(&kind) {
             Some(family) => {
                 let (config, settings) = Settings::of_bert(&mut files, family)?;
                 let prefix = names::prefix(|name| source.has(name));

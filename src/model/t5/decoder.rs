@@ -16,6 +16,9 @@ pub(super) struct Decoder {
     blocks: Vec<Block>,
     positions: Positions,
     norm: RmsNorm,
+    heads: usize,
+    /// What prefix tuning has learnt, `[tokens, blocks * 2 * heads * d_kv]`.
+    prefix: Option<Tensor>,
 }
 
 struct Block {
@@ -38,7 +41,10 @@ pub struct State {
     mask: Option<Tensor>,
     /// How many consecutive rows read each text.
     rows_a_text: usize,
+    /// Keys and values of what comes before the text, and of the text.
     written: Vec<KvCache>,
+    /// How many tokens come before the text.
+    lead: usize,
     tokens: usize,
 }
 
@@ -53,7 +59,7 @@ impl State {
     /// # Errors
     /// As [`KvCache::truncate`], which never happens without a window.
     pub fn truncate(&mut self, tokens: usize) -> Result<()> {
-        self.written.iter_mut().try_for_each(|cache| cache.truncate(tokens))?;
+        self.written.iter_mut().try_for_each(|cache| cache.truncate(self.lead + tokens))?;
         self.tokens = self.tokens.min(tokens);
         Ok(())
     }
@@ -74,8 +80,8 @@ impl State {
             Ok::<_, Error>(x.broadcast_as(shape)?)
         };
         let cross = self.cross.iter().map(|(k, v)| Ok((spread(k)?, spread(v)?))).collect::<Result<_>>()?;
-        let written = self.written.iter().map(|_| KvCache::default()).collect();
-        Ok(Self { cross, mask: Some(masks.clone()), rows_a_text: 1, written, tokens: 0 })
+        let written = self.written.iter().map(|cache| Ok(cache.pick(&vec![0; rows])?)).collect::<Result<_>>()?;
+        Ok(Self { cross, mask: Some(masks.clone()), rows_a_text: 1, written, lead: self.lead, tokens: 0 })
     }
 
     /// A state of its own that holds these rows, in this order; one may be named more than once, as beams and
@@ -108,7 +114,7 @@ impl State {
             }
         };
         let written = self.written.iter().map(|cache| Ok(cache.pick(rows)?)).collect::<Result<_>>()?;
-        Ok(Self { cross, mask, rows_a_text, written, tokens: self.tokens })
+        Ok(Self { cross, mask, rows_a_text, written, lead: self.lead, tokens: self.tokens })
     }
 }
 
@@ -131,7 +137,9 @@ impl Decoder {
         let table = "decoder.block.0.layer.0.SelfAttention.relative_attention_bias";
         let positions = Positions::new(config, w, table, false)?;
         let norm = norm(w, "decoder.final_layer_norm")?;
-        Ok(Self { embedding, blocks, positions, norm })
+        let numbers = config.decoder_layers() * 2 * config.inner();
+        let prefix = w.attached().map(|attached| attached.prefix(numbers)).transpose()?.flatten();
+        Ok(Self { embedding, blocks, positions, norm, heads: config.num_heads, prefix })
     }
 
     /// Makes the keys and values of what was encoded, before any token is written.
@@ -141,9 +149,29 @@ impl Decoder {
             cross: cross.collect::<Result<_>>()?,
             mask: encoded.mask.clone(),
             rows_a_text: 1,
-            written: self.blocks.iter().map(|_| KvCache::default()).collect(),
+            written: self.before_the_text(encoded.states.dim(0)?)?,
+            lead: self.prefix.as_ref().map_or(0, |prefix| prefix.dims()[0]),
             tokens: 0,
         })
+    }
+
+    /// Keys and values that the tokens of `texts` texts find before them, block by block.
+    fn before_the_text(&self, texts: usize) -> Result<Vec<KvCache>> {
+        let mut caches: Vec<KvCache> = self.blocks.iter().map(|_| KvCache::default()).collect();
+        let Some(prefix) = &self.prefix else { return Ok(caches) };
+        let all = prefix.reshape((prefix.dim(0)?, 2 * caches.len(), self.heads, ()))?;
+        let pairs = caches.len();
+        for (i, cache) in caches.iter_mut().enumerate() {
+            // PEFT means every other pair for the attention to what was encoded, and then takes that one away; having come to
+            // the end it goes on from the beginning.
+            let pair = 2 * i % pairs;
+            let part = |number: usize| {
+                let one = all.narrow(1, number, 1)?.squeeze(1)?.transpose(0, 1)?;
+                one.contiguous()?.unsqueeze(0)?.repeat((texts, 1, 1, 1))
+            };
+            cache.extend(&part(2 * pair)?, &part(2 * pair + 1)?)?;
+        }
+        Ok(caches)
     }
 
     /// Reads `tokens` `[batch, tokens]` after those of `state`, and gives the states after the last norm,
@@ -167,7 +195,7 @@ impl Decoder {
             let why = format!("{batch} rows, but the state is of {}", texts * state.rows_a_text);
             return Err(Error::setting("tokens", why));
         }
-        let bias = self.positions.bias(new, state.tokens + new)?;
+        let bias = self.positions.bias(new, state.lead + state.tokens + new)?;
         let causal = AttentionOptions { causal: true, ..bias.attention() };
         let crossing = AttentionOptions { key_mask: state.mask.as_ref(), ..AttentionOptions::scaled(1.0) };
         let mut h = drop_at(dropout, self.embedding.forward(tokens)?, 0)?;

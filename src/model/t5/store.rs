@@ -7,7 +7,6 @@ use candle_core::{Device, Var};
 use serde_json::{Value, json};
 
 use super::{T5, T5Config, checkpoint};
-use crate::adapter::Method;
 use crate::corpus::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::Precision;
@@ -56,10 +55,6 @@ impl EncoderDecoder {
     /// # Errors
     /// An adapter of another model, or with tensors that it has no place for.
     pub fn adapted(source: Source, wanted: Wanted<'_>, device: &Device) -> Result<Self> {
-        if matches!(wanted.adapter.method, Method::Prefix(_)) {
-            let why = "prefix tuning is done for decoders; an encoder-decoder takes a prompt, LoRA or (IA)3";
-            return Err(Error::setting("adapter.method", why));
-        }
         Self::read(source, false, Some(wanted), device)
     }
 

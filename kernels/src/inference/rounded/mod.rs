@@ -17,6 +17,7 @@ const INPUTS: f32 = 127.5;
 thread_local! {
     static SCALES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     static NUMBERS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static ROW: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// A linear layer for inference: weight `[out, in]` in 8 bits, each row with a scale of its own, and bias `[out]`. Each row of
@@ -117,13 +118,16 @@ impl RoundedLinear {
                 unsafe { panels.multiply(x, scales, out, accumulate, threads) };
             }),
             Weight::Numbers(weight) => with_buffer(&NUMBERS, x.len(), |rounded| {
-                let mut codes = vec![0u8; self.input];
-                for (x, rounded) in
-                    x.chunks_exact(self.input.max(1)).zip(rounded.chunks_exact_mut(self.input.max(1)))
-                {
-                    let scale = round(x, INPUTS, &mut codes, 0);
-                    rounded.iter_mut().zip(&codes).for_each(|(x, &code)| *x = f32::from(code as i8) * scale);
-                }
+                let rows = x.chunks_exact(self.input.max(1)).zip(rounded.chunks_exact_mut(self.input.max(1)));
+                with_buffer(&ROW, self.input, |codes| {
+                    for (x, rounded) in rows {
+                        let scale = round(x, INPUTS, codes, 0);
+                        rounded
+                            .iter_mut()
+                            .zip(&*codes)
+                            .for_each(|(x, &code)| *x = f32::from(code as i8) * scale);
+                    }
+                });
                 weight.forward(rounded, out, accumulate, threads);
             }),
         }
