@@ -230,8 +230,10 @@ fn as_peft<B>(
         Method::Prefix(prefix) => {
             add(virtual_tokens("PREFIX_TUNING", prefix.tokens));
             let modules = if saved.encoder_decoder { 2 } else { 1 };
-            add(json!({"num_transformer_submodules": modules, "token_dim": heads * head_dim, "num_attention_heads": heads,
-                "encoder_hidden_size": width, "prefix_projection": false}));
+            add(
+                json!({"num_transformer_submodules": modules, "token_dim": heads * head_dim, "num_attention_heads": heads,
+                "encoder_hidden_size": width, "prefix_projection": false}),
+            );
         }
     }
     // PEFT has no wrapper around the names of these.

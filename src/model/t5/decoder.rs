@@ -80,7 +80,8 @@ impl State {
             Ok::<_, Error>(x.broadcast_as(shape)?)
         };
         let cross = self.cross.iter().map(|(k, v)| Ok((spread(k)?, spread(v)?))).collect::<Result<_>>()?;
-        let written = self.written.iter().map(|cache| Ok(cache.pick(&vec![0; rows])?)).collect::<Result<_>>()?;
+        let written =
+            self.written.iter().map(|cache| Ok(cache.pick(&vec![0; rows])?)).collect::<Result<_>>()?;
         Ok(Self { cross, mask: Some(masks.clone()), rows_a_text: 1, written, lead: self.lead, tokens: 0 })
     }
 
