@@ -51,7 +51,7 @@ fn write_corpus(path: &Path, first: usize, documents: usize) {
     let lines: Vec<String> = (first..first + documents)
         .map(|d| {
             let text: Vec<_> =
-                (0..20 + d * 7 % 120).map(|w| words[(d * 3 + w * w * (1 + d % 5)) % 10]).collect();
+                (0..200 + d * 7 % 400).map(|w| words[(d * 3 + w * w * (1 + d % 5)) % 10]).collect();
             json!({"id": format!("d{d}"), "title": format!("Title {d}"), "text": text.join(" ")}).to_string()
         })
         .collect();

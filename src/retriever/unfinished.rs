@@ -12,7 +12,8 @@ use crate::corpus::{Block, Document, bytes_of, read_numbers};
 use crate::{Error, Result};
 
 const KIND: &str = "index-part";
-const VERSION: u32 = 1;
+/// The second has other documents in a part.
+const VERSION: u32 = 2;
 const VECTORS: &str = "vectors.f32";
 const SETTINGS: &str = "settings.json";
 
