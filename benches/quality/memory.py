@@ -48,6 +48,8 @@ CHUNK, CHUNKS, BATCH = 32, 8, 2048
 FIT_STEPS = 256
 # Neighbours that are found for a chunk; RETRO reads the first two where its name says no other number.
 MOST = 10
+# Shares of a chunk at which `eval perplexity` reports what is left.
+ALPHAS = [eighth / 8 for eighth in range(1, 9)]
 
 
 def wikitext(path):
@@ -225,7 +227,28 @@ def table(lines):
                 f"| {mean('train_seconds'):.0f} | {mean('test_tokens_per_second'):.0f} | {mean('memory_bytes') / 1e6:.0f} |"
             )
         rows.append("")
+        rows += overlaps(here)
     return "\n".join(rows)
+
+
+def overlaps(lines):
+    """What RETRO's own neighbours are better than another chunk's, by how much a chunk has in common with them (first seed)."""
+    of = {line["system"]: line for line in reversed(lines)}
+    pairs = [name for name in ("retro", "longer-retro") if name in of and f"{name}-shuffled" in of]
+    if not pairs:
+        return []
+    shown = [ALPHAS.index(alpha) for alpha in (0.125, 0.25, 0.5, 1.0)]
+    rows = [
+        "Bits a byte that are saved by reading a chunk's own neighbours in place of another's, over the chunks whose longest run of tokens in\n"
+        "common with them is at most so much of the chunk (share of all chunks):\n",
+        "| system | " + " | ".join(f"{ALPHAS[at]:g}" for at in shown) + " |",
+        "|---|" + "--:|" * len(shown),
+    ]
+    for name in pairs:
+        own, other = of[name]["filtered"], of[f"{name}-shuffled"]["filtered"]
+        saved = [f"{other[at]['bits_per_byte'] - own[at]['bits_per_byte']:.4f} ({own[at]['chunks'] / own[-1]['chunks']:.1%})" for at in shown]
+        rows.append(f"| {name} | " + " | ".join(saved) + " |")
+    return [*rows, ""]
 
 
 def main():

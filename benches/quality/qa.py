@@ -15,6 +15,7 @@ beside the one in the program; cells that need one which is not given are left o
     untrained-R              MODEL as it is, over the first 3 passages
     reader-R                 MODEL after all its weights were trained on SHOTS examples with the first 3 passages; R stays
     joint-LOSS-R             the same while R learns from it by pdist, emdr2, adist or loop; the index is then encoded again
+    joint-pdist-fast-R       the same by pdist, with R at the reader's rate in place of a tenth of it
     query-side-R             the same by pdist, while only the queries' encoder learns
 
 R is bm25, static (the encoder in the program), hybrid (both, by reciprocal rank), minilm (FOLDER with weights of 8 bits, as
@@ -54,7 +55,7 @@ RETRIEVERS = {
     "pool-minilm": ("pool", "encoder", "vectors"),
     "pool-minilm-hybrid": ("pool", "encoder", "hybrid"),
 }
-LEARNING = [*(f"joint-{loss}" for loss in ("pdist", "emdr2", "adist", "loop")), "query-side"]
+LEARNING = [*(f"joint-{loss}" for loss in ("pdist-fast", "pdist", "emdr2", "adist", "loop")), "query-side"]
 CELLS = [
     "ceiling",
     *(f"retrieve-{name}" for name in RETRIEVERS),
@@ -212,6 +213,7 @@ def train(args, stage, retriever, seed):
     learns = {
         "reader": f'ranking = "{ranking}"',
         "query-side": 'loss = "pdist"\nquery_side = true',
+        "joint-pdist-fast": f'loss = "pdist"\nrerank = {3 * PASSAGES}\nretriever_rate = 1.0',
     }.get(stage, f'loss = "{stage.removeprefix("joint-")}"\nrerank = {3 * PASSAGES}')
 
     def through():
