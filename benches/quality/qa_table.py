@@ -11,6 +11,8 @@ BASES = [
     ("untrained-pool-bm25", ("untrained-pool-",), True),
     ("reader-bm25", ("reader-", "joint-", "query-side-"), False),
     ("reader-pool-bm25", ("reader-pool-", "joint-", "query-side-"), True),
+    # What learning the retriever adds to its passages.
+    ("reader-pool-minilm", ("joint-", "query-side-"), True),
 ]
 # Passages among which an answer is looked for.
 AT = [1, 5, 20, 100]
