@@ -31,13 +31,15 @@ def once(path, measure):
         return json.load(file)
 
 
-def arguments(parser, *paths):
-    """Parses the command line, with what all studies take; `paths` are made independent of where it was given."""
-    parser.add_argument("--sidenote", required=True, help="the program")
+def arguments(parser, *paths, program=True):
+    """Parses the command line, with what all studies take, the program too unless they run none; `paths` are made independent of
+    where it was given."""
+    if program:
+        parser.add_argument("--sidenote", required=True, help="the program")
     parser.add_argument("--cells", default="*", help="only the cells whose names are like this")
     args = parser.parse_args()
     for name in (*paths, "sidenote"):
-        if getattr(args, name):
+        if getattr(args, name, None):
             setattr(args, name, os.path.abspath(getattr(args, name)))
     os.makedirs(args.work, exist_ok=True)
     return args
