@@ -35,8 +35,8 @@ pub(super) const HASHES_FILE: &str = "hashes.u8";
 /// Documents are worked on in batches that are closed when their text reaches this many bytes: half a minute of a slow encoder's
 /// work, which is what a crash loses, and much beside what it costs to keep them safely...
 const BATCH_BYTES: usize = 512 << 10;
-/// ...or when there are this many.
-const BATCH_DOCUMENTS: usize = 4096;
+/// ...or when there are this many. The small corpora of unit tests are several batches too.
+const BATCH_DOCUMENTS: usize = if cfg!(test) { 256 } else { 4096 };
 
 /// Takes the next batch of documents; empty at the end. Where batches end depends on nothing but
 /// the documents.
