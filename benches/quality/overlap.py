@@ -9,7 +9,7 @@ somewhere in there as well: for the first 2 and 10 neighbours, by what they are 
 
     chance    any chunks
     words     the chunk's words, weighted by how few chunks have them (cosine of random projections)
-    next      the same of the chunk that is to be written, which no retriever knows: what any other could gain at most
+    next      the same of the chunk that is to be written, which no retriever knows
 
 Texts: wikitext2, and retrofit.py's ordinary and templated articles. Needs numpy; it runs no model and needs no program. A cell is a
 text; its result is a line of overlap.jsonl beside this file, and overlap.md is written from all lines.
