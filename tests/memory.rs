@@ -87,6 +87,14 @@ fn a_memory_makes_what_was_read_likelier_and_says_nothing_at_a_share_of_nothing(
     // Most contexts of this small language were read before, so that few distances tell them apart.
     assert!(!kept["interpolation"]["edges"].as_array().unwrap().is_empty(), "{kept}");
     assert_eq!(succeed(dir, "memory verify memory")["sound"], true);
+
+    // What was deleted is not remembered.
+    write_lines(&dir.join("rest.jsonl"), &documents(2..60));
+    let rest = succeed(dir, "memory build plain/model --corpus rest.jsonl --out rest");
+    succeed(dir, "index delete index d0 d1");
+    let of_index = succeed(dir, "memory build plain/model --text-of index --out less");
+    assert_eq!(of_index["entries"], rest["entries"]);
+    assert!(rest["entries"].as_u64() < built["entries"].as_u64(), "{rest}");
 }
 
 /// A model trained with a memory predicts better with it than without, whichever memory it is; and better than one that

@@ -589,6 +589,16 @@ fn an_encoder_learns_from_pairs_and_from_crops_and_is_used_like_any_other() {
         let said = fail(dir, &format!("train retriever.toml --set out=failed --set {setting}"));
         assert!(said.contains(word), "{setting}: {said}");
     }
+    // What was deleted is not learnt from.
+    let too_many = "train retriever.toml --set out=failed --set retriever.batch=1000";
+    let all = fail(dir, too_many);
+    succeed(dir, "index delete index d0 d1");
+    let less = fail(dir, too_many);
+    let texts = |said: &str| -> usize {
+        let (_, after) = said.split_once("only ").expect("how many there are");
+        after.split(' ').next().unwrap().parse().unwrap()
+    };
+    assert_eq!(texts(&less) + 2, texts(&all), "{less}");
 }
 
 #[test]

@@ -94,8 +94,8 @@ impl Reading<'_> {
     }
 }
 
-/// Reads `documents` of `text` with `model` and gives what was read to `each`, some windows at a time; without
-/// neighbours, retrieval is off.
+/// Reads `documents` of `text`, but for deleted ones, with `model` and gives what was read to `each`, some windows at a time;
+/// without neighbours, retrieval is off.
 ///
 /// # Errors
 /// A chunk size that leaves no room for two chunks; an interruption; what `each` reports.
@@ -117,8 +117,9 @@ pub fn read(
             format!("windows of {longest} chunks of {m} tokens, but the model reads only {positions} tokens");
         return Err(Error::setting("chunk size", why));
     }
+    let live = documents.filter(|document| text.document_is_live(*document));
     let windows: Vec<(Range<usize>, usize)> =
-        documents.flat_map(|d| windows(text.chunks_of(d), longest)).collect();
+        live.flat_map(|document| windows(text.chunks_of(document), longest)).collect();
     let task = progress.task("score", windows.len() as u64, "windows");
     for group in windows.chunks(BATCH) {
         if interrupt::requested() {

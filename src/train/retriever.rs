@@ -40,7 +40,11 @@ enum Text {
     /// Queries with passages that answer them.
     Pairs(Vec<Pair>),
     /// Two crops of the same text belong together (Izacard et al. 2022, <https://arxiv.org/abs/2112.09118>, section 3.1).
-    Crops(Store),
+    Crops {
+        store: Store,
+        /// The documents that were not deleted.
+        live: Vec<usize>,
+    },
 }
 
 /// A line of the file of pairs.
@@ -71,7 +75,11 @@ impl<'a> RetrieverLearner<'a> {
         let encoder = TrainableEncoder::load(name, device)?;
         let text = match &config.pairs {
             Some(file) => Text::Pairs(read_pairs(file)?),
-            None => Text::Crops(open_store(&config.index)?),
+            None => {
+                let store = open_store(&config.index)?;
+                let live = (0..store.documents()).filter(|&d| store.document_is_live(d)).collect();
+                Text::Crops { store, live }
+            }
         };
         let held_out = config.held_out.as_deref().map(read_pairs).transpose()?.unwrap_or_default();
         let section = config.retriever.clone().unwrap_or_default();
@@ -90,7 +98,7 @@ impl<'a> RetrieverLearner<'a> {
     fn texts(&self) -> usize {
         match &self.text {
             Text::Pairs(pairs) => pairs.len(),
-            Text::Crops(store) => store.documents(),
+            Text::Crops { live, .. } => live.len(),
         }
     }
 
@@ -102,8 +110,8 @@ impl<'a> RetrieverLearner<'a> {
     fn pair(&self, number: usize, rng: &mut ChaCha8Rng) -> Pair {
         match &self.text {
             Text::Pairs(pairs) => pairs[number].clone(),
-            Text::Crops(store) => {
-                let chunks = store.chunks_of(number).map(|chunk| store.chunk(chunk).text);
+            Text::Crops { store, live } => {
+                let chunks = store.chunks_of(live[number]).map(|chunk| store.chunk(chunk).text);
                 let text = chunks.collect::<Vec<_>>().join(" ");
                 Pair { query: crop(&text, rng), positive: crop(&text, rng), negatives: Vec::new() }
             }
