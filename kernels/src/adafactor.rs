@@ -5,8 +5,7 @@ use std::collections::HashMap;
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Result, Tensor, Var, bail};
 
-use crate::StepStats;
-use crate::adamw::{clipped, squared_norm};
+use crate::clipping::{Clipping, StepStats, squared_norm};
 use crate::master::{Master, own};
 
 /// The constants of [`Adafactor`].
@@ -79,14 +78,29 @@ impl Adafactor {
     /// # Errors
     /// When a gradient has another shape than its variable.
     pub fn step(&mut self, grads: &GradStore, lr: f64, clip: Option<f64>) -> Result<StepStats> {
-        let (grad_norm, factor) = clipped(grads, self.parameters.iter().map(|p| &p.var), clip)?;
-        let Some(factor) = factor else { return Ok(StepStats { grad_norm, skipped: true }) };
+        let clipping = self.clipping(grads, clip)?;
+        self.step_clipped(grads, lr, &clipping)?;
+        Ok(clipping.stats())
+    }
+
+    /// What [`step_clipped`](Self::step_clipped) is to make of the gradients: for optimisers that step together or not at
+    /// all.
+    pub fn clipping(&self, grads: &GradStore, clip: Option<f64>) -> Result<Clipping> {
+        Clipping::of(grads, self.parameters.iter().map(|p| &p.var), clip)
+    }
+
+    /// Updates every variable that has a gradient, if all gradients are finite.
+    ///
+    /// # Errors
+    /// When a gradient has another shape than its variable.
+    pub fn step_clipped(&mut self, grads: &GradStore, lr: f64, clipping: &Clipping) -> Result<()> {
+        let Some(factor) = clipping.factor() else { return Ok(()) };
         for parameter in &mut self.parameters {
             if let Some(grad) = grads.get(&parameter.var) {
                 parameter.update(grad, &self.options, lr, factor)?;
             }
         }
-        Ok(StepStats { grad_norm, skipped: false })
+        Ok(())
     }
 
     /// Everything needed to go on bit for bit, under the names of Hugging Face's Adafactor: for each variable that

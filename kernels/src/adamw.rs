@@ -7,7 +7,8 @@ use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
-use crate::autograd::{View, fusible, on_gpu};
+use crate::autograd::{View, fusible};
+use crate::clipping::{Clipping, StepStats};
 use crate::master::{Master, own};
 use crate::simd::vectorised;
 
@@ -31,15 +32,6 @@ impl Default for AdamWOptions {
     fn default() -> Self {
         Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
     }
-}
-
-/// What one [`AdamW::step`] saw.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepStats {
-    /// The Euclidean norm over all gradients, before clipping.
-    pub grad_norm: f64,
-    /// Whether a gradient held a NaN or an infinity, in which case nothing was changed.
-    pub skipped: bool,
 }
 
 /// Adam with decoupled weight decay (Loshchilov and Hutter 2019,
@@ -83,14 +75,26 @@ impl AdamW {
     /// Updates every variable that has a gradient. With `clip`, gradients whose global norm is larger
     /// are scaled down to it.
     pub fn step(&mut self, grads: &GradStore, lr: f64, clip: Option<f64>) -> Result<StepStats> {
-        let (grad_norm, factor) = clipped(grads, self.parameters.iter().map(|p| &p.var), clip)?;
-        let Some(factor) = factor else { return Ok(StepStats { grad_norm, skipped: true }) };
+        let clipping = self.clipping(grads, clip)?;
+        self.step_clipped(grads, lr, &clipping)?;
+        Ok(clipping.stats())
+    }
+
+    /// What [`step_clipped`](Self::step_clipped) is to make of the gradients: for optimisers that step together or not at
+    /// all.
+    pub fn clipping(&self, grads: &GradStore, clip: Option<f64>) -> Result<Clipping> {
+        Clipping::of(grads, self.parameters.iter().map(|p| &p.var), clip)
+    }
+
+    /// Updates every variable that has a gradient, if all gradients are finite.
+    pub fn step_clipped(&mut self, grads: &GradStore, lr: f64, clipping: &Clipping) -> Result<()> {
+        let Some(factor) = clipping.factor() else { return Ok(()) };
         for parameter in &mut self.parameters {
             if let Some(grad) = grads.get(&parameter.var) {
                 parameter.update(grad, &self.options, lr, factor)?;
             }
         }
-        Ok(StepStats { grad_norm, skipped: false })
+        Ok(())
     }
 
     /// Everything needed to go on bit for bit: for each variable that has been updated, `NAME.exp_avg`
@@ -272,41 +276,6 @@ impl InplaceOp1 for InPlace<'_> {
     }
 }
 
-/// The global norm of the gradients of `vars`, and what to multiply them by so that it is at most `clip`; `None` where
-/// it is not finite.
-pub(crate) fn clipped<'a>(
-    grads: &GradStore,
-    vars: impl Iterator<Item = &'a Var>,
-    clip: Option<f64>,
-) -> Result<(f64, Option<f64>)> {
-    let grads: Vec<&Tensor> = vars.filter_map(|var| grads.get(var)).collect();
-    let norm = norm(&grads)?;
-    let factor = match clip {
-        Some(clip) if norm > clip => clip / norm,
-        _ => 1.0,
-    };
-    Ok((norm, norm.is_finite().then_some(factor)))
-}
-
-fn norm(grads: &[&Tensor]) -> Result<f64> {
-    on_gpu!(crate::gpu::takes(grads) => crate::gpu::norm(grads));
-    let mut square = 0f64;
-    for grad in grads {
-        square += squared_norm(grad)?;
-    }
-    Ok(square.sqrt())
-}
-
-pub(crate) fn squared_norm(grad: &Tensor) -> Result<f64> {
-    if !fusible(&[grad]) {
-        return grad.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
-    }
-    let grad = grad.contiguous()?;
-    let grad = View::of(&grad)?;
-    let squares: Vec<f64> = grad.par_chunks(PIECE).map(sum_of_squares).collect();
-    Ok(squares.iter().sum())
-}
-
 vectorised! {
     fn fused(value: &mut [f32], grad: &[f32], first: &mut [f32], second: &mut [f32], update: Update) {
         let n = value.len();
@@ -321,18 +290,6 @@ vectorised! {
             second[i] = beta2 * second[i] + rest2 * grad * grad;
             value[i] = keep * value[i] - rate * first[i] / (correction * second[i].sqrt() + eps);
         }
-    }
-
-    /// In `f64`, for the square of a large `f32` may be infinite.
-    fn sum_of_squares(x: &[f32]) -> f64 {
-        let mut lanes = [0f64; 8];
-        let (whole, rest) = x.as_chunks::<8>();
-        for chunk in whole {
-            for lane in 0..8 {
-                lanes[lane] += f64::from(chunk[lane]) * f64::from(chunk[lane]);
-            }
-        }
-        lanes.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
     }
 }
 

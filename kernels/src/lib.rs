@@ -17,6 +17,7 @@ mod autograd;
 mod backward;
 mod buffer;
 mod cache;
+mod clipping;
 pub mod composed;
 mod cross_entropy;
 #[cfg(feature = "cuda")]
@@ -45,12 +46,13 @@ mod trime;
 
 pub use activation::{Activation, activate, gated, gelu, swiglu};
 pub use adafactor::{Adafactor, AdafactorOptions};
-pub use adamw::{AdamW, AdamWOptions, StepStats};
+pub use adamw::{AdamW, AdamWOptions};
 pub use attention::{
     AttentionOptions, RelativeBias, attention, chunked_cross_attention, fusion_in_decoder_attention,
 };
 pub use backward::backward;
 pub use cache::KvCache;
+pub use clipping::{Clipping, StepStats};
 pub use cross_entropy::{CrossEntropyOptions, linear_cross_entropy, log_sum_exp};
 pub use dropout::dropout;
 pub use embedding::embedding;

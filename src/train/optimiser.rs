@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
-use sidenote_kernels::{Adafactor, AdafactorOptions, AdamW, AdamWOptions, StepStats};
+use sidenote_kernels::{Adafactor, AdafactorOptions, AdamW, AdamWOptions, Clipping, StepStats};
 
 use super::config::{OptimiserKind, TrainingSection};
 use crate::error::Result;
@@ -29,6 +29,22 @@ pub struct Optimiser {
 enum Rule {
     AdamW(AdamW),
     Adafactor(Adafactor),
+}
+
+impl Rule {
+    fn clipping(&self, grads: &GradStore, clip: f64) -> Result<Clipping> {
+        Ok(match self {
+            Self::AdamW(optimiser) => optimiser.clipping(grads, Some(clip)),
+            Self::Adafactor(optimiser) => optimiser.clipping(grads, Some(clip)),
+        }?)
+    }
+
+    fn step(&mut self, grads: &GradStore, lr: f64, clipping: &Clipping) -> Result<()> {
+        Ok(match self {
+            Self::AdamW(optimiser) => optimiser.step_clipped(grads, lr, clipping),
+            Self::Adafactor(optimiser) => optimiser.step_clipped(grads, lr, clipping),
+        }?)
+    }
 }
 
 impl Optimiser {
@@ -77,8 +93,8 @@ impl Optimiser {
         Ok(Self { groups, precision, rounded })
     }
 
-    /// Updates the variables; gradients whose global norm is larger than `clip` are scaled down to it. Those of rounded
-    /// weights are taken out of `grads`.
+    /// Updates the variables; gradients whose global norm is larger than `clip` are scaled down to it, each group's by
+    /// itself. Nothing is changed where any gradient is not finite. Those of rounded weights are taken out of `grads`.
     ///
     /// # Errors
     /// When the device refuses.
@@ -88,22 +104,22 @@ impl Optimiser {
                 grads.insert(master, gradient);
             }
         }
-        let mut all: Option<StepStats> = None;
-        for (share, rule) in &mut self.groups {
-            let stats = match rule {
-                Rule::AdamW(optimiser) => optimiser.step(grads, *share * lr, Some(clip)),
-                Rule::Adafactor(optimiser) => optimiser.step(grads, *share * lr, Some(clip)),
-            }?;
-            all = Some(match all {
-                None => stats,
-                Some(before) => StepStats {
-                    grad_norm: before.grad_norm.hypot(stats.grad_norm),
-                    skipped: before.skipped || stats.skipped,
-                },
-            });
+        // What cannot be stepped by one group is not stepped by another.
+        let clippings: Vec<Clipping> =
+            self.groups.iter().map(|(_, rule)| rule.clipping(grads, clip)).collect::<Result<_>>()?;
+        let of_all = |all: StepStats, one: StepStats| StepStats {
+            grad_norm: all.grad_norm.hypot(one.grad_norm),
+            skipped: all.skipped || one.skipped,
+        };
+        let stats = clippings.iter().map(Clipping::stats);
+        let stats = stats.reduce(of_all).unwrap_or(StepStats { grad_norm: 0.0, skipped: false });
+        if !stats.skipped {
+            for ((share, rule), clipping) in self.groups.iter_mut().zip(&clippings) {
+                rule.step(grads, *share * lr, clipping)?;
+            }
+            self.round()?;
         }
-        self.round()?;
-        Ok(all.unwrap_or(StepStats { grad_norm: 0.0, skipped: false }))
+        Ok(stats)
     }
 
     fn round(&self) -> Result<()> {
@@ -243,6 +259,34 @@ mod tests {
                 assert!(step(&mut optimiser, &weight, scale).skipped);
             }
             assert_eq!((bits(&weight), optimiser.state().unwrap().keys().count()), before);
+        }
+    }
+
+    /// Fails when the group whose gradients are finite is stepped by itself.
+    #[test]
+    fn a_gradient_that_is_not_finite_stops_the_other_group_too() {
+        for kind in [OptimiserKind::AdamW, OptimiserKind::Adafactor] {
+            let (slow, fast) = (variable(), variable());
+            let variables = vec![("slow".to_string(), slow.clone()), ("fast".to_string(), fast.clone())];
+            let share = |name: &str| if name == "slow" { 0.1 } else { 1.0 };
+            let mut optimiser = Optimiser::new(variables, &training(kind, Precision::F32), share).unwrap();
+            let mut step = |of_slow: f64, of_fast: f64| {
+                let part = |weight: &Var, scale: f64| (weight.sum_all().unwrap() * scale).unwrap();
+                let loss = (part(&slow, of_slow) + part(&fast, of_fast)).unwrap();
+                optimiser.step(&mut loss.backward().unwrap(), 1e-2, 1e9).unwrap()
+            };
+            let before = bits(&fast);
+            for (of_slow, of_fast) in [(f64::NAN, 1.0), (1.0, f64::INFINITY)] {
+                assert!(step(of_slow, of_fast).skipped);
+                assert!(bits(&slow) == before && bits(&fast) == before, "{kind:?}");
+            }
+            assert!(!step(1.0, 1.0).skipped);
+            let moved = |weight: &Var| {
+                let by = (weight.as_tensor() - variable().as_tensor()).unwrap().abs().unwrap();
+                by.mean_all().unwrap().to_scalar::<f32>().unwrap()
+            };
+            let ratio = moved(&fast) / moved(&slow);
+            assert!((ratio - 10.0).abs() < 0.01, "{kind:?}: {ratio}");
         }
     }
 }
