@@ -30,6 +30,9 @@ pub struct AttentionOptions<'a> {
     /// With `causal`: of the keys that a query sees, only this many, the last ones (a sliding window; Beltagy et
     /// al. 2020, <https://arxiv.org/abs/2004.05150>, section 3.1).
     pub window: Option<usize>,
+    /// With `causal`: the first key that each query sees, `[batch, queries]` as `u32`, which never falls along a sequence. Texts
+    /// that stand one after another in a sequence do not see each other so.
+    pub starts: Option<&'a Tensor>,
     /// What the dot products are multiplied by, usually `1 / sqrt(dim)`; T5 uses 1.
     pub scale: f32,
     /// Added to the scores, `[heads, queries, keys]`; gets a gradient.
@@ -47,7 +50,16 @@ pub struct AttentionOptions<'a> {
 impl AttentionOptions<'_> {
     /// Plain attention, which sees every key: all scores times `scale`.
     pub fn scaled(scale: f32) -> Self {
-        Self { causal: false, window: None, scale, bias: None, relative: None, key_mask: None, sink: None }
+        Self {
+            causal: false,
+            window: None,
+            starts: None,
+            scale,
+            bias: None,
+            relative: None,
+            key_mask: None,
+            sink: None,
+        }
     }
 }
 
@@ -285,6 +297,19 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Resu
             options.causal
         );
     }
+    if let Some(starts) = options.starts {
+        expect("starts", Some(starts), &[batch, queries])?;
+        if !options.causal || starts.dtype() != DType::U32 {
+            let dtype = starts.dtype();
+            bail!(
+                "attention: starts are {dtype:?}, causal {}; they are u32, and for causal attention",
+                options.causal
+            );
+        }
+        if let Some(row) = starts.to_vec2::<u32>()?.iter().position(|row| !row.is_sorted()) {
+            bail!("attention: the starts of sequence {row} fall along it");
+        }
+    }
     if options.bias.is_some() && options.relative.is_some() {
         bail!("attention: there is a bias and a relative bias; give one of them");
     }
@@ -328,6 +353,8 @@ struct Plan {
     dim: usize,
     causal: bool,
     window: Option<usize>,
+    /// `[batch, queries]`: the first key that each query sees.
+    starts: Option<Vec<u32>>,
     scale: f32,
     /// `[batch, keys]`: zero or minus infinity, added to the scores.
     mask: Option<Vec<f32>>,
@@ -349,6 +376,7 @@ impl Plan {
             mask = Some(seen.into_iter().map(|s| if s != 0 { 0.0 } else { f32::NEG_INFINITY }).collect());
         }
         let AttentionOptions { causal, window, scale, .. } = *options;
+        let starts = options.starts.map(|starts| starts.flatten_all()?.to_vec1::<u32>()).transpose()?;
         Ok(Self {
             batch,
             heads,
@@ -361,6 +389,7 @@ impl Plan {
             dim,
             causal,
             window,
+            starts,
             scale,
             mask,
             visible,
@@ -373,15 +402,18 @@ impl Plan {
         if self.causal { (query + self.keys + 1).saturating_sub(self.queries).min(visible) } else { visible }
     }
 
-    /// From which key on `query` sees: the first, or that which its window begins with.
-    fn begin(&self, query: usize) -> usize {
-        self.window.map_or(0, |window| (query + self.keys + 1).saturating_sub(self.queries + window))
+    /// From which key on `query` sees: the first, or that which its text or its window begins with.
+    fn begin(&self, batch: usize, query: usize) -> usize {
+        let window =
+            self.window.map_or(0, |window| (query + self.keys + 1).saturating_sub(self.queries + window));
+        let start = self.starts.as_ref().map_or(0, |starts| starts[batch * self.queries + query] as usize);
+        window.max(start)
     }
 
     /// The keys that some of the `rows` queries from `first` on may see.
     fn span(&self, batch: usize, first: usize, rows: usize) -> Range<usize> {
         let end = self.sight(batch, first + rows - 1);
-        self.begin(first).min(end)..end
+        self.begin(batch, first).min(end)..end
     }
 
     /// The token that is the first query of a sequence of keys, and how many there are.
@@ -556,7 +588,7 @@ impl Operands<'_> {
                 add(row, &mask[batch * keys + begin..][..n]);
             }
             row[self.plan.sight(batch, query).saturating_sub(begin).min(n)..].fill(f32::NEG_INFINITY);
-            row[..self.plan.begin(query).saturating_sub(begin).min(n)].fill(f32::NEG_INFINITY);
+            row[..self.plan.begin(batch, query).saturating_sub(begin).min(n)].fill(f32::NEG_INFINITY);
         }
     }
 
@@ -781,6 +813,7 @@ mod tests {
                 let options = AttentionOptions {
                     causal,
                     window: None,
+                    starts: None,
                     scale: 0.7,
                     bias: biased.then(|| &t[3]),
                     relative: None,
@@ -844,6 +877,77 @@ mod tests {
         let without = AttentionOptions { causal: false, ..options };
         assert!(attention(&q, &k, &k, &without).is_err());
         assert!(attention(&q, &k, &k, &AttentionOptions { window: Some(0), ..options }).is_err());
+    }
+
+    #[test]
+    fn texts_in_a_row_are_right() {
+        for [batch, heads, kv_heads, queries, keys, dim] in SHAPES {
+            let inputs = [
+                random(&[batch, heads, queries, dim], 1),
+                random(&[batch, kv_heads, keys, dim], 2),
+                random(&[batch, kv_heads, keys, dim], 3),
+                random(&[heads, queries, keys], 4),
+            ];
+            // Texts of 1, 2, 3, ... tokens, or of 30 more in other sequences; the last queries are those of the last keys.
+            let start = |i: usize| -> u32 {
+                let (mut start, mut length) = (0, 1 + 30 * (i / queries % 2));
+                let at = (i % queries + keys).saturating_sub(queries);
+                while start + length <= at {
+                    (start, length) = (start + length, length + 1);
+                }
+                start as u32
+            };
+            let starts: Vec<u32> = (0..batch * queries).map(start).collect();
+            let starts = Tensor::from_vec(starts, (batch, queries), &Device::Cpu).unwrap();
+            for (mask, window) in masks(batch, keys).into_iter().zip([None, Some(5)]) {
+                let op = |t: &[Tensor]| {
+                    let options = AttentionOptions {
+                        causal: true,
+                        window,
+                        starts: Some(&starts),
+                        bias: Some(&t[3]),
+                        key_mask: mask.as_ref(),
+                        ..AttentionOptions::scaled(0.7)
+                    };
+                    attention(&t[0], &t[1], &t[2], &options)
+                };
+                if queries * keys < 20 {
+                    assert_gradients_are_slopes(&inputs, op);
+                }
+                assert_matches_f64(&inputs, 1e-5, op);
+                assert_same_on_any_number_of_threads(&inputs, op);
+            }
+        }
+    }
+
+    /// Texts one after another are read as each is by itself.
+    #[test]
+    fn texts_in_a_row_do_not_see_each_other() {
+        let lengths = [3usize, 70, 1, 40];
+        let total: usize = lengths.iter().sum();
+        let [q, k, v] = [1, 2, 3].map(|seed| random(&[1, 2, total, 4], seed));
+        let mut from = 0;
+        let (mut starts, mut apart) = (Vec::new(), Vec::new());
+        let options = AttentionOptions { causal: true, ..AttentionOptions::scaled(0.7) };
+        for length in lengths {
+            starts.extend(vec![from as u32; length]);
+            let own = |x: &Tensor| x.narrow(2, from, length).unwrap().contiguous().unwrap();
+            apart.push(attention(&own(&q), &own(&k), &own(&v), &options).unwrap());
+            from += length;
+        }
+        let starts = Tensor::from_vec(starts, (1, total), &Device::Cpu).unwrap();
+        let together = attention(&q, &k, &v, &AttentionOptions { starts: Some(&starts), ..options }).unwrap();
+        assert!(distance(&together, &Tensor::cat(&apart, 2).unwrap()) < 1e-6);
+        let falling = Tensor::arange(0u32, total as u32, &Device::Cpu).unwrap();
+        let falling = (falling.ones_like().unwrap() * total as f64)
+            .unwrap()
+            .sub(&falling)
+            .unwrap()
+            .unsqueeze(0)
+            .unwrap();
+        assert!(attention(&q, &k, &v, &AttentionOptions { starts: Some(&falling), ..options }).is_err());
+        let without = AttentionOptions { causal: false, starts: Some(&starts), ..options };
+        assert!(attention(&q, &k, &v, &without).is_err());
     }
 
     /// Without a mask, and with one that leaves the first sequence nothing.

@@ -245,7 +245,12 @@ fn allowed(
     let window = options.window.unwrap_or(keys + queries);
     let sees = |i: usize, j: usize| j + queries <= i + keys && i + keys < j + queries + window;
     let causal: Vec<u8> = (0..queries).flat_map(|i| (0..keys).map(move |j| u8::from(sees(i, j)))).collect();
-    let causal = Tensor::from_vec(causal, (1, 1, queries, keys), device)?;
+    let mut causal = Tensor::from_vec(causal, (1, 1, queries, keys), device)?;
+    if let Some(starts) = options.starts {
+        let keys = Tensor::arange(0, keys as u32, device)?;
+        let seen = keys.unsqueeze(0)?.unsqueeze(0)?.broadcast_ge(&starts.unsqueeze(2)?)?;
+        causal = causal.broadcast_mul(&seen.unsqueeze(1)?)?;
+    }
     match key_mask {
         Some(mask) => mask.broadcast_mul(&causal).map(Some),
         None => Ok(Some(causal)),

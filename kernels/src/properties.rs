@@ -233,6 +233,7 @@ fn frozen_inputs_stay_frozen() {
         let options = AttentionOptions {
             causal: true,
             window: None,
+            starts: None,
             scale: 1.0,
             bias: Some(&t[3]),
             relative: None,
@@ -376,6 +377,7 @@ fn half_precision_works() {
         let options = AttentionOptions {
             causal: true,
             window: None,
+            starts: None,
             scale: 0.5,
             bias: Some(&t[3]),
             relative: None,
@@ -406,6 +408,7 @@ fn concurrent_backward_passes_keep_apart() {
     let options = AttentionOptions {
         causal: true,
         window: None,
+        starts: None,
         scale: 1.0,
         bias: Some(&vars[3]),
         relative: None,

@@ -18,6 +18,8 @@ pub fn takes_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOp
     let table = options.relative.map(|relative| relative.table);
     let others = [options.bias, table, options.sink, options.key_mask];
     takes(&[q, k, v])
+        // Texts in a row are put together of candle's own operations there.
+        && options.starts.is_none()
         && q.dims().last() <= WIDTHS.last()
         && others.into_iter().flatten().all(|other| other.device().same_device(q.device()))
 }
