@@ -14,6 +14,7 @@ beside the one in the program; cells that need one which is not given are left o
     closed-book              MODEL without passages
     untrained-R              MODEL as it is, over the first 3 passages
     reader-R                 MODEL after all its weights were trained on SHOTS examples with the first 3 passages; R stays
+    reader-16-R, joint-pdist-16-R   the same steps on FEW of the examples, four times each
     joint-LOSS-R             the same while R learns from it by pdist, emdr2, adist or loop; the index is then encoded again
     joint-pdist-fast-R       the same by pdist, with R at the reader's rate in place of a tenth of it
     query-side-R             the same by pdist, while only the queries' encoder learns
@@ -38,7 +39,7 @@ import time
 from functools import partial
 
 from cells import arguments, once, run_cells, sidenote
-from qa_data import READ, SAMPLE, SETS, lessons, normalise, questions, write
+from qa_data import READ, SAMPLE, SETS, SHOTS, lessons, normalise, questions, write
 from qa_table import AT, table
 
 PASSAGE_TOKENS = 160
@@ -55,6 +56,8 @@ RETRIEVERS = {
     "pool-minilm": ("pool", "encoder", "vectors"),
     "pool-minilm-hybrid": ("pool", "encoder", "hybrid"),
 }
+# Examples of the stages that have fewer than SHOTS.
+FEW = {"reader-16": 16, "joint-pdist-16": 16}
 LEARNING = [*(f"joint-{loss}" for loss in ("pdist-fast", "pdist", "emdr2", "adist", "loop")), "query-side"]
 CELLS = [
     "ceiling",
@@ -63,6 +66,9 @@ CELLS = [
     "closed-book",
     *(f"untrained-{name}" for name in RETRIEVERS),
     *(f"reader-{name}" for name in RETRIEVERS),
+    "reader-16-pool-bm25",
+    "reader-16-pool-minilm",
+    "joint-pdist-16-pool-minilm",
     *(f"{stage}-pool-minilm" for stage in LEARNING),
 ]
 TRAINED = ("reader-", "joint-", "query-side-")
@@ -210,6 +216,7 @@ def train(args, stage, retriever, seed):
     """A run of `stage`, once for all sets: its folder, and what it reported."""
     corpus, encoder, ranking = RETRIEVERS[retriever]
     run = os.path.join(args.work, "runs", f"{stage}-{retriever}-{seed}")
+    shots, stage = FEW.get(stage, SHOTS), stage.removesuffix("-16")
     learns = {
         "reader": f'ranking = "{ranking}"',
         "query-side": 'loss = "pdist"\nquery_side = true',
@@ -218,7 +225,7 @@ def train(args, stage, retriever, seed):
 
     def through():
         os.makedirs(os.path.dirname(run), exist_ok=True)
-        quoted = {"out": run, "base": args.reader, "index": index(args, corpus, encoder), "examples": lessons(args)}
+        quoted = {"out": run, "base": args.reader, "index": index(args, corpus, encoder), "examples": lessons(args, shots)}
         with open(f"{run}.toml", "w", encoding="utf-8") as out:
             out.write(TRAINING.format(**{key: json.dumps(value) for key, value in quoted.items()}, passages=PASSAGES,
                 tokens=ANSWER_TOKENS, retriever=learns, seed=seed))  # fmt: skip
@@ -237,7 +244,7 @@ def trained(args, name, stage, retriever, seed):
         once(f"{run}-index.json", encode)
     model = f"{run}/model"
     result = read(args, name, model, *retrieving(args, retriever, PASSAGES, folder))
-    if stage != "reader":
+    if not stage.startswith("reader"):
         path, answers = questions(args, name)
         found, _ = ask(args, path, answers[:READ], model, "--mode", "retrieve-only", *retrieving(args, retriever, 20, folder))
         result.update(recalls(found))
@@ -249,7 +256,7 @@ def measure(args, cell, name, seed):
         return ceiling(args, name)
     if cell == "closed-book":
         return read(args, name, args.reader, "--mode", "closed-book")
-    stage = next((stage for stage in LEARNING if cell.startswith(f"{stage}-")), cell.partition("-")[0])
+    stage = next((stage for stage in [*FEW, *LEARNING] if cell.startswith(f"{stage}-")), cell.partition("-")[0])
     retriever = cell.removeprefix(f"{stage}-")
     if stage == "retrieve":
         return retrieve(args, name, retriever)

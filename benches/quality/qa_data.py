@@ -65,8 +65,8 @@ def questions(args, name):
     return write(os.path.join(args.work, f"{name}.jsonl"), records), [Answers(line["answer"], name == "trec") for line in lines]
 
 
-def lessons(args):
-    """The file of examples to learn from, of every set as many, none with the words of a question that is asked.
+def all_lessons(args):
+    """The examples to learn from, of every set as many, none with the words of a question that is asked.
 
     NQ's and WebQuestions' are of the splits to train on. SQuAD-open has none here: its own are those of its test set
     that are not in the sample. CuratedTREC's answers are patterns; those that are a plain text can be written.
@@ -87,4 +87,11 @@ def lessons(args):
         fit = ((q, a) for q, a in known if a and tuple(normalise(q)) not in asked)
         of_set = [{"id": f"{name}-{i}", "question": q, "answers": a} for i, (q, a) in zip(range(SHOTS // len(SETS)), fit)]
         records.extend(of_set)
-    return write(os.path.join(args.work, "lessons.jsonl"), records)
+    return records
+
+
+def lessons(args, shots=SHOTS):
+    """The file of the first `shots` examples, as many of each set, in the order in which they are drawn."""
+    of_each = shots // len(SETS)
+    records = [line for line in all_lessons(args) if int(line["id"].rsplit("-", 1)[1]) < of_each]
+    return write(os.path.join(args.work, "lessons.jsonl" if shots == SHOTS else f"lessons-{shots}.jsonl"), records)

@@ -69,7 +69,7 @@ def table(lines, order):
     rows += head(*SETS) + [row(cell, show(cell, said)) for cell in there if not cell.startswith(FOUND)]
     trained = {c: line["train_seconds"] for c in there for name in SETS for line in by.get((c, name), ()) if "train_seconds" in line}
     if trained:
-        rows += [f"\nTrained on {SHOTS} examples, once each, in seconds: " + ", ".join(f"{c} {s:.0f}" for c, s in trained.items()) + "."]
+        rows += [f"\nTrained on {SHOTS} examples, once each (16, four times each, where the name says so), in seconds: " + ", ".join(f"{c} {s:.0f}" for c, s in trained.items()) + "."]
     for base, kinds, pool in BASES:
         rows += beside(by, there, base, kinds, pool)
     return "\n".join(rows) + "\n"
@@ -84,10 +84,14 @@ def beside(by, there, base, kinds, pool):
         sets = [name for name in SETS if (cell, name) in by and (base, name) in by]
         if not sets:
             continue
-        of = lambda cell, what, sets: [mean(values) for name in sets for values in zip(*(line[what] for line in by[cell, name]))]
+        # Of the seeds that both have, where both have seeds.
+        seeds = lambda cell, name: {line.get("seed") for line in by[cell, name]}
+        alike = lambda name: seeds(cell, name) & seeds(base, name) or seeds(cell, name) | seeds(base, name)
+        lines = lambda cell, name: (line for line in by[cell, name] if line.get("seed") in alike(name))
+        of = lambda which, what, sets: [mean(values) for name in sets for values in zip(*(line[what] for line in lines(which, name)))]
         compare = lambda what, sets: interval(of(cell, what, sets), of(base, what, sets))
         written = [name for name in sets if name != "trec"]
         f1 = f"; F1 {compare('f1s', written)}" if written else ""
         rows += [f"- {cell}: exact match {compare('exact', sets)}{f1} ({', '.join(sets)})"]
-    title = f"\nBeside {base}, in points, each question's mean over seeds, with a 95 % bootstrap interval over questions:\n"
+    title = f"\nBeside {base}, in points, each question's mean over the seeds that both have, with a 95 % bootstrap interval over questions:\n"
     return [title, *rows] if rows else []
