@@ -127,6 +127,19 @@ fn deft_chooses_the_targets_neighbours() {
     succeed(dir, "pool.jsonl --method deft --target target.jsonl --encoder encoder -n 5 --out few.jsonl");
     let few = rows(&dir.join("few.jsonl"));
     assert!(few.iter().all(|row| chosen.iter().any(|other| row["index_id"] == other["index_id"])));
+    // Without a size, all that any example has among its nearest: DEFT's own union.
+    let union = "pool.jsonl --method deft --target target.jsonl --encoder encoder -k 5 --out few.jsonl --scores scores.jsonl";
+    succeed(dir, union);
+    let ids = |name: &str, of: &dyn Fn(&Value) -> Vec<u64>| -> std::collections::BTreeSet<u64> {
+        rows(&dir.join(name)).iter().flat_map(of).collect()
+    };
+    let nearest = |line: &Value| {
+        line["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert!(rows(&dir.join("scores.jsonl")).iter().all(|line| nearest(line).len() == 5));
+    let all = ids("scores.jsonl", &nearest);
+    assert_eq!(ids("few.jsonl", &|row| vec![row["index_id"].as_u64().unwrap()]), all);
+    assert_eq!(rows(&dir.join("few.jsonl")).len(), all.len());
     assert_eq!(
         listing(dir),
         ["encoder", "few.jsonl", "out.jsonl", "pool.jsonl", "scores.jsonl", "target.jsonl"],
@@ -252,7 +265,11 @@ fn what_cannot_be_done_is_said() {
     assert!(
         fail(dir, "pool.jsonl --method random -n 1 --out out.jsonl --scores s.jsonl", 1).contains("--scores")
     );
+    assert!(fail(dir, "pool.jsonl --method random -k 3 --out out.jsonl", 1).contains("-n"));
+    let dsir = "pool.jsonl --method dsir --target target.jsonl -n 1 --out out.jsonl --smoothing 1";
+    assert!(fail(dir, dsir, 1).contains("--smoothing"));
     // Wrong usage.
+    fail(dir, &format!("pool.jsonl {deft}"), 2);
     assert!(fail(dir, "pool.jsonl --method deft -n 1 --out out.jsonl", 2).contains("--target"));
     fail(dir, &format!("pool.jsonl {deft} -n 0"), 2);
     fail(dir, "pool.jsonl -n 1 --method best --out out.jsonl", 2);
@@ -307,8 +324,16 @@ fn examples_take_turns_and_so_do_targets() {
     };
     succeed(
         dir,
-        "pool.jsonl --method two-stage --encoder encoder --first encoder --target target.jsonl -n 8 --out apart.jsonl",
+        "pool.jsonl --method two-stage --encoder encoder --first encoder --target target.jsonl -n 8 -k 3 --out apart.jsonl --scores s.jsonl",
     );
+    // Of the chosen rows the three nearest to each example, the nearest first.
+    let chosen: Vec<Value> =
+        rows(&dir.join("apart.jsonl")).iter().map(|row| row["index_id"].clone()).collect();
+    for line in rows(&dir.join("s.jsonl")) {
+        let (ids, distances) = (line["ids"].as_array().unwrap(), line["distances"].as_array().unwrap());
+        assert!(ids.len() == 3 && ids.iter().all(|id| chosen.contains(id)), "{line}");
+        assert!(distances.iter().map(|d| d.as_f64().unwrap()).is_sorted(), "{line}");
+    }
     succeed(dir, "pool.jsonl --method rds+ --encoder encoder --target target.jsonl -n 8 --out near.jsonl");
     assert!(kinds("apart.jsonl") >= kinds("near.jsonl"));
     succeed(

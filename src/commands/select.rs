@@ -14,7 +14,8 @@ POOL is what `pool build` made, or lines of {\"input\", \"target\"} with \"task\
 are {\"input\"}. The chosen rows are written as they are, with \"index_id\" and \"attribution_frequency\" added.
 
 Example:
-  sidenote select pool.jsonl.gz --target examples.jsonl --method deft -n 1000 --out chosen.jsonl")]
+  sidenote select pool.jsonl.gz --target examples.jsonl --method deft -n 1000 --out chosen.jsonl
+  sidenote select pool --target examples.jsonl --method deft -k 500 --out chosen.jsonl      # as many as DEFT takes")]
 pub struct Args {
     #[command(subcommand)]
     command: Option<Command>,
@@ -39,16 +40,17 @@ struct Select {
     /// How to choose (rows without a task count as the task "unknown").
     #[arg(long, value_enum)]
     method: Method,
-    /// How many rows to choose.
-    #[arg(short, value_parser = clap::value_parser!(u64).range(1..))]
-    n: u64,
+    /// How many rows to choose. Without it all that are among the -k nearest of any example, as DEFT does.
+    #[arg(short, value_parser = clap::value_parser!(u64).range(1..), required_unless_present = "k")]
+    n: Option<u64>,
     /// Where to write the chosen rows.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Where to write each example's neighbours, a line {"ids", "distances"} an example.
+    /// Where to write each example's neighbours (of two stages, the nearest of the chosen rows), a line {"ids", "distances"} an example.
     #[arg(long, value_name = "FILE")]
     scores: Option<PathBuf>,
-    /// Look at no more than so many neighbours of each example [default: as many as -n needs].
+    /// Look at no more than so many neighbours of each example [default: as many as -n needs]. Of two stages, name so many of the
+    /// chosen rows in --scores.
     #[arg(short, value_name = "NEIGHBOURS", value_parser = clap::value_parser!(u64).range(1..))]
     k: Option<u64>,
     /// What turns text into vectors: "default", or an encoder's folder, or a decoder's folder or file.
@@ -60,6 +62,9 @@ struct Select {
     /// What looks at every row first, of two stages: "dsir", or an encoder as for --encoder.
     #[arg(long, value_name = "NAME|PATH", default_value = "default")]
     first: String,
+    /// How far dsir draws the shares of the target's words to those of the pool, from 0, as in its paper, to less than 1.
+    #[arg(long, value_name = "SHARE", default_value_t = select::SMOOTHING)]
+    smoothing: f64,
     /// The language model of the methods less, perplexity and ifd.
     #[arg(long, value_name = "MODEL", required_if_eq_any([("method", "less"), ("method", "perplexity"), ("method", "ifd")]))]
     model: Option<PathBuf>,
@@ -109,10 +114,11 @@ fn select(args: Select, console: Console) -> anyhow::Result<()> {
         pool: args.pool,
         targets: args.targets,
         method: args.method,
-        n: usize::try_from(args.n)?,
+        n: args.n.map(usize::try_from).transpose()?,
         k: args.k.map(usize::try_from).transpose()?,
         encoder: args.encoder,
         first: args.first,
+        smoothing: args.smoothing,
         model: args.model,
         vectors: args.vectors,
         seed: args.seed,

@@ -17,20 +17,28 @@ use crate::progress::Progress;
 /// Buckets that words and pairs of words are hashed into.
 const BUCKETS: usize = 10_000;
 
+/// How far the target's shares are drawn to the pool's where nobody says: half of the way. A target of a few hundred examples lacks
+/// most words of its kind, each of which the paper's own shares forbid.
+pub const SMOOTHING: f64 = 0.5;
+
+/// Added to the shares, as in the authors' code, so that what the target lacks can be drawn at all.
+const LEAST: f64 = 1e-8;
+
 /// Rows with the greatest `ln (p(x) / q(x)) + G`, where p and q give a row's words and pairs of words their shares among the
 /// target's examples and in the pool, and G is drawn from Gumbel's distribution anew for each row (which draws without
 /// replacement, each row in proportion to p / q). The same seed draws the same.
 pub struct Importance {
     /// Where chance starts; without it, the likeliest rows are taken.
     seed: Option<u64>,
+    smoothing: f64,
     /// How often the pool has each bucket.
     there: Option<Vec<u64>>,
 }
 
 impl Importance {
-    /// Draws from `seed`, or ranks by likelihood alone.
-    pub fn new(seed: Option<u64>) -> Self {
-        Self { seed, there: None }
+    /// Draws from `seed`, or ranks by likelihood alone; p is drawn towards q by `smoothing`, 0 as in the paper.
+    pub fn new(seed: Option<u64>, smoothing: f64) -> Self {
+        Self { seed, smoothing, there: None }
     }
 }
 
@@ -50,7 +58,7 @@ impl Selector for Importance {
                 there
             }
         };
-        let gain = gains(&wanted, self.there.insert(there));
+        let gain = gains(&wanted, self.there.insert(there), self.smoothing);
         let mut rng = self.seed.map(ChaCha8Rng::seed_from_u64);
         // The least of the best so far on top; of equal ones the later row.
         let mut best: BinaryHeap<Reverse<(Key, Reverse<usize>)>> = BinaryHeap::new();
@@ -96,17 +104,16 @@ impl Ord for Key {
     }
 }
 
-/// `ln (p / q)` of each bucket. A target has few examples, in which most words of its kind are missing: p is drawn towards q
-/// by as many counts as there are (a Dirichlet prior), where the paper, whose targets are large, takes the shares as they are.
-fn gains(wanted: &[u64], there: &[u64]) -> Vec<f64> {
+/// `ln (p / q)` of each bucket (equation 1 of the paper), of p drawn towards q by `smoothing`.
+fn gains(wanted: &[u64], there: &[u64], smoothing: f64) -> Vec<f64> {
     let total = |counts: &[u64]| counts.iter().sum::<u64>().max(1) as f64;
     let (of_target, of_pool) = (total(wanted), total(there));
     let gain = |(wanted, there): (&u64, &u64)| match *there {
         // No row of the pool has it.
         0 => 0.0,
         there => {
-            let q = there as f64 / of_pool;
-            ((*wanted as f64 + of_target * q) / (2.0 * of_target) / q).ln()
+            let (p, q) = (*wanted as f64 / of_target, there as f64 / of_pool);
+            (((1.0 - smoothing) * p + smoothing * q + LEAST) / (q + LEAST)).ln()
         }
     };
     wanted.iter().zip(there).map(gain).collect()
@@ -154,7 +161,7 @@ mod tests {
 
     fn select(pool: &Pool, target: &Target, n: usize, seed: u64) -> Result<Selection> {
         choose(
-            &mut Importance::new(Some(seed)),
+            &mut Importance::new(Some(seed), SMOOTHING),
             pool,
             std::slice::from_ref(target),
             n,
@@ -175,6 +182,20 @@ mod tests {
         std::fs::write(&target, lines(&mut examples.iter().map(example))).unwrap();
         let opened = (Pool::open(&pool).unwrap(), Target::open(&target).unwrap());
         (dir, opened.0, opened.1)
+    }
+
+    /// The pool has 6 of the first bucket's words, 3 of the second's, 1 of the third's, the target 1, 1 and 0.
+    #[test]
+    fn gains_are_those_worked_out_by_hand() {
+        let near = |found: &[f64], wanted: [f64; 4]| {
+            let close = found.iter().zip(wanted).all(|(found, wanted)| (found - wanted).abs() < 1e-6);
+            assert!(close, "{found:?} {wanted:?}");
+        };
+        let (wanted, there) = ([1, 1, 0, 0], [6, 3, 1, 0]);
+        // ln (.5 / .6), ln (.5 / .3), ln (1e-8 / .1): the paper's shares as they are.
+        near(&gains(&wanted, &there, 0.0), [-0.182_321_5, 0.510_825_6, -16.118_095_7, 0.0]);
+        // ln (.55 / .6), ln (.4 / .3), ln (.05 / .1).
+        near(&gains(&wanted, &there, 0.5), [-0.087_011_4, 0.287_682_1, -std::f64::consts::LN_2, 0.0]);
     }
 
     /// Fails when the pool's own frequencies are left out: "the" would outweigh what is rare.

@@ -9,7 +9,7 @@
 //! The pool is gone through four times with a backward pass for each row: for large pools, choose candidates by a cheaper
 //! method first.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
@@ -20,11 +20,14 @@ use rand_chacha::ChaCha8Rng;
 use sidenote_kernels::AdamWOptions;
 
 use super::projection::Projection;
+use super::scores::Scores;
 use super::selector::{Ranked, Ranking, Selector};
 use super::{Pool, Target};
 use crate::error::{Error, Result};
 use crate::eval::tasks::{self, Item};
 use crate::interrupt;
+use crate::model::Source;
+use crate::model::source::BaseModel;
 use crate::pool::Instance;
 use crate::progress::Progress;
 use crate::train::instance_gradients::{InstanceGradients, Moments, warm_up};
@@ -44,12 +47,23 @@ const PROJECTED: usize = 8192;
 pub struct Less {
     model: PathBuf,
     seed: u64,
+    /// The folder where scores lie until the selection is written, a file a target.
+    scratch: PathBuf,
 }
 
 impl Less {
-    /// By the gradients of the model called `model`.
-    pub fn new(model: PathBuf, seed: u64) -> Self {
-        Self { model, seed }
+    /// By the gradients of the model called `model`; scores lie in the folder `scratch` until it is removed.
+    pub fn new(model: PathBuf, seed: u64, scratch: PathBuf) -> Self {
+        Self { model, seed, scratch }
+    }
+
+    /// The scores for `target` so far. The steps before them are taken again, to the same weights.
+    fn scores(&self, pool: &Pool, target: &Target) -> Result<Scores> {
+        let model = BaseModel::of(&self.model, &Source::open(&self.model)?)?.blake3;
+        let bytes = fs::read(target.path()).map_err(Error::io(target.path()))?;
+        let target = blake3::hash(&bytes).to_hex()[..32].to_string();
+        let of = format!("less from {} by {model} of {} for {target}", self.seed, pool.identity());
+        Scores::open(&self.scratch.join(target), &of)
     }
 }
 
@@ -70,18 +84,28 @@ impl Selector for Less {
         let config = warm_up(self.model.clone(), drawn, out, CHECKPOINTS * STEPS, RATE, self.seed);
         let mut run = InstanceGradients::open(&config, &Device::Cpu)?;
         let projection = Projection::new(PROJECTED, self.seed);
-        let mut scores = vec![0f64; pool.len()];
+        let mut parts = self.scores(pool, target)?;
+        let there = parts.all().len();
         let task = progress.task("take gradients", (CHECKPOINTS * pool.len()) as u64, "rows");
-        for _ in 0..CHECKPOINTS {
+        for checkpoint in 0..CHECKPOINTS {
             let mut rate = 0.0;
             for _ in 0..STEPS {
                 rate += run.step()? / STEPS as f64;
             }
+            if there >= (checkpoint + 1) * pool.len() {
+                task.advance(pool.len() as u64);
+                continue;
+            }
             let wanted = wanted(&run, &examples, projection)?;
             let moments = run.moments()?;
             pool.for_each(|number, _, row| {
+                task.advance(1);
+                if checkpoint * pool.len() + number < there {
+                    return Ok(());
+                }
                 if interrupt::requested() {
-                    return Err(Error::Interrupted("nothing was written; run the command again".to_string()));
+                    parts.keep()?;
+                    return Err(Error::Interrupted("run the same command again to go on".to_string()));
                 }
                 let instance = Instance { input: row.input, target: row.target, ..Instance::default() };
                 let item = Item {
@@ -92,10 +116,12 @@ impl Selector for Less {
                     line: number as u64 + 1,
                 };
                 let step = adam(&run.of(&item)?, &moments);
-                scores[number] += rate * dot(&unit(projection.apply(&step)), &wanted);
-                task.advance(1);
-                Ok(())
+                parts.push(rate * dot(&unit(projection.apply(&step)), &wanted))
             })?;
+        }
+        let mut scores = vec![0f64; pool.len()];
+        for parts in parts.finish()?.chunks(pool.len()) {
+            scores.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part);
         }
         let mut rows: Vec<usize> = (0..pool.len()).collect();
         rows.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
@@ -190,5 +216,29 @@ mod tests {
         assert!((f64::from(found[0]) - m / v.sqrt()).abs() < 1e-5, "{found:?}");
         // The same gradient again is a step of one.
         assert!((found[1] - 1.0).abs() < 1e-4 && found[2] == 0.0, "{found:?}");
+    }
+
+    #[test]
+    fn a_run_that_was_cut_off_goes_on_to_the_same_scores() {
+        let (dir, pool) = super::super::tests::pool(&[("a", 30)]);
+        let path = dir.path().join("examples.jsonl");
+        fs::write(&path, "{\"input\": \"a 3\", \"target\": \"no\"}\n").unwrap();
+        let target = Target::open(&path).unwrap();
+        let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/data/models/llama2c/stories260K.bin");
+        let scratch = dir.path().join("scratch");
+        let rank = || {
+            Less::new(model.clone(), 3, scratch.clone())
+                .rank(&pool, Some(&target), 1, Progress::Silent)
+                .unwrap()
+        };
+        let whole = rank();
+        let file = fs::read_dir(&scratch).unwrap().next().unwrap().unwrap().path();
+        let bytes = fs::read(&file).unwrap();
+        for share in [1, 4, 7] {
+            fs::write(&file, &bytes[..bytes.len() * share / 8]).unwrap();
+            assert_eq!(rank(), whole);
+            assert!(fs::read(&file).unwrap() == bytes, "other scores after {share} eighths");
+        }
     }
 }

@@ -5,11 +5,17 @@
 //!   target's perplexity after the input to that without it (Li et al. 2024, *From Quantity to Quality*). Rows with the greatest
 //!   ratio below 1; those at 1 and above, whose input misleads, come after.
 
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+
+use super::scores::Scores;
 use super::selector::{Ranked, Ranking, Selector};
 use super::{Pool, Target};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::WritingModel;
+use crate::model::source::BaseModel;
+use crate::model::{Source, WritingModel};
 use crate::progress::Progress;
 
 /// Tokens of an input or target that are read: an input's last, a target's first.
@@ -27,13 +33,21 @@ pub enum By {
 /// Rows by a model's likelihood.
 pub struct Likelihood {
     model: WritingModel,
+    /// Hash of its weights.
+    identity: String,
     by: By,
+    /// The folder where scores lie until the selection is written.
+    scratch: PathBuf,
 }
 
 impl Likelihood {
-    /// By what `model` says.
-    pub fn new(model: WritingModel, by: By) -> Self {
-        Self { model, by }
+    /// By what the model called `name` says; scores lie in the folder `scratch` until it is removed.
+    ///
+    /// # Errors
+    /// As for the model.
+    pub fn open(name: &Path, by: By, scratch: PathBuf) -> Result<Self> {
+        let identity = BaseModel::of(name, &Source::open(name)?)?.blake3;
+        Ok(Self { model: WritingModel::load(name, &Device::Cpu)?, identity, by, scratch })
     }
 
     /// The row's number: the logarithm of its perplexity, or of its IFD. None for a target without a token to score.
@@ -66,15 +80,22 @@ impl Likelihood {
 impl Selector for Likelihood {
     fn rank(&mut self, pool: &Pool, _: Option<&Target>, _: usize, progress: Progress) -> Result<Ranking> {
         let task = progress.task("score the pool", pool.len() as u64, "rows");
-        let mut scored = Vec::with_capacity(pool.len());
+        let of = format!("{:?} by {} of {}", self.by, self.identity, pool.identity());
+        let mut scores = Scores::open(&self.scratch.join("pool"), &of)?;
+        let there = scores.all().len();
         pool.for_each(|row, _, fields| {
-            if interrupt::requested() {
-                return Err(Error::Interrupted("nothing was written; run the command again".to_string()));
-            }
-            scored.push((row, self.score(&fields.input, &fields.target)?));
             task.advance(1);
-            Ok(())
+            if row < there {
+                return Ok(());
+            }
+            if interrupt::requested() {
+                scores.keep()?;
+                return Err(Error::Interrupted("run the same command again to go on".to_string()));
+            }
+            scores.push(self.score(&fields.input, &fields.target)?.unwrap_or(f64::NAN))
         })?;
+        let scored = scores.finish()?.into_iter().map(|score| (!score.is_nan()).then_some(score));
+        let scored = scored.enumerate().collect();
         let rows = ranked(scored, self.by).into_iter().map(|row| Ranked { row, depth: 0 }).collect();
         Ok(Ranking { rows, neighbours: Vec::new() })
     }
@@ -108,5 +129,31 @@ mod tests {
         assert_eq!(ranked(scored, By::Perplexity), [2, 1, 5, 3, 0, 4]);
         let scored = vec![(0, Some(-2.0)), (1, Some(0.3)), (2, Some(-0.1)), (3, None), (4, Some(0.1))];
         assert_eq!(ranked(scored, By::Ifd), [2, 0, 4, 1, 3]);
+    }
+
+    /// Fails when scores that are there are made again, or those that are not are not.
+    #[test]
+    fn a_run_that_was_cut_off_goes_on() {
+        let (dir, pool) = super::super::tests::pool(&[("a", 40)]);
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/llama2c/stories260K.bin");
+        let scratch = dir.path().join("scratch");
+        let rank = || {
+            let mut by = Likelihood::open(&model, By::Perplexity, scratch.clone()).unwrap();
+            let rows = by.rank(&pool, None, 1, Progress::Silent).unwrap().rows;
+            rows.into_iter().map(|ranked| ranked.row).collect::<Vec<_>>()
+        };
+        let whole = rank();
+        let bytes = std::fs::read(scratch.join("pool")).unwrap();
+        std::fs::write(scratch.join("pool"), &bytes[..bytes.len() / 2]).unwrap();
+        assert_eq!(rank(), whole);
+        assert_eq!(std::fs::read(scratch.join("pool")).unwrap(), bytes);
+        // Five that nobody has made: they are taken as they are, and are the farthest from the middle.
+        let of = bytes.split(|byte| *byte == b'\n').next().unwrap();
+        let of = String::from_utf8(of.to_vec()).unwrap();
+        std::fs::remove_file(scratch.join("pool")).unwrap();
+        let mut scores = Scores::open(&scratch.join("pool"), &of).unwrap();
+        (0..5).for_each(|i| scores.push(1e6 + f64::from(i)).unwrap());
+        scores.finish().unwrap();
+        assert_eq!(rank()[35..], [0, 1, 2, 3, 4]);
     }
 }

@@ -17,6 +17,7 @@ mod pool;
 mod projection;
 mod random;
 mod report;
+mod scores;
 pub mod selector;
 mod tasks;
 mod templates;
@@ -28,13 +29,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::Device;
-
 use crate::encoder;
 use crate::error::{Error, Result};
-use crate::model::WritingModel;
 use crate::progress::Progress;
 
+pub use dsir::SMOOTHING;
 use likelihood::By;
 use nearest::Order;
 pub use pool::{Pool, Row, Target};
@@ -139,14 +138,16 @@ pub struct Job {
     pub targets: Vec<PathBuf>,
     /// How to choose.
     pub method: Method,
-    /// How many rows to choose.
-    pub n: usize,
+    /// How many rows to choose; where it is left out, all that are among the `k` nearest of any example.
+    pub n: Option<usize>,
     /// How many neighbours of each example to look at; as many as `n` needs if not given.
     pub k: Option<usize>,
     /// The encoder's name, see [`encoder::load`].
     pub encoder: String,
     /// What looks at all rows first, of two stages: an encoder's name, or `dsir`.
     pub first: String,
+    /// How far dsir draws the shares of the target's words to those of the pool, from 0, as in the paper, to less than 1.
+    pub smoothing: f64,
     /// The model that says how likely a target is, or whose gradients are compared.
     pub model: Option<PathBuf>,
     /// Where the pool's vectors are kept for the next run.
@@ -166,20 +167,28 @@ pub struct Job {
 /// cannot give, settings that do not fit the method.
 pub fn run(job: &Job, progress: Progress) -> Result<Report> {
     let started = Instant::now();
-    check_files(job)?;
+    check(job)?;
     let out = output::File::create(&job.out)?;
     let scores = job.scores.as_deref().map(output::File::create).transpose()?;
     let targets = targets(job)?;
     let mut selector = selector(job)?;
     let pool = Pool::open(&job.pool)?;
-    let selection = selector::choose(selector.as_mut(), &pool, &targets, job.n, job.k.is_some(), progress)?;
+    let selection = match job.n {
+        Some(n) => selector::choose(selector.as_mut(), &pool, &targets, n, job.k.is_some(), progress)?,
+        None => selector::choose_all(selector.as_mut(), &pool, &targets, progress)?,
+    };
     drop(selector);
     let mut balanced = random::Random::balanced(job.seed);
-    let baseline = selector::choose(&mut balanced, &pool, &[], job.n, false, Progress::Silent)?;
+    let n = selection.rows.len();
+    let baseline = selector::choose(&mut balanced, &pool, &[], n, false, Progress::Silent)?;
     if let Some(scores) = scores {
         scores.write_neighbours(&selection)?;
     }
     out.write_rows(&pool, &selection)?;
+    let scores = scratch(&job.out, "scores");
+    if scores.exists() {
+        std::fs::remove_dir_all(&scores).map_err(Error::io(&scores))?;
+    }
     Ok(Report::new(job, &pool, &selection, &baseline, started.elapsed()))
 }
 
@@ -203,34 +212,35 @@ fn needed(target: Option<&Target>) -> Result<&Target> {
 
 /// What ranks the rows as `job` says.
 fn selector(job: &Job) -> Result<Box<dyn Selector>> {
-    let by_vectors = |encoder: &str, view, order| -> Result<Box<dyn Selector>> {
+    let by_vectors = |encoder: &str, view, order, k| -> Result<Box<dyn Selector>> {
         let place = match &job.vectors {
             Some(dir) => Place::Kept(dir.clone()),
-            None => Place::Scratch(scratch(&job.out)),
+            None => Place::Scratch(scratch(&job.out, "vectors")),
         };
-        Ok(Box::new(by_vectors::Nearest::new(encoder::load(encoder)?, view, place, order, job.k)))
+        Ok(Box::new(by_vectors::Nearest::new(encoder::load(encoder)?, view, place, order, k)))
     };
     let model = || -> Result<&Path> {
         let why = || format!("the method {} needs a language model; name one", job.method);
         job.model.as_deref().ok_or_else(|| Error::setting("--model", why()))
     };
     let by_likelihood = |by| -> Result<Box<dyn Selector>> {
-        let model = WritingModel::load(model()?, &Device::Cpu)?;
-        Ok(Box::new(likelihood::Likelihood::new(model, by)))
+        Ok(Box::new(likelihood::Likelihood::open(model()?, by, scratch(&job.out, "scores"))?))
     };
     Ok(match job.method {
-        Method::Deft => by_vectors(&job.encoder, View::Input, Order::Union)?,
-        Method::RdsPlus => by_vectors(&job.encoder, View::Input, Order::RoundRobin)?,
-        Method::TaskAware => by_vectors(&job.encoder, View::OwnAndTask, Order::Union)?,
+        Method::Deft => by_vectors(&job.encoder, View::Input, Order::Union, job.k)?,
+        Method::RdsPlus => by_vectors(&job.encoder, View::Input, Order::RoundRobin, job.k)?,
+        Method::TaskAware => by_vectors(&job.encoder, View::OwnAndTask, Order::Union, job.k)?,
         Method::Bm25 => Box::new(by_words::ByWords::new(job.k)),
-        Method::Dsir => Box::new(dsir::Importance::new(Some(job.seed))),
-        Method::Less => Box::new(less::Less::new(model()?.to_path_buf(), job.seed)),
+        Method::Dsir => Box::new(dsir::Importance::new(Some(job.seed), job.smoothing)),
+        Method::Less => {
+            Box::new(less::Less::new(model()?.to_path_buf(), job.seed, scratch(&job.out, "scores")))
+        }
         Method::TwoStage => {
             let first = match job.first.as_str() {
-                "dsir" => Box::new(dsir::Importance::new(None)),
-                encoder => by_vectors(encoder, View::Input, Order::RoundRobin)?,
+                "dsir" => Box::new(dsir::Importance::new(None, job.smoothing)),
+                encoder => by_vectors(encoder, View::Input, Order::RoundRobin, None)?,
             };
-            Box::new(two_stage::TwoStage::new(first, encoder::load(&job.encoder)?))
+            Box::new(two_stage::TwoStage::new(first, encoder::load(&job.encoder)?, job.k))
         }
         Method::Perplexity => by_likelihood(By::Perplexity)?,
         Method::Ifd => by_likelihood(By::Ifd)?,
@@ -239,9 +249,17 @@ fn selector(job: &Job) -> Result<Box<dyn Selector>> {
     })
 }
 
-/// Refuses to write over what is read.
-fn check_files(job: &Job) -> Result<()> {
-    if job.scores.is_some() && !job.method.asks_neighbours() {
+/// Refuses settings that do not fit the method, and to write over what is read.
+fn check(job: &Job) -> Result<()> {
+    if job.n.is_none() && !(job.method.asks_neighbours() && job.k.is_some()) {
+        let why = format!("say how many rows {} shall choose", job.method);
+        let hint = "with -k and a method that asks neighbours, all that are found are chosen without it";
+        return Err(Error::setting("-n", format!("{why}; {hint}")));
+    }
+    if !(0.0..1.0).contains(&job.smoothing) {
+        return Err(Error::setting("--smoothing", "must be at least 0 and less than 1"));
+    }
+    if job.scores.is_some() && !job.method.asks_neighbours() && job.method != Method::TwoStage {
         let why = format!("the method {} asks no neighbours, so it has none to write", job.method);
         return Err(Error::setting("--scores", why));
     }
@@ -262,10 +280,10 @@ fn check_files(job: &Job) -> Result<()> {
     Ok(())
 }
 
-/// Where the pool's vectors lie while they are needed: beside the output, where there is room.
-fn scratch(out: &Path) -> PathBuf {
+/// Where the pool's vectors, or its scores, lie while they are needed: beside the output, where there is room.
+fn scratch(out: &Path, what: &str) -> PathBuf {
     let name = out.file_name().unwrap_or_default().to_string_lossy();
-    out.with_file_name(format!(".{name}.vectors"))
+    out.with_file_name(format!(".{name}.{what}"))
 }
 
 fn check_size(pool: &Pool, n: usize) -> Result<()> {
@@ -315,10 +333,11 @@ mod tests {
             pool: dir.join("pool.jsonl"),
             targets: Vec::new(),
             method: Method::Deft,
-            n: 1,
+            n: Some(1),
             k: None,
             encoder: "default".to_string(),
             first: "default".to_string(),
+            smoothing: dsir::SMOOTHING,
             model: None,
             vectors: None,
             seed: 0,

@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn the_report_counts_tasks_and_shares() {
         let (dir, pool) = pool(&[("a", 4), ("b", 10), ("c", 2)]);
-        let job = Job { n: 6, seed: 1, ..job(dir.path()) };
+        let job = Job { n: Some(6), seed: 1, ..job(dir.path()) };
         let rows = [0, 4, 5, 6, 7, 14].map(|row| Chosen { row, attribution_frequency: 1 }).to_vec();
         let neighbours = vec![vec![
             Neighbours { ids: vec![5, 0], distances: vec![0.1, 0.2] },

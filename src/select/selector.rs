@@ -1,5 +1,7 @@
 //! What all methods have in common: each ranks the pool for one target, and the rankings of several are merged.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 
 use super::{Chosen, Pool, Selection, Target, check_size};
@@ -62,15 +64,40 @@ pub fn choose(
     progress: Progress,
 ) -> Result<Selection> {
     check_size(pool, n)?;
-    let mut rankings = Vec::new();
+    take(pool, rankings(selector, pool, targets, n, progress)?, n, keep_depth)
+}
+
+/// Chooses all that the rankings hold, of a method that looks at so many neighbours of each example: DEFT's own union, whose size
+/// follows.
+///
+/// # Errors
+/// What the method brings.
+pub fn choose_all(
+    selector: &mut dyn Selector,
+    pool: &Pool,
+    targets: &[Target],
+    progress: Progress,
+) -> Result<Selection> {
+    let rankings = rankings(selector, pool, targets, 1, progress)?;
+    let rows = rankings.iter().flat_map(|ranking| &ranking.rows);
+    let n = rows.map(|ranked| ranked.row).collect::<HashSet<_>>().len();
+    take(pool, rankings, n, true)
+}
+
+fn rankings(
+    selector: &mut dyn Selector,
+    pool: &Pool,
+    targets: &[Target],
+    n: usize,
+    progress: Progress,
+) -> Result<Vec<Ranking>> {
     match targets {
-        [] => rankings.push(selector.rank(pool, None, n, progress)?),
-        targets => {
-            for target in targets {
-                rankings.push(selector.rank(pool, Some(target), n, progress)?);
-            }
-        }
+        [] => Ok(vec![selector.rank(pool, None, n, progress)?]),
+        targets => targets.iter().map(|target| selector.rank(pool, Some(target), n, progress)).collect(),
     }
+}
+
+fn take(pool: &Pool, rankings: Vec<Ranking>, n: usize, keep_depth: bool) -> Result<Selection> {
     let mut shares = vec![0; rankings.len()];
     let mut depths = vec![0; rankings.len()];
     let mut chosen = vec![false; pool.len()];

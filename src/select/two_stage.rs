@@ -28,12 +28,15 @@ const BATCH: usize = 256;
 pub struct TwoStage {
     first: Box<dyn Selector>,
     encoder: Box<dyn Encoder>,
+    /// Chosen rows that each example is said to be near.
+    k: usize,
 }
 
 impl TwoStage {
-    /// `first` ranks all rows, `encoder` gives the vectors of the best of them.
-    pub fn new(first: Box<dyn Selector>, encoder: Box<dyn Encoder>) -> Self {
-        Self { first, encoder }
+    /// `first` ranks all rows, `encoder` gives the vectors of the best of them. Of the chosen rows the `k` nearest to each example
+    /// are named, or the nearest.
+    pub fn new(first: Box<dyn Selector>, encoder: Box<dyn Encoder>, k: Option<usize>) -> Self {
+        Self { first, encoder, k: k.unwrap_or(1) }
     }
 }
 
@@ -67,7 +70,7 @@ impl Selector for TwoStage {
             .map(|of_query| {
                 let mut nearest: Vec<usize> = order.clone();
                 nearest.sort_by(|a, b| of_query[*b].total_cmp(&of_query[*a]).then(a.cmp(b)));
-                nearest.truncate(1);
+                nearest.truncate(self.k);
                 Neighbours {
                     ids: nearest.iter().map(|at| candidates[*at] as u32).collect(),
                     distances: nearest.iter().map(|at| 2.0 - 2.0 * of_query[*at]).collect(),
