@@ -65,6 +65,54 @@ fn the_numbers_are_those_of_lm_evaluation_harness() {
     );
 }
 
+/// Two tasks as the harness itself defines them, on real rows: MMLU's global facts after two examples, from its CSV, and COPA, whose
+/// choices the harness puts after two spaces. Fails when a prompt differs in a character.
+#[test]
+fn tasks_of_the_harness_have_its_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let harness = data("tasks/harness");
+    let golden: Value = serde_json::from_slice(&fs::read(harness.join("golden.json")).unwrap()).unwrap();
+    let model = data("models/llama2c/stories260K.bin");
+    let copa = lines(&harness.join("copa.jsonl"));
+    let item = |row: &Value| {
+        let text = |name: &str| row[name].as_str().unwrap();
+        let premise = text("premise").trim_end_matches('.');
+        let word = if text("question") == "cause" { "because" } else { "therefore" };
+        let choice = |name: &str| text(name)[..1].to_lowercase() + &text(name)[1..];
+        let choices = [choice("choice1"), choice("choice2")];
+        let target = &choices[usize::try_from(row["label"].as_u64().unwrap()).unwrap()];
+        json!({"task": "copa", "input": format!("{premise} {word}  "), "choices": choices, "target": target})
+    };
+    write_lines(&dir.join("copa.jsonl"), &copa.iter().map(item).collect::<Vec<_>>());
+    let test = |name: &str| harness.join(format!("global_facts_{name}.csv")).display().to_string();
+    let facts = ["--data", &test("test"), "--shots", &test("dev"), "-k", "2", "--preamble"]
+        .map(String::from)
+        .into_iter()
+        .chain(
+            ["The following are multiple choice questions (with answers) about {task}.\\n\\n".to_string()],
+        );
+    let of_copa = ["--data".to_string(), dir.join("copa.jsonl").display().to_string()];
+    for (task, arguments) in [("global_facts", facts.collect::<Vec<_>>()), ("copa", of_copa.to_vec())] {
+        let mut command = common::sidenote(dir, "eval tasks");
+        command.arg(&model).args(arguments).args(["--out", "answers.jsonl"]);
+        let found = common::json_of(command);
+        let expected = golden[task]["logprobs"].as_array().unwrap();
+        let answers = lines(&dir.join("answers.jsonl"));
+        assert_eq!(answers.len(), expected.len());
+        for (answer, expected) in answers.iter().zip(expected) {
+            for (choice, right) in
+                answer["choices"].as_array().unwrap().iter().zip(expected.as_array().unwrap())
+            {
+                let (found, right) = (choice["logprob"].as_f64().unwrap(), right.as_f64().unwrap());
+                assert!((found - right).abs() < 1e-3, "{task}: {found} {right}: {answer}");
+            }
+        }
+        let (ours, theirs) = (&found["tasks"][0]["scores"]["sum"]["mean"], &golden[task]["scores"]["acc"]);
+        assert!((ours.as_f64().unwrap() - theirs.as_f64().unwrap()).abs() < 1e-9, "{task}: {ours} {theirs}");
+    }
+}
+
 /// Real formats, an encoder-decoder, an adapter, shots, and answers in writing.
 #[test]
 fn every_format_is_asked_and_answered() {
@@ -170,4 +218,40 @@ fn an_answer_is_scored_by_the_instruction_that_it_makes_likely() {
         let said = fail(dir, &format!("eval tasks {name} --data unsaid.jsonl --flipped"));
         assert!(said.contains("unsaid.jsonl:1: does not say"), "{said}");
     }
+}
+
+/// RAFT's files: labels are the choices, what has none is predicted, and written as RAFT wants it.
+#[test]
+fn what_has_no_label_is_predicted() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    model(dir, "llama");
+    fs::create_dir(dir.join("ade")).unwrap();
+    fs::write(
+        dir.join("ade/train.csv"),
+        "Sentence,ID,Label\n\"The moon, the Earth\",0,far\na king,1,\"near, by\"\nthe line,2,far\n",
+    )
+    .unwrap();
+    fs::write(dir.join("ade/test_unlabeled.csv"), "Sentence,ID\na castle,50\nthe month,51\n").unwrap();
+    let asked = "eval tasks llama --shots ade/train.csv -k 1 --out answers.jsonl --predictions ade.csv";
+    let known = succeed(dir, &format!("{asked} --data ade/train.csv"));
+    let task = &known["tasks"][0];
+    assert_eq!((&task["task"], &task["examples"]), (&json!("ade"), &json!(3)));
+    assert!(task["scores"]["sum"]["mean"].is_f64(), "{known}");
+    let unknown = succeed(dir, &format!("{asked} --data ade/test_unlabeled.csv"));
+    assert_eq!(unknown["tasks"][0]["scores"], json!({}), "{unknown}");
+    let text = fs::read_to_string(dir.join("ade.csv")).unwrap();
+    let mut rows = text.lines();
+    assert_eq!(rows.next(), Some("ID,Label"));
+    let labels = ["far", "near, by"];
+    for (answer, (row, id)) in lines(&dir.join("answers.jsonl")).iter().zip(rows.zip(["50", "51"])) {
+        let score = |choice: usize| answer["choices"][choice]["logprob"].as_f64().unwrap();
+        let label = labels[usize::from(score(1) > score(0))];
+        assert_eq!(row, if label == "far" { format!("{id},far") } else { format!("{id},\"near, by\"") });
+    }
+    let said = fail(dir, "eval tasks llama --data ade/test_unlabeled.csv --predictions ade.csv");
+    assert!(said.contains("test_unlabeled.csv:2") && said.contains("--shots"), "{said}");
+    fs::write(dir.join("tune.toml"), "kind = \"tune\"\nout = \"tuned\"\nbase = \"llama\"\n[tune]\ndata = [\"ade/test_unlabeled.csv\"]\n[training]\nsteps = 1").unwrap();
+    let said = fail(dir, "train tune.toml");
+    assert!(said.contains("test_unlabeled.csv:2") && said.contains("label"), "{said}");
 }

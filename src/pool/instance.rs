@@ -1,6 +1,9 @@
 //! One training instance, and its form in a file.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// What a model is given and what it should answer, with where both come from.
 ///
@@ -39,6 +42,26 @@ impl Instance {
     pub fn own_text(&self) -> &str {
         self.own.as_deref().unwrap_or(&self.input)
     }
+}
+
+/// Puts the right choice in place of its number, where a line has a number as its `target`, as T-Few's and DEFT's files have; says
+/// whether it has.
+///
+/// # Errors
+/// A number that is none of the choices'.
+pub fn name_choice(line: &mut Value) -> Result<bool, String> {
+    let Some(number) = line["target"].as_u64() else { return Ok(false) };
+    let choices = line.get("choices").or(line.get("answer_choices"));
+    let right = choices.and_then(|choices| choices.get(usize::try_from(number).ok()?)).cloned();
+    line["target"] = right.ok_or_else(|| format!("the target {number} is none of the choices"))?;
+    Ok(true)
+}
+
+/// The task of a file that T-Few has drawn, `TASK/32_shot/0_seed.jsonl`; none for other names.
+pub fn few_shot_task(path: &Path) -> Option<String> {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let folder = path.ancestors().nth(2).map(name).filter(|folder| !folder.is_empty());
+    folder.filter(|_| name(path).split('.').next().is_some_and(|stem| stem.ends_with("_seed")))
 }
 
 #[cfg(test)]

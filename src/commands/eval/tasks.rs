@@ -7,7 +7,9 @@ use serde_json::json;
 
 use super::super::Console;
 use super::super::device::DeviceArgs;
-use crate::eval::tasks::{Answered, Asking, Item, TaskScores, evaluate, mean_over_tasks, read, summary};
+use crate::eval::tasks::{
+    Answered, Asking, Item, TaskScores, evaluate, mean_over_tasks, predictions, read, summary,
+};
 use crate::model::WritingModel;
 
 /// More different answers than this are no choices.
@@ -16,15 +18,16 @@ const MOST_CHOICES: usize = 20;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A file has a line of JSON for each item: input, target and, where there are any, choices (or answer_choices), task and
-template. ReCross's files (targets, id), MMLU's CSV (question, choice0, .., answer) and pools' folders are read too. Items with choices are
-answered by the likeliest, by its log-probability (sum), that a character, a token, and less what it has by itself (pmi);
+template. ReCross's files (targets, id), MMLU's CSV (question, choice0, .., answer), RAFT's (Label, ID; the labels of all given files are
+the choices) and pools' folders are read too. Items with choices are answered by the likeliest, by its log-probability (sum), that a character, a token, and less what it has by itself (pmi);
 others in writing.
 
 Examples:
   sidenote eval tasks MODEL --data rte.jsonl copa.jsonl
   sidenote eval tasks MODEL --adapter runs/tuned/model --data rte.jsonl --out answers.jsonl
   sidenote eval tasks MODEL --data recross/eval/super_glue-cb.test.jsonl --choices-from-targets
-  sidenote eval tasks MODEL --data mmlu/test/anatomy_test.csv --shots mmlu/dev/anatomy_dev.csv -k 5 --calibrate")]
+  sidenote eval tasks MODEL --data mmlu/test/anatomy_test.csv --shots mmlu/dev/anatomy_dev.csv -k 5 --calibrate
+  sidenote eval tasks MODEL --data ade/test_unlabeled.csv --shots ade/train.csv -k 5 --predictions ade.csv")]
 pub struct Args {
     /// The model: a folder, a file, or a name on the Hugging Face hub.
     model: PathBuf,
@@ -37,6 +40,9 @@ pub struct Args {
     /// Write a line of JSON for each item, with what was answered.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Write the likeliest label of every row of the data there, as RAFT wants it (ID,Label): the calibrated one with --calibrate.
+    #[arg(long, value_name = "FILE")]
+    predictions: Option<PathBuf>,
     /// Where items have no choices: the different targets of their task under their template, if they are few.
     #[arg(long)]
     choices_from_targets: bool,
@@ -78,8 +84,14 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     sidenote_kernels::LargeBlocks::start();
     let device = args.device.open()?;
     let mut items = read(&args.data)?;
-    if args.choices_from_targets {
-        choices_from_targets(&mut items);
+    let mut shown = if args.shots.is_empty() { Vec::new() } else { read(&args.shots)? };
+    choices_from_targets(&mut items, &mut shown, |item| {
+        args.choices_from_targets || item.path.extension().is_some_and(|end| end == "csv")
+    });
+    if let Some(item) =
+        items.iter().find(|item| args.predictions.is_some() && item.instance.choices.is_empty())
+    {
+        return Err(item.fault("has no labels to choose from; give the labelled file with --shots").into());
     }
     if let Some(limit) = args.limit {
         let mut seen: BTreeMap<(String, String), usize> = BTreeMap::new();
@@ -96,7 +108,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let lines = |text: &String| text.replace("\\n", "\n");
     let asking = Asking {
         shots: args.k,
-        shown: if args.shots.is_empty() { Vec::new() } else { read(&args.shots)? },
+        shown,
         preamble: lines(&args.preamble),
         calibrate: args.calibrate,
         flipped: args.flipped,
@@ -112,6 +124,15 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
             text += &serde_json::to_string(one)?;
             text.push('\n');
         }
+        crate::artefact::write_atomically(out, text.as_bytes())?;
+    }
+    if let Some(out) = &args.predictions {
+        let label = |(item, one): (&'_ Item, &Answered)| {
+            let choice = one.likeliest().and_then(|place| item.instance.choices.get(place));
+            (item.example.clone(), choice.cloned().unwrap_or_default())
+        };
+        let labels: Vec<(String, String)> = items.iter().zip(&answered).map(label).collect();
+        let text = predictions(labels.iter().map(|(id, label)| (id.as_str(), label.as_str())));
         crate::artefact::write_atomically(out, text.as_bytes())?;
     }
     let tasks = summary(&answered);
@@ -165,16 +186,17 @@ fn sets_table(sets: &[Set]) -> String {
     text
 }
 
-/// Gives items without choices the different targets of their task and template.
-fn choices_from_targets(items: &mut [Item]) {
+/// Gives items for which it `may` be, and which have no choices, the different targets of their task and template, those that are
+/// shown among them.
+fn choices_from_targets(items: &mut [Item], shown: &mut [Item], may: impl Fn(&Item) -> bool) {
     let key = |item: &Item| (item.task(), item.template().to_string());
     let mut targets: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
-    for item in items.iter() {
+    for item in items.iter().chain(shown.iter()).filter(|item| !item.references.is_empty()) {
         targets.entry(key(item)).or_default().insert(item.instance.target.clone());
     }
-    for item in items.iter_mut().filter(|item| item.instance.choices.is_empty()) {
-        let all = &targets[&key(item)];
-        if (2..=MOST_CHOICES).contains(&all.len()) {
+    let without = |item: &&mut Item| item.instance.choices.is_empty() && may(item);
+    for item in items.iter_mut().chain(shown).filter(without) {
+        if let Some(all) = targets.get(&key(item)).filter(|all| (2..=MOST_CHOICES).contains(&all.len())) {
             item.instance.choices = all.iter().cloned().collect();
         }
     }

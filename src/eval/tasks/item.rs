@@ -9,14 +9,14 @@ use serde_json::Value;
 use super::csv;
 use crate::error::{Error, Result};
 use crate::pool::lines::Lines;
-use crate::pool::{self, Instance, UNKNOWN_TASK};
+use crate::pool::{self, Instance, UNKNOWN_TASK, few_shot_task, name_choice};
 
 /// An instance, and what a file says of it beside that.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
     /// What is asked and what is right.
     pub instance: Instance,
-    /// All answers that are right; the target is the first.
+    /// All answers that are right; the target is the first. None where a file does not tell: such an item has no scores.
     pub references: Vec<String>,
     /// The example that the instance was made of: under several templates it is the same.
     pub example: String,
@@ -32,10 +32,10 @@ impl Item {
         if let Some(task) = &self.instance.task {
             return task.clone();
         }
-        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let stem = name(&self.path).split('.').next().unwrap_or_default().to_string();
-        let folder = self.path.ancestors().nth(2).map(name).filter(|folder| !folder.is_empty());
-        folder.filter(|_| stem.ends_with("_seed")).unwrap_or(stem)
+        few_shot_task(&self.path).unwrap_or_else(|| {
+            let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+            name.split('.').next().unwrap_or_default().to_string()
+        })
     }
 
     /// The template; the same for all where the file does not say.
@@ -56,7 +56,7 @@ impl Item {
 
 /// Reads files of examples: lines of JSON, plain, gzip or Zstandard (an [`Instance`] each, with `targets` in place of `target`
 /// where several answers are right, and an `id` that may be ReCross's `task|split|template|#example`), CSV with MMLU's columns
-/// `question, choice0, .., answer`, or folders of pools.
+/// `question, choice0, .., answer` or RAFT's `Label` and `ID`, or folders of pools.
 ///
 /// # Errors
 /// Names the file and line that cannot be used.
@@ -119,13 +119,7 @@ fn of_line(path: &Path, line: u64, text: &str) -> Result<Item> {
     if let (Some(first), Some(object)) = (references.first(), value.as_object_mut()) {
         object.entry("target").or_insert_with(|| first.clone().into());
     }
-    // DEFT's CaseHOLD has the number of the right choice.
-    if let Some(number) = value["target"].as_u64() {
-        let choices = value.get("choices").or(value.get("answer_choices"));
-        let right = choices.and_then(|choices| choices.get(number as usize)).cloned();
-        value["target"] =
-            right.ok_or_else(|| fault(format!("the target {number} is none of the choices")))?;
-    }
+    name_choice(&mut value).map_err(fault)?;
     let mut instance: Instance = serde_json::from_value(value).map_err(|e| fault(e.to_string()))?;
     let parts: Vec<&str> = id.as_deref().map(|id| id.split('|').collect()).unwrap_or_default();
     let mut example = id.clone().unwrap_or_default();

@@ -18,6 +18,7 @@ use crate::model::generate::Options;
 use crate::progress::Progress;
 use pairs::{Pairs, Place, Scores};
 
+pub use csv::predictions;
 pub use item::{Item, for_each, read};
 pub use tokens::{ModelText, after};
 
@@ -146,7 +147,7 @@ fn in_item(item: &Item, error: Error) -> Error {
 
 /// Where the scores of an item's choices will be found.
 struct Asked {
-    right: usize,
+    right: Option<usize>,
     choices: Vec<AskedChoice>,
 }
 
@@ -212,7 +213,10 @@ impl Asker<'_> {
 
     fn prepare(&self, item: &Item, pairs: &mut Pairs) -> Result<Asked> {
         let choices = &item.instance.choices;
-        let right = item.right().ok_or_else(|| Error::setting("target", "is none of the choices"))?;
+        let right = match item.references.is_empty() {
+            true => None,
+            false => Some(item.right().ok_or_else(|| Error::setting("target", "is none of the choices"))?),
+        };
         let asked = self.add(&self.asked(item, &item.instance.input)?, choices, pairs)?;
         let nothing = self.text.nothing()?;
         let without_content = match self.asking.calibrate {
@@ -264,6 +268,7 @@ impl Asker<'_> {
             .collect();
         let mut measured = BTreeMap::new();
         let mut measure = |name, of: &dyn Fn(&Choice) -> f64| {
+            let Some(right) = right else { return };
             measured.insert(name, f64::from(u8::from(best(&choices, of) == right)));
         };
         measure("sum", &|choice| choice.logprob);
@@ -276,7 +281,7 @@ impl Asker<'_> {
         if self.asking.flipped {
             measure("flipped", &|choice| choice.instruction.unwrap_or(f64::NEG_INFINITY));
         }
-        Answered { right: Some(right), choices, ..self.answered(item, measured) }
+        Answered { right, choices, ..self.answered(item, measured) }
     }
 
     fn write(&self, item: &Item) -> Result<Answered> {
@@ -289,6 +294,9 @@ impl Asker<'_> {
         let written = self.model.generator(None).generate(&[question], &options, &mut |_| true)?;
         let written = written.into_iter().flatten().next().map(|text| text.text).unwrap_or_default();
         let written = written.trim().to_string();
+        if item.references.is_empty() {
+            return Ok(Answered { written: Some(written), ..self.answered(item, BTreeMap::new()) });
+        }
         let best = |of: &dyn Fn(&str) -> f64| metrics::best(&item.references, of);
         let rouge = |right: &str| metrics::rouge(&written, right);
         let measured = BTreeMap::from([
@@ -311,6 +319,14 @@ impl Asker<'_> {
             choices: Vec::new(),
             written: None,
         }
+    }
+}
+
+impl Answered {
+    /// The place of the likeliest choice, by `calibrated` where that was asked for, else by `sum`; none where there are no choices.
+    pub fn likeliest(&self) -> Option<usize> {
+        let score = |choice: &Choice| choice.logprob - choice.without_content.unwrap_or(0.0);
+        (!self.choices.is_empty()).then(|| best(&self.choices, &score))
     }
 }
 

@@ -43,6 +43,22 @@ impl ModelText<'_> {
         }
     }
 
+    /// A question as it is tokenised here, parted into what begins every one and the text without what ends every one.
+    pub fn bare<'q>(&self, question: &'q [u32]) -> (&'q [u32], &'q [u32]) {
+        match self.0 {
+            WritingModel::Decoder(model) => question.split_at(model.start_tokens().len().min(question.len())),
+            WritingModel::EncoderDecoder(_) => (&[], self.unended(question)),
+        }
+    }
+
+    /// A text without the token that ends texts.
+    pub fn unended<'q>(&self, text: &'q [u32]) -> &'q [u32] {
+        match (text, self.end()) {
+            ([before @ .., last], Some(end)) if *last == end => before,
+            _ => text,
+        }
+    }
+
     /// Tokens that stand for no question at all: what an answer's probability by itself is measured after.
     ///
     /// # Errors

@@ -48,7 +48,9 @@ pub fn detect(path: &Path) -> Result<Option<Format>> {
         Ok(Some(Format::Instances))
     } else {
         let names: Vec<_> = fields.keys().take(8).map(String::as_str).collect();
-        Err(unknown(&format!("the fields {} are no known format", names.join(", "))))
+        let rows = format!("promptsource:TEMPLATES.yaml={}", path.display());
+        let why = format!("the fields {} are no known format", names.join(", "));
+        Err(unknown(&format!("{why} (rows of a data set become instances by templates: {rows})")))
     }
 }
 

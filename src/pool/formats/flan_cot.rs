@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use super::super::Instance;
 use super::super::lines::Lines;
+use super::super::{CHAIN_OF_THOUGHT, Instance};
 use super::{Visit, stem};
 use crate::error::{Error, Result};
 
@@ -24,7 +24,7 @@ pub fn read(path: &Path, visit: Visit) -> Result<()> {
             input: format!("{}\nLet's think step by step.", question.trim()),
             target: format!("{} The answer is {}.", reasoning.trim(), answer.trim().trim_end_matches('.')),
             task: Some(task.clone()),
-            template: Some("chain of thought".to_string()),
+            template: Some(CHAIN_OF_THOUGHT.to_string()),
             source: Some("flan-cot".to_string()),
             own: Some(question.trim().to_string()),
             ..Instance::default()

@@ -1,51 +1,43 @@
-//! MMLU's CSV: a question, its choices and the number of the right one (or its letter).
+//! Tasks in CSV: MMLU's questions, and RAFT's tables.
+
+mod mmlu;
+mod raft;
 
 use std::path::Path;
 
 use super::item::Item;
 use crate::error::{Error, Result};
-use crate::pool::Instance;
 
-const LETTERS: [&str; 8] = ["A", "B", "C", "D", "E", "F", "G", "H"];
+pub use raft::predictions;
 
-/// The rows of a file, as lm-evaluation-harness puts them: the question, a lettered line for each choice, `Answer:`.
+/// Reads a file of either kind, told by its header.
+///
+/// # Errors
+/// Names the line that is not what the header says.
 pub fn read(path: &Path, text: &str) -> Result<Vec<Item>> {
-    let fault = |line: u64, why: &str| Error::Line { path: path.into(), line, why: why.into() };
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let task = ["_test", "_dev", "_val"].iter().find_map(|end| stem.strip_suffix(end)).unwrap_or(&stem);
-    let mut rows = rows(text).into_iter();
-    let (_, header) = rows.next().ok_or_else(|| fault(1, "holds no header"))?;
-    let choices = header.len().saturating_sub(2);
-    let known = header.first().is_some_and(|name| name == "question")
-        && header.last().is_some_and(|name| name == "answer");
-    if !known || !(2..=LETTERS.len()).contains(&choices) {
-        return Err(fault(1, "the columns must be question, choice0, choice1, .., answer"));
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut rows = rows(text);
+    let fault = |line: u64, why: String| Error::Line { path: path.into(), line, why };
+    if rows.is_empty() {
+        return Err(fault(1, "holds no header".into()));
     }
-    let item = |(line, row): (u64, Vec<String>)| {
-        if row.len() != header.len() {
-            return Err(fault(line, &format!("{} fields, but the header has {}", row.len(), header.len())));
-        }
-        let (question, answer) = (row[0].trim(), row[row.len() - 1].trim());
-        let right = answer.parse().ok().or_else(|| LETTERS.iter().position(|letter| *letter == answer));
-        let Some(right) = right.filter(|right| *right < choices) else {
-            return Err(fault(line, &format!("the answer {answer:?} is none of the {choices} choices")));
-        };
-        let lettered: String = LETTERS
-            .iter()
-            .zip(&row[1..=choices])
-            .map(|(letter, text)| format!("{letter}. {text}\n"))
-            .collect();
-        let instance = Instance {
-            input: format!("{question}\n{lettered}Answer:"),
-            target: LETTERS[right].into(),
-            task: Some(task.to_string()),
-            choices: LETTERS[..choices].iter().map(ToString::to_string).collect(),
-            ..Instance::default()
-        };
-        let references = vec![instance.target.clone()];
-        Ok(Item { instance, references, example: String::new(), path: path.into(), line })
-    };
-    rows.map(item).collect()
+    let (_, header) = rows.remove(0);
+    if let Some((line, row)) = rows.iter().find(|(_, row)| row.len() != header.len()) {
+        return Err(fault(*line, format!("{} fields, but the header has {}", row.len(), header.len())));
+    }
+    if mmlu::is(&header) {
+        return mmlu::read(path, header.len() - 2, rows);
+    }
+    let why = "the columns must be question, choice0, choice1, .., answer (MMLU) or have Label or ID among them (RAFT)";
+    raft::read(path, &header, rows).ok_or_else(|| fault(1, why.into()))
+}
+
+/// A field as it stands in a row.
+fn quoted(field: &str) -> String {
+    match field.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", field.replace('"', "\"\"")),
+        false => field.to_string(),
+    }
 }
 
 /// Fields of each row with the line that it begins on; a field in quotes may hold commas, new lines and doubled quotes.
