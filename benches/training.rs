@@ -8,7 +8,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use sidenote::Result;
 use sidenote::model::batch::{Batch, IGNORE, assemble, gather};
-use sidenote::model::{Initialisation, LanguageModel, Retrieved};
+use sidenote::model::{LanguageModel, Retrieved};
 use sidenote::progress::Progress;
 use sidenote::retriever::{Retriever, neighbours};
 use sidenote::train::Order;
@@ -52,7 +52,7 @@ fn training(criterion: &mut Criterion) {
         initialisation: None,
         gate: None,
     }
-    .config(&decoder, common::CHUNK_TOKENS, Initialisation::Copy);
+    .config(&decoder, common::CHUNK_TOKENS, true);
     let retro = LanguageModel::retrofit(&base, &retro, 0, &Device::Cpu).expect("a plain base");
 
     let mut group = criterion.benchmark_group("training step");

@@ -248,6 +248,75 @@ fn other_tasks_are_learnt_from_lines_and_from_the_text_itself() {
     assert!(succeed(dir, evaluated)["debiased_accuracy"].is_number());
 }
 
+/// What a reader has learnt from passages that came with the questions, it reads out of any index: the answers are those of the
+/// corpus that it is asked with, and follow when a document changes. Without passages all that it can learn is the question.
+#[test]
+fn a_reader_of_given_passages_answers_with_whatever_corpus_it_is_asked() {
+    let place = workplace();
+    let dir = place.path();
+    let (things, question) = (["moon", "king"], "Where does it move?");
+    let text = |thing: &str, day: usize| format!("in {day} days it moves around the {thing}");
+    let lines = |days: std::ops::Range<usize>| -> Vec<Value> {
+        let line = |day: usize| {
+            let thing = things[day % 2];
+            json!({"question": question, "answers": [thing], "passages": [{"title": "", "text": text(thing, day / 2)}]})
+        };
+        days.map(line).collect()
+    };
+    write_lines(&dir.join("given.jsonl"), &lines(0..16));
+    write_lines(&dir.join("given-held.jsonl"), &lines(16..20));
+    let given = ATLAS
+        .replace("index = \"index\"", "")
+        .replace("examples.jsonl", "given.jsonl")
+        .replace("held.jsonl", "given-held.jsonl");
+    let learn = |mode: &str, steps: usize| {
+        fs::write(dir.join("given.toml"), given.replace("loss = \"pdist\"", &format!("mode = \"{mode}\"")))
+            .unwrap();
+        succeed(dir, &format!("train given.toml --set out={mode} --set training.steps={steps}"));
+        assert_eq!(learnt(dir, mode), (true, false));
+        let held =
+            metrics(dir, mode).iter().filter_map(|line| line["held_out_loss"].as_f64()).collect::<Vec<_>>();
+        held[held.len() - 1]
+    };
+    let (read, unread) = (learn("given-passages", 400), learn("closed-book", 200));
+    assert!(unread > 0.15 && read < unread / 10.0, "{read} {unread}");
+
+    let asked = |index: &str| {
+        let asked = format!(
+            "eval qa given-passages/model --index {index} --data asked.jsonl -k 1 --out answers.jsonl"
+        );
+        succeed(dir, &asked);
+        let text = fs::read_to_string(dir.join("answers.jsonl")).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["generation"].as_str().unwrap().to_string()
+    };
+    write_lines(&dir.join("asked.jsonl"), &[json!({"question": question, "answers": ["moon"]})]);
+    let document = |thing: &str| json!({"id": "where", "title": "", "text": text(thing, 9)});
+    for thing in things {
+        write_lines(&dir.join("swap.jsonl"), &[document(thing)]);
+        succeed(dir, &format!("index build swap.jsonl --chunk-tokens 64 --out about-{thing}"));
+        assert_eq!(asked(&format!("about-{thing}")), thing);
+    }
+    write_lines(&dir.join("swap.jsonl"), &[document("moon")]);
+    succeed(dir, "index add about-king swap.jsonl");
+    assert_eq!(asked("about-king"), "moon");
+
+    write_lines(&dir.join("examples.jsonl"), &[json!({"question": "?", "answers": ["moon"]})]);
+    for (settings, words) in [
+        (
+            "atlas.mode=given-passages --set examples=examples.jsonl --set atlas.batch=1",
+            &["passages", "\"0\""][..],
+        ),
+        ("atlas.mode=retrieve-only", &["atlas.mode", "retrieve-only"]),
+        ("atlas.mode=retrieve", &["index", "closed-book"]),
+        ("index=index", &["index", "leave"]),
+        ("atlas.loss=pdist", &["atlas.mode", "loss"]),
+        ("atlas.task=prefix", &["atlas.mode", "index's text"]),
+    ] {
+        let said = fail(dir, &format!("train given.toml --set out=failed --set {settings}"));
+        assert!(words.iter().all(|word| said.contains(word)), "{settings}: {said}");
+    }
+}
+
 #[test]
 fn what_cannot_be_is_refused_by_name() {
     let place = workplace();

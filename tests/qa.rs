@@ -116,6 +116,26 @@ fn passages_come_from_the_index_or_the_file_or_nowhere() {
     run("--mode closed-book --decoder-prompt moon");
     assert_ne!(lines(&dir.join("t5.jsonl"))[0]["confidence"], closed[0]["confidence"]);
 
+    // A decoder reads what it is told to, before it is asked.
+    let decoder = data("models/llama2c/stories260K.bin");
+    let confidence = |rest: &str| {
+        let asked =
+            format!("eval qa {} --data questions.jsonl --index index -k 1 --max-tokens 4", decoder.display());
+        let mut command = sidenote(dir, &asked);
+        command.args(rest.split('|').filter(|word| !word.is_empty())).args(["--out", "decoder.jsonl"]);
+        common::json_of(command);
+        lines(&dir.join("decoder.jsonl"))[0]["confidence"].clone()
+    };
+    let usual = confidence("");
+    assert_eq!(confidence("--qa-prompt|question: {question}\nanswer:"), usual);
+    assert_eq!(confidence("--encoder-format|title: {title}\ncontext: {text}\n\n"), usual);
+    assert_ne!(confidence("--qa-prompt|Q {question} A"), usual);
+    assert_ne!(confidence("--encoder-format|{text}\n"), usual);
+    assert!(
+        fail(dir, "eval qa default --index index --data questions.jsonl --qa-prompt {question}")
+            .contains("--qa-prompt")
+    );
+
     let given = json!({"question": "When was Turing born?", "answers": ["1912"],
         "passages": [{"id": "x", "title": "Born", "text": "Turing was born in 1912."}]});
     write_lines(&dir.join("given.jsonl"), &[given]);

@@ -581,6 +581,10 @@ fn an_encoder_learns_from_pairs_and_from_crops_and_is_used_like_any_other() {
         ("retriever.batch=1", "retriever.batch"),
         ("retriever.batch=1000", "retriever.batch"),
         ("retriever.temperature=0", "retriever.temperature"),
+        ("retriever.queue=1000", "retriever.queue"),
+        ("retriever.queue=4 --set retriever.symmetric=true", "symmetric"),
+        ("retriever.momentum=1", "retriever.momentum"),
+        ("retriever.learn_temperature=true --set training.precision=bf16", "learn_temperature"),
         ("base=nowhere", "nowhere"),
         ("pairs=corpus.jsonl", "line 1"),
         ("index=", "index"),
@@ -605,6 +609,33 @@ fn an_encoder_learns_from_pairs_and_from_crops_and_is_used_like_any_other() {
 fn a_retrievers_run_killed_again_and_again_ends_with_the_same_bytes() {
     let place = workplace_of_retriever();
     killed_and_resumed(place.path(), "retriever.toml", &mut ChaCha8Rng::seed_from_u64(5));
+}
+
+/// So do the encoder that follows, the keys in its queue, and a temperature that is learnt.
+#[test]
+fn a_retrievers_run_with_a_queue_killed_again_and_again_ends_with_the_same_bytes() {
+    let place = workplace_of_retriever();
+    let dir = place.path();
+    let queued = "batch = 6\n    queue = 10\n    momentum = 0.9\n    learn_temperature = true";
+    fs::write(dir.join("queued.toml"), RETRIEVER.replace("batch = 6", queued)).unwrap();
+    killed_and_resumed(dir, "queued.toml", &mut ChaCha8Rng::seed_from_u64(6));
+    // What is in the queue makes a difference, and what keeps the temperature learnt is not part of the encoder.
+    let pairs = "--set index= --set pairs=pairs.jsonl --set retriever.queue=0";
+    let losses = |out: &str| -> Vec<f64> {
+        metrics(&dir.join(out)).iter().filter_map(|m| m["held_out_loss"].as_f64()).collect()
+    };
+    let report = succeed(dir, &format!("train queued.toml {pairs} --set out=learnt"));
+    succeed(
+        dir,
+        &format!("train queued.toml {pairs} --set out=fixed --set retriever.learn_temperature=false"),
+    );
+    assert_ne!(losses("learnt"), losses("fixed"));
+    assert_eq!(report["trained_parameters"].as_u64().unwrap(), report["parameters"].as_u64().unwrap() + 1);
+    let names = tensors(&weights(&dir.join("learnt")));
+    assert!(names.keys().all(|name| name != "log_scale"));
+    succeed(dir, &format!("train queued.toml {pairs} --set out=queued-pairs --set retriever.queue=10"));
+    assert_ne!(losses("learnt"), losses("queued-pairs"));
+    assert!(losses("queued-pairs")[2] < losses("queued-pairs")[0], "{:?}", losses("queued-pairs"));
 }
 
 /// Batches by words are found again, and so is who saw whom.

@@ -153,6 +153,12 @@ fn mistakes_are_named() {
     assert!(error(&format!("{DATA}held_out_clusters = [\"order\"]")).contains("pool.jsonl:1: is of order"));
     assert!(error(&format!("{DATA}mixing = \"uniform\"\ncap = 3")).contains("tune.mixing"));
     assert!(error(&format!("{DATA}losses = []")).contains("tune.losses"));
+    assert!(error(&format!("{DATA}max_examples = 0")).contains("tune.max_examples"));
+    assert!(error(&format!("{DATA}formats = {{ few_shot = 2.0 }}")).contains("tune.formats"));
+    assert!(
+        error(&format!("{DATA}formats = {{ chain_of_thought = 0.5 }}")).contains("no instance is a chain")
+    );
+    assert!(error(&format!("{DATA}packing = true\n[adapter]\nmethod = \"prompt\"")).contains("tune.packing"));
     let adapter = |settings: &str| error(&format!("{DATA}[adapter]\n{settings}"));
     assert!(adapter("method = \"lora\"\nrank = 0").contains("adapter.rank"));
     assert!(adapter("method = \"lora\"\nranks = 3").contains("ranks"));

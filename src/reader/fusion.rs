@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 
 use super::written::{Writing, answer, distribution};
-use super::{Answer, Reader, Source, Templates};
+use super::{Answer, Layout, Reader, Source, Templates};
 use crate::error::Result;
 use crate::model::EncoderDecoder;
 use crate::model::generate::{Autoregressive, Generator};
@@ -54,12 +54,12 @@ pub fn texts(
     sources: &[Source<'_>],
 ) -> Result<Vec<Vec<u32>>> {
     let tokenizer = &model.tokenizer;
-    let query = templates.query(question);
+    let query = templates.query(Layout::Fusion, question);
     let mut texts: Vec<String> = sources
         .iter()
         .map(|source| {
             let (title, text) = (tokenizer.unmarked(source.title), tokenizer.unmarked(source.text));
-            templates.passage(&query, &Source { title: &title, text: &text, ..*source })
+            templates.passage(Layout::Fusion, &query, &Source { title: &title, text: &text, ..*source })
         })
         .collect();
     if texts.is_empty() {

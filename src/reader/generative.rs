@@ -2,7 +2,7 @@
 //! where the model was trained on some.
 
 use super::written::{Writing, answer, distribution};
-use super::{Answer, Reader, Source, Templates, one_line};
+use super::{Answer, Layout, Reader, Source, Templates};
 use crate::error::{Error, Result};
 use crate::model::LanguageModel;
 use crate::model::source::{ChatTemplate, Message};
@@ -16,9 +16,6 @@ pub struct Generative<'a> {
 
 impl<'a> Generative<'a> {
     /// A reader over `model`, which the user calls `name`.
-    ///
-    /// Of the templates it takes how much is read and written, and what an answer begins with; how a text without a chat
-    /// template looks is fixed.
     pub fn new(model: &'a LanguageModel, name: impl Into<String>, templates: Templates) -> Self {
         Self { model, name: name.into(), templates }
     }
@@ -58,14 +55,16 @@ impl Generative<'_> {
 
     /// A conversation in which the answer is the model's turn.
     fn conversation(&self, chat: &ChatTemplate, question: &str, sources: &[Source<'_>]) -> Result<Vec<u32>> {
-        let mut content = String::from(match sources.is_empty() {
-            true => "Answer the question in a few words.\n\n",
-            false => "Answer the question in a few words, from these passages.\n\n",
-        });
+        let mut content = match (&self.templates.query, sources) {
+            (Some(_), _) => String::new(),
+            (None, []) => "Answer the question in a few words.\n\n".into(),
+            (None, _) => "Answer the question in a few words, from these passages.\n\n".into(),
+        };
+        let query = self.templates.query(Layout::Conversation, question);
         for source in sources {
-            content += &format!("{}: {}\n\n", source.title, one_line(source.text));
+            content += &self.templates.passage(Layout::Conversation, &query, source);
         }
-        content += &format!("Question: {question}");
+        content += &query;
         // A passage that spells the end of a turn does not end it.
         let content = self.model.tokenizer.unmarked(&content);
         self.model.tokenizer.encode_marked(&chat.render(&[Message::new("user", content)], true)?)
@@ -84,11 +83,13 @@ pub fn context_texts(
     sources: &[Source<'_>],
 ) -> Result<(Vec<Vec<u32>>, Vec<u32>)> {
     let encode = |text: String| Ok(model.tokenizer.encode(&text)?.ids);
-    let passage = |source: &Source<'_>| {
-        encode(format!("title: {}\ncontext: {}\n\n", source.title, one_line(source.text)))
+    let query = templates.query(Layout::Context, question);
+    let passage = |source: &Source<'_>| encode(templates.passage(Layout::Context, &query, source));
+    let begun = match templates.answer.as_str() {
+        "" => String::new(),
+        answer => templates.gap().to_string() + answer,
     };
-    let begun = if templates.answer.is_empty() { String::new() } else { format!(" {}", templates.answer) };
-    let asked = encode(format!("question: {question}\nanswer:{begun}"))?;
+    let asked = encode(query.clone() + &begun)?;
     Ok((sources.iter().map(passage).collect::<Result<_>>()?, asked))
 }
 
@@ -108,7 +109,7 @@ impl Reader for Generative<'_> {
         let choices: Vec<String> = match self.model.chat_template() {
             Some(_) => choices.to_vec(),
             // A word after "answer:".
-            None => choices.iter().map(|choice| format!(" {choice}")).collect(),
+            None => choices.iter().map(|choice| format!("{}{choice}", self.templates.gap())).collect(),
         };
         distribution(&self.model.generator(None), &self.prompt(question, sources)?, &choices)
     }

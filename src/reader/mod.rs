@@ -19,7 +19,7 @@ pub use fusion::{Fusion, texts};
 pub use generative::{Generative, context_texts};
 pub use model::{ReaderModel, Trained, folders};
 pub use sentence::{one_line, sentences, whole_sentences};
-pub use templates::Templates;
+pub use templates::{Layout, Templates};
 
 /// A passage that may be cited.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::calibration::Judged;
@@ -19,7 +19,7 @@ use crate::retriever::{Passage, Retriever, SearchOptions};
 const RECALLS: [usize; 5] = [1, 5, 10, 20, 100];
 
 /// Where passages come from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Retrieved for each question.
@@ -173,9 +173,7 @@ fn passages_of(
     match (options.mode, retriever) {
         (Mode::ClosedBook, _) => Ok(Vec::new()),
         (Mode::GivenPassages, _) => {
-            let given = example.passages.as_ref().ok_or_else(|| {
-                Error::setting("passages", format!("question {:?} comes without any", example.id))
-            })?;
+            let given = example.given()?;
             let line = |given: &GivenPassage| LinePassage {
                 id: given.id.clone(),
                 title: given.title.clone(),

@@ -77,6 +77,15 @@ pub struct GivenPassage {
 }
 
 impl Example {
+    /// The passages that came with it.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn given(&self) -> Result<&[GivenPassage]> {
+        let none = || Error::setting("passages", format!("question {:?} comes without any", self.id));
+        self.passages.as_deref().ok_or_else(none)
+    }
+
     /// What is learnt to be written.
     pub fn target(&self) -> Option<&str> {
         self.target.as_deref().or(self.answers.first().map(String::as_str))

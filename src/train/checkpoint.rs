@@ -10,6 +10,7 @@ use super::optimiser::Optimiser;
 use crate::error::{Error, Result};
 
 const OPTIMISER: &str = "optimizer.safetensors";
+const LEARNER: &str = "learner.safetensors";
 
 /// Folder of the checkpoint after `step` steps.
 pub fn folder(out: &Path, step: usize) -> PathBuf {
@@ -42,9 +43,7 @@ pub fn save(
         fs::remove_dir_all(&unfinished).map_err(Error::io(&unfinished))?;
     }
     model(&unfinished)?;
-    let path = unfinished.join(OPTIMISER);
-    candle_core::safetensors::save(&optimiser.state()?, &path)?;
-    fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
+    save_tensors(&unfinished.join(OPTIMISER), &optimiser.state()?)?;
     fs::rename(&unfinished, &dir).map_err(Error::io(&dir))?;
     crate::artefact::sync_dir(&out.join("checkpoints"))?;
     let old: Vec<usize> = list(out)?.into_iter().filter(|other| !pinned.contains(other)).collect();
@@ -53,6 +52,33 @@ pub fn save(
         fs::remove_dir_all(&dir).map_err(Error::io(dir))?;
     }
     Ok(())
+}
+
+/// Writes what a learner needs beside its weights into the checkpoint `dir`, where it needs anything.
+pub fn save_learner(dir: &Path, state: &HashMap<String, Tensor>) -> Result<()> {
+    match state.is_empty() {
+        true => Ok(()),
+        false => save_tensors(&dir.join(LEARNER), state),
+    }
+}
+
+/// What a learner has written into the checkpoint `dir`: nothing where it has not.
+pub fn load_learner(dir: &Path) -> Result<HashMap<String, Tensor>> {
+    let path = dir.join(LEARNER);
+    match path.exists() {
+        true => load_tensors(&path),
+        false => Ok(HashMap::new()),
+    }
+}
+
+fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
+    candle_core::safetensors::save(tensors, path)?;
+    fs::File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
+}
+
+fn load_tensors(path: &Path) -> Result<HashMap<String, Tensor>> {
+    candle_core::safetensors::load(path, &Device::Cpu)
+        .map_err(|e| Error::file(path, format!("not a readable state: {e}")))
 }
 
 /// Steps of the whole checkpoints under `out`, ascending.
@@ -71,7 +97,5 @@ pub fn list(out: &Path) -> Result<Vec<usize>> {
 /// Gives `optimiser` the state saved in the checkpoint `dir`.
 pub fn load_optimiser(dir: &Path, optimiser: &mut Optimiser) -> Result<()> {
     let path = dir.join(OPTIMISER);
-    let state: HashMap<String, Tensor> = candle_core::safetensors::load(&path, &Device::Cpu)
-        .map_err(|e| Error::file(&path, format!("not a readable optimiser state: {e}")))?;
-    optimiser.load_state(&state).map_err(|e| Error::file(&path, e.to_string()))
+    optimiser.load_state(&load_tensors(&path)?).map_err(|e| Error::file(&path, e.to_string()))
 }

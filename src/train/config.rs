@@ -13,7 +13,7 @@ use crate::model::t5::T5Config;
 use crate::model::{DecoderConfig, Initialisation, Precision, RetroConfig};
 use crate::reader::Templates;
 use crate::retriever::Ranking;
-use crate::task::{Permutations, Task};
+use crate::task::{Mode, Permutations, Task};
 
 /// The kind of model that a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +105,9 @@ pub struct AtlasSection {
     pub task: AtlasTask,
     /// Orders of the options of multiple choice, each of which is an example.
     pub permutations: Permutations,
+    /// Where passages come from: "retrieve" from the index, "given-passages" with the lines of `examples`, or "closed-book" for a
+    /// reader that answers without any.
+    pub mode: Mode,
     /// What the retriever learns from the reader; nothing where it is left out, and then any index serves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<RetrieverLoss>,
@@ -142,6 +145,7 @@ impl Default for AtlasSection {
         Self {
             task: AtlasTask::default(),
             permutations: Permutations::default(),
+            mode: Mode::default(),
             loss: None,
             query_side: false,
             refresh: None,
@@ -285,18 +289,33 @@ pub struct RetrieverSection {
     /// What scores are divided by; where it is left out 0.05 for cosines and 1 for inner products.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
+    /// Whether the temperature is learnt from there, as between CLIP's towers.
+    pub learn_temperature: bool,
     /// Whether queries are looked for among queries as well (CLIP's loss).
     pub symmetric: bool,
+    /// Passages of earlier batches that each query's own is told from as well; 0 for none. Passages are encoded by a second encoder
+    /// then, which follows the one that learns (Contriever's MoCo).
+    pub queue: usize,
+    /// What that encoder keeps of itself at every step.
+    pub momentum: f64,
 }
 
 impl Default for RetrieverSection {
     fn default() -> Self {
-        Self { batch: 32, negatives: 1, temperature: None, symmetric: false }
+        Self {
+            batch: 32,
+            negatives: 1,
+            temperature: None,
+            learn_temperature: false,
+            symmetric: false,
+            queue: 0,
+            momentum: 0.9995,
+        }
     }
 }
 
 impl RetrieverSection {
-    /// What scores under `metric` are divided by.
+    /// What scores under `metric` are divided by, at first where it is learnt.
     pub fn temperature(&self, metric: Metric) -> f64 {
         self.temperature.unwrap_or(if metric == Metric::Cosine { 0.05 } else { 1.0 })
     }
@@ -375,10 +394,16 @@ pub struct RetroSection {
 }
 
 impl RetroSection {
-    /// Fills in the paper's choices, or, where the layers `start` by copying, what is best for that.
-    pub fn config(&self, decoder: &DecoderConfig, chunk_size: usize, start: Initialisation) -> RetroConfig {
+    /// Fills in the paper's choices for a decoder from scratch or one that stays as it is, or, where the layers start by copying,
+    /// what is best for that; which is how they start on a decoder that stays unless this says otherwise
+    /// (benches/quality/retrofit.md).
+    pub fn config(&self, decoder: &DecoderConfig, chunk_size: usize, frozen: bool) -> RetroConfig {
+        let (paper, start) = match frozen {
+            true => (RetroConfig::for_frozen(decoder, chunk_size), Initialisation::Copy),
+            false => (RetroConfig::for_decoder(decoder, chunk_size), Initialisation::Random),
+        };
         let start = self.initialisation.unwrap_or(start);
-        let paper = RetroConfig::for_decoder(decoder, chunk_size).starting(start, decoder);
+        let paper = paper.starting(start, decoder);
         RetroConfig {
             chunk_size,
             neighbours: self.neighbours.unwrap_or(paper.neighbours),
@@ -414,7 +439,7 @@ pub struct TrainingSection {
     #[serde(default = "one")]
     pub accumulate: usize,
     /// Where it is not 0, activations are kept for so many blocks at a time, and computed again for the others: less
-    /// memory, a third more work. Kind "lm".
+    /// memory, a third more work. Kinds "lm" and "tune" of decoders.
     #[serde(default)]
     pub recompute: usize,
     /// "f32" or "bf16": what the weights that are trained are rounded to wherever they are read, and saved as, and what the
@@ -751,8 +776,9 @@ impl TrainConfig {
             let why = "a model that reads neighbours takes only \"causal\": they belong to chunks, which must stay where they are";
             return Err(Error::setting("objectives", why));
         }
-        if t.recompute > 0 && (self.kind != Kind::Lm || self.trime.is_some()) {
-            return Err(Error::setting("training.recompute", "belongs to kind = \"lm\" without [trime]"));
+        if t.recompute > 0 && (!matches!(self.kind, Kind::Lm | Kind::Tune) || self.trime.is_some()) {
+            let why = "belongs to kind = \"lm\" without [trime] and to \"tune\"";
+            return Err(Error::setting("training.recompute", why));
         }
         if let Some(trime) = &self.trime {
             if self.kind != Kind::Lm || !self.objectives.is_empty() {
@@ -782,6 +808,9 @@ impl TrainConfig {
         let retrieves = self.kind == Kind::Retriever;
         needs(retrieves || self.pairs.is_none(), "pairs", "belongs to kind = \"retriever\"")?;
         needs(retrieves || self.retriever.is_none(), "retriever", "belongs to kind = \"retriever\"")?;
+        if self.kind == Kind::Atlas {
+            return self.check_atlas();
+        }
         needs(
             self.pairs.is_some() || !nowhere(&self.index),
             "index",
@@ -789,9 +818,6 @@ impl TrainConfig {
         )?;
         if retrieves {
             return self.check_retriever();
-        }
-        if self.kind == Kind::Atlas {
-            return self.check_atlas();
         }
         let given = self.examples.is_none() && self.atlas.is_none();
         needs(given, "atlas", "belongs with `examples` to kind = \"atlas\"")?;
@@ -863,6 +889,21 @@ impl TrainConfig {
                 "must be at least 2: a passage is told from those of other queries",
             );
         }
+        if !(0.0..1.0).contains(&section.momentum) {
+            return fault("retriever.momentum", "must be at least 0 and less than 1");
+        }
+        if section.queue > 0 && section.symmetric {
+            return fault(
+                "retriever.queue",
+                "passages of a queue have no queries to be found; leave symmetric out",
+            );
+        }
+        if section.learn_temperature && self.training.precision != Precision::F32 {
+            return fault(
+                "retriever.learn_temperature",
+                "steps of it are lost in 16 bits; leave training.precision out",
+            );
+        }
         match section.temperature {
             Some(temperature) if !(temperature > 0.0 && temperature.is_finite()) => {
                 fault("retriever.temperature", "must be a positive number")
@@ -889,6 +930,24 @@ impl TrainConfig {
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return fault(name, "must be at least 1");
+        }
+        let retrieves = section.mode == Mode::Retrieve;
+        if section.mode == Mode::RetrieveOnly {
+            let why = "\"retrieve-only\" reads nothing; \"retrieve\", \"given-passages\" and \"closed-book\" are learnt";
+            return fault("atlas.mode", why);
+        }
+        if !retrieves && (section.loss.is_some() || section.ranking != Ranking::Vectors) {
+            return fault("atlas.mode", "loss and ranking belong to what is retrieved; leave them out");
+        }
+        if !retrieves && section.task.of_lines().is_none() {
+            return fault("atlas.mode", "a task on the index's text is one of retrieving");
+        }
+        if retrieves == nowhere(&self.index) {
+            let why = match retrieves {
+                true => "give the index whose passages are read, or atlas.mode = \"closed-book\"",
+                false => "nothing is retrieved in this atlas.mode; leave the index out",
+            };
+            return fault("index", why);
         }
         if section.task.of_lines().is_some() != self.examples.is_some() {
             let why = "of \"qa\", \"multiple-choice\", \"fact-checking\" and \"kilt\" give the file; the other tasks take the \

@@ -10,14 +10,14 @@ use super::config::{Kind, TrainConfig, TrimeKind};
 use super::copy;
 use super::examples::Examples;
 use super::order::Order;
-use super::recompute;
+use super::recompute::{self, Reading};
 use super::steps::{Learner, gradients_of};
 use super::trime::{self, Seen};
 use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{self, Neighbourhood};
 use crate::model::batch::{Batch, IGNORE, gather};
-use crate::model::{Initialisation, LanguageModel, Network, Retrieved, Trainable};
+use crate::model::{Cache, Initialisation, LanguageModel, Network, Retrieved, Trainable};
 use crate::progress::Progress;
 use crate::retriever::neighbours::{Neighbours, tokens_of};
 use crate::retriever::open_store;
@@ -144,7 +144,14 @@ impl Learner for LanguageLearner<'_> {
     fn gradients(&self, read: Self::Batch, number: usize, targets: usize) -> Result<(f64, GradStore)> {
         match (&self.model.network, self.config.training.recompute) {
             (Network::Plain(decoder), blocks @ 1..) if self.config.trime.is_none() => {
-                recompute::gradients(decoder, &read.0, self.variables(), targets, blocks)
+                let batch = read.0;
+                let places = decoder.places(&Cache::default(), batch.tokens.dim(1)?)?;
+                let reading = Reading { decoder, tokens: &batch.tokens, places: &places };
+                let loss = |hidden: &Tensor| {
+                    let (hidden, options) = (hidden.flatten(0, 1)?, CrossEntropyOptions::ignoring(IGNORE));
+                    Ok(kernels::linear_cross_entropy(&hidden, &decoder.head()?, &batch.targets, &options)?)
+                };
+                recompute::gradients(&reading, loss, self.variables(), targets, blocks)
             }
             _ => gradients_of(&self.loss(read, number)?, targets),
         }
@@ -186,8 +193,7 @@ fn open_model(
             let frozen = LanguageModel::load(base, Trainable::Nothing, device)?;
             let section = config.retro.clone().unwrap_or_default();
             let decoder = frozen.network.decoder().config();
-            // What wins on a decoder that stays as it is: benches/quality/retrofit.md.
-            let retro = section.config(decoder, library.chunk_size(), Initialisation::Copy);
+            let retro = section.config(decoder, library.chunk_size(), true);
             LanguageModel::retrofit(base, &retro, training.seed, device)?
         }
         (None, None, Some(section)) => {
@@ -196,7 +202,7 @@ fn open_model(
             let retro = match config.kind {
                 Kind::Retro => {
                     let section = config.retro.clone().unwrap_or_default();
-                    Some(section.config(&decoder, library.chunk_size(), Initialisation::Random))
+                    Some(section.config(&decoder, library.chunk_size(), false))
                 }
                 _ => None,
             };

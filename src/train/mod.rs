@@ -17,6 +17,7 @@ pub mod objective;
 mod optimiser;
 mod order;
 mod pairs;
+mod queue;
 mod recompute;
 mod retriever;
 mod run;

@@ -222,6 +222,11 @@ impl Order {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::corpus::Tokenizer;
+    use crate::encoder;
+    use crate::progress::Progress;
+    use crate::retriever::testing::options;
+    use crate::retriever::{build, open_store};
 
     /// Documents of 5, 2, 9 and 1 windows of two chunks.
     fn order(together: Together) -> Order {
@@ -277,5 +282,41 @@ mod tests {
         assert!(pure >= 4, "{plan:?}");
         assert_eq!(plan, order.plan_epoch(0));
         assert_ne!(plan, order.plan_epoch(1));
+    }
+
+    /// Fails when windows of one document count as alike, or those with other words come first.
+    #[test]
+    fn windows_are_like_those_of_other_documents_with_their_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let corpus = [dir.path().join("corpus.jsonl")];
+        let topics = [["moon", "orbit", "tide", "crater"], ["king", "castle", "crown", "throne"]];
+        let document = |i: usize| {
+            let words: Vec<&str> = (0..60).map(|at| topics[i % 2][(at * (i + 1) + at / 7) % 4]).collect();
+            serde_json::json!({"id": format!("d{i}"), "title": "", "text": words.join(" ")}).to_string()
+        };
+        std::fs::write(&corpus[0], (0..8).map(document).collect::<Vec<_>>().join("\n")).unwrap();
+        let out = dir.path().join("index");
+        let encoder = encoder::load("default").unwrap();
+        let tokenizer = Tokenizer::default_lm().unwrap();
+        build(&options(&corpus, &out, encoder.as_ref(), &tokenizer, 16), Progress::Silent).unwrap();
+        let store = open_store(&out).unwrap();
+        let order = Order::new(&store, 2, 64, 1).by_words(&store).unwrap();
+        let document = |window: usize| store.document_of(order.windows[window].start);
+        let Together::Words(like) = &order.together else { panic!("by something else") };
+        assert_eq!(like.len(), order.windows.len());
+        for (window, like) in like.iter().enumerate() {
+            assert!(like.len() >= 3, "window {window} is like {like:?}");
+            for other in like {
+                let (own, other) = (document(window), document(*other as usize));
+                assert!(
+                    own != other && own % 2 == other % 2,
+                    "window {window} of {own} is like one of {other}"
+                );
+            }
+        }
+        // So do batches come together: each is of one topic.
+        for batch in order.plan_epoch(0).iter().filter(|batch| batch.len() > 1) {
+            assert!(batch.iter().all(|window| document(*window) % 2 == document(batch[0]) % 2), "{batch:?}");
+        }
     }
 }

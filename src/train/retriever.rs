@@ -1,5 +1,6 @@
 //! An encoder that learns what belongs together: from pairs of queries and passages, or from crops of the same text.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -10,8 +11,10 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
+use super::checkpoint;
 use super::config::{RetrieverSection, TrainConfig};
 use super::contrastive::info_nce;
+use super::queue::Queue;
 use super::steps::Learner;
 use crate::corpus::Store;
 use crate::encoder::TrainableEncoder;
@@ -25,11 +28,21 @@ const DELETED: f64 = 0.1;
 /// Words of a crop, at least.
 const LEAST: usize = 4;
 
+/// The logarithm of what scores are multiplied by, in a checkpoint, and the most that it becomes where it is learnt (CLIP, section
+/// 2.5).
+const LOG_SCALE: &str = "log_scale";
+const MOST_SCALE: f32 = 100.0;
+
 /// See [the module](self).
 pub struct RetrieverLearner<'a> {
     config: &'a TrainConfig,
     section: RetrieverSection,
     encoder: TrainableEncoder,
+    /// The weights that are trained: the encoder's, and the temperature's where it is learnt.
+    variables: Vec<(String, Var)>,
+    /// The logarithm of what scores are multiplied by.
+    log_scale: Var,
+    queue: Option<Queue>,
     text: Text,
     held_out: Vec<Pair>,
     epoch: (usize, Vec<usize>),
@@ -61,6 +74,8 @@ struct Pair {
 pub struct Batch {
     queries: Vec<Vec<u32>>,
     passages: Vec<Vec<u32>>,
+    /// Vectors of the passages, and of earlier ones, where there is a queue.
+    keys: Option<Tensor>,
 }
 
 impl<'a> RetrieverLearner<'a> {
@@ -83,7 +98,27 @@ impl<'a> RetrieverLearner<'a> {
         };
         let held_out = config.held_out.as_deref().map(read_pairs).transpose()?.unwrap_or_default();
         let section = config.retriever.clone().unwrap_or_default();
-        let learner = Self { config, section, encoder, text, held_out, epoch: (usize::MAX, Vec::new()) };
+        let state = start.map(checkpoint::load_learner).transpose()?.unwrap_or_default();
+        let queue = match section.queue {
+            0 => None,
+            size => Some(Queue::open(name, size, section.momentum, &state, device)?),
+        };
+        let log_scale = match state.get(LOG_SCALE).filter(|_| section.learn_temperature) {
+            Some(learnt) => Var::from_tensor(&learnt.to_device(device)?)?,
+            None => Var::new(-(section.temperature(encoder.metric()).ln() as f32), device)?,
+        };
+        let mut variables = encoder.variables().to_vec();
+        variables.extend(section.learn_temperature.then(|| (LOG_SCALE.to_string(), log_scale.clone())));
+        let epoch = (usize::MAX, Vec::new());
+        let learner = Self { config, section, encoder, variables, log_scale, queue, text, held_out, epoch };
+        if learner.section.queue > 0 && learner.section.queue >= learner.texts() {
+            let why = format!(
+                "{}, but there are only {} texts to learn from, which would be told from themselves",
+                learner.section.queue,
+                learner.texts()
+            );
+            return Err(Error::setting("retriever.queue", why));
+        }
         if learner.batches() == 0 {
             let why = format!(
                 "{}, but there are only {} texts to learn from",
@@ -132,7 +167,7 @@ impl<'a> RetrieverLearner<'a> {
         let wrong = pairs.iter().flat_map(|pair| pair.negatives.iter().take(self.section.negatives));
         let wrong: Vec<&str> = wrong.map(String::as_str).collect();
         passages.extend(self.encoder.tokenize(&wrong)?.into_iter().filter(|ids| !ids.is_empty()));
-        Ok(Batch { queries, passages })
+        Ok(Batch { queries, passages, keys: None })
     }
 
     /// The sum of the losses of a batch's queries.
@@ -141,8 +176,12 @@ impl<'a> RetrieverLearner<'a> {
             let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
             self.encoder.forward(&texts, dropout.map(|dropout| dropout.part(part)))
         };
-        let (queries, passages) = (encode(&batch.queries, 0)?, encode(&batch.passages, 1)?);
-        info_nce(&queries, &passages, self.section.temperature(self.encoder.metric()), self.section.symmetric)
+        let queries = encode(&batch.queries, 0)?;
+        let passages = match &batch.keys {
+            Some(keys) => keys.clone(),
+            None => encode(&batch.passages, 1)?,
+        };
+        info_nce(&queries, &passages, &self.log_scale.exp()?, self.section.symmetric)
     }
 }
 
@@ -150,7 +189,7 @@ impl Learner for RetrieverLearner<'_> {
     type Batch = Batch;
 
     fn variables(&self) -> &[(String, Var)] {
-        self.encoder.variables()
+        &self.variables
     }
 
     fn parameters(&self) -> usize {
@@ -173,7 +212,11 @@ impl Learner for RetrieverLearner<'_> {
         let mut rng = random(2 * number + 1);
         let numbers = &self.epoch.1[place * self.section.batch..][..self.section.batch];
         let pairs: Vec<Pair> = numbers.iter().map(|number| self.pair(*number, &mut rng)).collect();
-        self.batch(&pairs)
+        let mut batch = self.batch(&pairs)?;
+        if let Some(queue) = self.queue.as_mut().filter(|_| !batch.passages.is_empty()) {
+            batch.keys = Some(queue.keys(&batch.passages)?);
+        }
+        Ok(batch)
     }
 
     fn targets(&self, batch: &Batch) -> usize {
@@ -184,6 +227,24 @@ impl Learner for RetrieverLearner<'_> {
         let rate = self.encoder.dropout_rate();
         let dropout = Dropout::new(rate, self.config.training.seed).part(number as u64);
         self.nats(&batch, (rate > 0.0).then_some(dropout))
+    }
+
+    fn stepped(&mut self) -> Result<()> {
+        if self.section.learn_temperature {
+            let log_scale = self.log_scale.to_scalar::<f32>()?;
+            if log_scale > MOST_SCALE.ln() {
+                self.log_scale.set(&Tensor::new(MOST_SCALE.ln(), self.log_scale.device())?)?;
+            }
+        }
+        self.queue.as_ref().map_or(Ok(()), |queue| queue.follow(self.encoder.variables()))
+    }
+
+    fn state(&self) -> Result<HashMap<String, Tensor>> {
+        let mut state = self.queue.as_ref().map(Queue::state).transpose()?.unwrap_or_default();
+        if self.section.learn_temperature {
+            state.insert(LOG_SCALE.into(), self.log_scale.as_tensor().copy()?);
+        }
+        Ok(state)
     }
 
     fn held_out(&self) -> Result<Option<f64>> {

@@ -59,6 +59,13 @@ pub fn run_in(
     if config.kind == Kind::Atlas && group.size() > 1 {
         return Err(Error::setting("--of", "a reader and its retriever are trained by one process"));
     }
+    let queue = config.retriever.as_ref().map_or(0, |section| section.queue);
+    if queue > 0 && group.size() > 1 {
+        return Err(Error::setting(
+            "retriever.queue",
+            "each process would have one of its own; train with one",
+        ));
+    }
     let what = match config.kind {
         Kind::Lm => "train lm",
         Kind::Retro => "train retro",

@@ -1,6 +1,6 @@
 //! The loop over steps, for whatever learns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -68,6 +68,22 @@ pub trait Learner {
     /// When the device refuses.
     fn gradients(&self, batch: Self::Batch, number: usize, targets: usize) -> Result<(f64, GradStore)> {
         gradients_of(&self.loss(batch, number)?, targets)
+    }
+
+    /// Done after every step.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    fn stepped(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What it needs to go on bit for bit beside the weights: part of every checkpoint.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    fn state(&self) -> Result<HashMap<String, Tensor>> {
+        Ok(HashMap::new())
     }
 
     /// The mean loss on what is held out, where there is any.
@@ -209,6 +225,7 @@ impl Run<'_> {
             }
             let rate = learning_rate(training, step);
             let stats = optimiser.step(&mut gradients, rate, training.clip)?;
+            learner.stepped()?;
             step += 1;
             tokens += scored as u64;
             seconds += clock.elapsed().as_secs_f64();
@@ -258,7 +275,10 @@ impl Run<'_> {
             }
             if save {
                 let pinned: Vec<usize> = level.into_iter().chain(best).collect();
-                let save = |dir: &Path| learner.save(dir);
+                let save = |dir: &Path| {
+                    learner.save(dir)?;
+                    checkpoint::save_learner(dir, &learner.state()?)
+                };
                 checkpoint::save(out, step, save, &optimiser, training.keep_checkpoints, &pinned)?;
             }
             if stop {

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use candle_core::backprop::GradStore;
 use candle_core::{D, Device, Tensor, Var};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sidenote_kernels::{self as kernels, CrossEntropyOptions};
 
 use super::config::TrainConfig;
-use super::mixture::Mixture;
-use super::steps::Learner;
+use super::mixture::{Mixture, Unit};
+use super::recompute::{self, Reading};
+use super::steps::{Learner, gradients_of};
 use super::tune_examples::{self, Example};
 use super::tune_section::{TuneLoss, TuneSection};
 use super::tune_splits::Splits;
@@ -18,7 +20,8 @@ use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 use crate::eval::tasks::{self, Item, ModelText};
 use crate::model::batch::{IGNORE, side_by_side};
-use crate::model::{Cache, Dropout, Network, Wanted, WritingModel};
+use crate::model::decoder::Places;
+use crate::model::{Cache, Decoder, Dropout, Network, Wanted, WritingModel};
 
 /// Held-out instances that are measured while training, of each kind.
 const HELD_OUT: usize = 256;
@@ -76,9 +79,23 @@ impl<'a> TuneLearner<'a> {
                 WritingModel::adapted(wanted, device)?
             }
         };
+        if section.packing && matches!(model, WritingModel::EncoderDecoder(_)) {
+            return Err(Error::setting(
+                "tune.packing",
+                "is for decoders; an encoder-decoder reads its texts side by side",
+            ));
+        }
+        if config.training.recompute > 0 {
+            match &model {
+                WritingModel::Decoder(model) => model.network.decoder().check_bare("training.recompute")?,
+                WritingModel::EncoderDecoder(_) => {
+                    return Err(Error::setting("training.recompute", "is for decoders"));
+                }
+            }
+        }
         let text = ModelText(&model);
         let mut splits = Splits::open(&section.splits)?;
-        let read = tune_examples::read(&text, &section, &mut |item| {
+        let read = tune_examples::read(&text, &section, config.training.seed, &mut |item| {
             section.check_held_out_clusters(item)?;
             splits.check(item)
         })?;
@@ -97,14 +114,15 @@ impl<'a> TuneLearner<'a> {
             .into_iter()
             .map(|(name, items)| Ok((name, examples(&items)?)))
             .collect::<Result<Vec<_>>>()?;
-        let (of, instances): (Vec<_>, Vec<_>) = read
+        let (units, instances): (Vec<_>, Vec<_>) = read
             .into_iter()
-            .map(|(group, example)| {
-                let rows = example.read(&section, 0).len();
-                ((group, example.tokens(), rows), example)
+            .map(|one| {
+                let reasons = one.reasons();
+                let (tokens, rows) = (one.example.tokens(), one.example.read(&section, 0).len());
+                (Unit { group: one.group, template: one.template, reasons, tokens, rows }, one.example)
             })
             .unzip();
-        let mixture = Mixture::new(&of, &section, config.training.batch_tokens, config.training.seed);
+        let mixture = Mixture::new(&units, &section, config.training.batch_tokens, config.training.seed)?;
         Ok(Self { config, section, model, instances, held_out, splits, mixture })
     }
 
@@ -123,22 +141,50 @@ impl<'a> TuneLearner<'a> {
         Tuned { ranked: rows.len() > examples.len(), rows, count }
     }
 
+    /// What a decoder reads of `rows`, `[batch, tokens]`, where, and after which place of it all each answer begins.
+    fn laid_out(&self, decoder: &Decoder, rows: &[Row]) -> Result<(Tensor, Places, Vec<usize>)> {
+        let texts: Vec<Vec<u32>> = rows
+            .iter()
+            .map(|row| [&row.question[..], &row.answer[..row.answer.len() - 1]].concat())
+            .collect();
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
+        let (tokens, places, begins) = if self.section.packing {
+            let places = decoder.places_in_a_row(&lengths)?;
+            let tokens = Tensor::new(texts.concat(), decoder.device())?.unsqueeze(0)?;
+            let mut at = 0;
+            let begin = |length: &usize| {
+                at += length;
+                at - length
+            };
+            (tokens, places, lengths.iter().map(begin).collect::<Vec<_>>())
+        } else {
+            // Filled up at the end, where nothing that counts can see it.
+            let (tokens, _) = side_by_side(&texts, decoder.device())?;
+            let width = tokens.dim(1)?;
+            let places = decoder.places(&Cache::default(), width)?;
+            (tokens, places, (0..rows.len()).map(|i| i * width).collect())
+        };
+        let first = begins.iter().zip(rows).map(|(begin, row)| begin + row.question.len() - 1).collect();
+        Ok((tokens, places, first))
+    }
+
     /// The hidden states that predict each answer's tokens, row by row `[tokens, d]`, those tokens, and the output head.
-    fn predict(&self, rows: &[Row], dropout: Option<Dropout>) -> Result<(Tensor, Vec<u32>, Tensor)> {
-        let answers: Vec<u32> = rows.iter().flat_map(|row| row.answer.iter().copied()).collect();
-        let (hidden, width, before, head) = match &self.model {
+    fn predict(&self, rows: &[Row], dropout: Option<Dropout>) -> Result<(Tensor, Tensor, Tensor)> {
+        // The states, and which of them predicts the first token of each answer.
+        let (hidden, first, head) = match &self.model {
             WritingModel::Decoder(model) => {
-                let texts: Vec<Vec<u32>> = rows
-                    .iter()
-                    .map(|row| [&row.question[..], &row.answer[..row.answer.len() - 1]].concat())
-                    .collect();
-                let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-                // Filled up at the end, where nothing that counts can see it.
-                let (tokens, _) = side_by_side(&texts, model.network.decoder().device())?;
                 let decoder = model.network.decoder();
-                let hidden = decoder.forward(&tokens, &mut Cache::default())?;
-                let before: Vec<usize> = rows.iter().map(|row| row.question.len() - 1).collect();
-                (hidden, tokens.dim(1)?, before, decoder.head()?)
+                let (tokens, places, first) = self.laid_out(decoder, rows)?;
+                let hidden = match self.section.packing {
+                    true => {
+                        let h = decoder.begin(&tokens, &places)?;
+                        decoder.finish(&decoder.run_blocks(0..decoder.blocks().len(), &h, &places)?)?
+                    }
+                    // With what an adapter puts before each text.
+                    false => decoder.forward(&tokens, &mut Cache::default())?,
+                };
+                (hidden, first, decoder.head()?)
             }
             WritingModel::EncoderDecoder(model) => {
                 let network = &model.network;
@@ -152,20 +198,23 @@ impl<'a> TuneLearner<'a> {
                 let targets: Vec<u32> = rows.iter().flat_map(filled).collect();
                 let targets = Tensor::from_vec(targets, (rows.len(), width), network.device())?;
                 let hidden = network.predict(&encoded, &targets, dropout.map(|dropout| dropout.part(1)))?;
-                (hidden, width, vec![0; rows.len()], network.head()?)
+                (hidden, (0..rows.len()).map(|i| i * width).collect(), network.head()?)
             }
         };
-        let places: Vec<u32> = rows
-            .iter()
-            .zip(before)
-            .enumerate()
-            .flat_map(|(i, (row, before))| {
-                let first = i * width + before;
-                (first..first + row.answer.len()).map(|place| place as u32)
-            })
-            .collect();
-        let places = Tensor::new(places, hidden.device())?;
-        Ok((hidden.flatten(0, 1)?.index_select(&places, 0)?, answers, head))
+        let (hidden, answers) = of_answers(&hidden, rows, &first)?;
+        Ok((hidden, answers, head))
+    }
+
+    /// The sum of a batch's losses, of the states that predict its answers' tokens.
+    fn loss_of(&self, batch: &Tuned, (hidden, answers, head): (Tensor, Tensor, Tensor)) -> Result<Tensor> {
+        if !batch.ranked {
+            let options = CrossEntropyOptions::default();
+            return Ok(kernels::linear_cross_entropy(&hidden, &head, &answers, &options)?);
+        }
+        let logprobs = log_probabilities(&hidden, &head, &answers)?;
+        let losses = losses(&batch.rows, &logprobs, &self.section.losses)?;
+        // Each is a mean over the batch; the loop takes a sum over its targets.
+        Ok((losses * batch.count as f64)?)
     }
 
     /// The sum of the negative log likelihoods of the right answer's tokens of an instance, without dropout, and how many there
@@ -199,7 +248,6 @@ impl<'a> TuneLearner<'a> {
     /// The sum of the negative log likelihoods of the right answers' tokens.
     fn nats(&self, rows: &[Row], dropout: Option<Dropout>) -> Result<Tensor> {
         let (hidden, answers, head) = self.predict(rows, dropout)?;
-        let answers = Tensor::new(answers, hidden.device())?;
         Ok(kernels::linear_cross_entropy(&hidden, &head, &answers, &CrossEntropyOptions::default())?)
     }
 }
@@ -238,15 +286,25 @@ impl Learner for TuneLearner<'_> {
         };
         let seed = Dropout::new(rate, self.config.training.seed).part(number as u64);
         let dropout = (rate > 0.0).then_some(seed);
-        if !batch.ranked {
-            return self.nats(&batch.rows, dropout);
+        self.loss_of(&batch, self.predict(&batch.rows, dropout)?)
+    }
+
+    fn gradients(&self, batch: Tuned, number: usize, targets: usize) -> Result<(f64, GradStore)> {
+        let blocks = self.config.training.recompute;
+        let WritingModel::Decoder(model) = &self.model else {
+            return gradients_of(&self.loss(batch, number)?, targets);
+        };
+        if blocks == 0 {
+            return gradients_of(&self.loss(batch, number)?, targets);
         }
-        let (hidden, answers, head) = self.predict(&batch.rows, dropout)?;
-        let answers = Tensor::new(answers, hidden.device())?;
-        let logprobs = log_probabilities(&hidden, &head, &answers)?;
-        let losses = losses(&batch.rows, &logprobs, &self.section.losses)?;
-        // Each is a mean over the batch; the loop takes a sum over its targets.
-        Ok((losses * batch.count as f64)?)
+        let decoder = model.network.decoder();
+        let (tokens, places, first) = self.laid_out(decoder, &batch.rows)?;
+        let reading = Reading { decoder, tokens: &tokens, places: &places };
+        let loss = |hidden: &Tensor| {
+            let (hidden, answers) = of_answers(hidden, &batch.rows, &first)?;
+            self.loss_of(&batch, (hidden, answers, decoder.head()?))
+        };
+        recompute::gradients(&reading, loss, self.variables(), targets, blocks)
     }
 
     fn held_out(&self) -> Result<Option<f64>> {
@@ -268,6 +326,16 @@ impl Learner for TuneLearner<'_> {
             WritingModel::EncoderDecoder(model) => model.save_as(dir, precision),
         }
     }
+}
+
+/// Of the states `[rows, tokens, d]` those that predict the answers' tokens, row by row `[tokens, d]`, and these tokens; `first` says
+/// which of all predicts the first of each.
+fn of_answers(hidden: &Tensor, rows: &[Row], first: &[usize]) -> Result<(Tensor, Tensor)> {
+    let of_row = |(row, first): (&Row, &usize)| (*first..first + row.answer.len()).map(|place| place as u32);
+    let places: Vec<u32> = rows.iter().zip(first).flat_map(of_row).collect();
+    let answers: Vec<u32> = rows.iter().flat_map(|row| row.answer.iter().copied()).collect();
+    let (places, answers) = (Tensor::new(places, hidden.device())?, Tensor::new(answers, hidden.device())?);
+    Ok((hidden.flatten(0, 1)?.index_select(&places, 0)?, answers))
 }
 
 /// Log-probabilities `[tokens]` of `tokens` after the states `hidden` `[tokens, d]`.
@@ -350,6 +418,7 @@ impl WritingModel {
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::TrainingSection;
     use super::*;
 
     fn rows() -> Vec<Row> {
@@ -413,6 +482,50 @@ mod tests {
         };
         for (a, b) in gradient(&sum).iter().zip(gradient(&fused)) {
             assert!((a - b).abs() < 1e-4 && a.abs() > 0.0, "{a} {b}");
+        }
+    }
+
+    /// The same losses and gradients whether texts stand side by side or one after another, and whether activations are kept.
+    #[test]
+    fn packing_and_computing_again_change_nothing_that_is_learnt() {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/llama2c/stories260K.bin");
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data.jsonl");
+        let line = |i: usize| {
+            let input = "once upon a time ".repeat(1 + i % 4);
+            format!(
+                "{{\"input\": \"{input}{i}\", \"target\": \"yes\", \"choices\": [\"yes\", \"never again\"]}}\n"
+            )
+        };
+        std::fs::write(&data, (0..6).map(line).collect::<String>()).unwrap();
+        let learn = |packing: bool, recompute: usize, losses: Vec<TuneLoss>| {
+            let section = TuneSection { data: vec![data.clone()], packing, losses, ..TuneSection::default() };
+            let out = dir.path().join("out");
+            let config =
+                super::super::instance_gradients::warm_up(base.clone(), data.clone(), out, 3, 1e-3, 1);
+            let training = TrainingSection { recompute, ..config.training };
+            let config = TrainConfig { tune: Some(section), adapter: None, training, ..config };
+            let learner = TuneLearner::open(&config, None, &Device::Cpu).unwrap();
+            let examples: Vec<&Example> = learner.instances.iter().collect();
+            let (loss, gradients) = learner.gradients(learner.batch(&examples, 0), 0, 1).unwrap();
+            let of = |(_, variable): &(String, Var)| {
+                gradients.get(variable).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            (loss, learner.variables().iter().map(of).collect::<Vec<_>>())
+        };
+        for losses in
+            [vec![TuneLoss::Lm], vec![TuneLoss::Lm, TuneLoss::LengthNormalised, TuneLoss::Unlikelihood]]
+        {
+            let (beside, a) = learn(false, 0, losses.clone());
+            for (packing, recompute) in [(true, 0), (false, 2), (true, 1)] {
+                let (packed, b) = learn(packing, recompute, losses.clone());
+                assert!((beside - packed).abs() < 1e-4 * beside.abs(), "{beside} {packed}");
+                for (a, b) in a.iter().zip(&b) {
+                    let size = a.iter().fold(0f32, |most, x| most.max(x.abs()));
+                    let gap = a.iter().zip(b).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+                    assert!(size > 0.0 && gap < 1e-4 * size, "{packing} {recompute}: {gap} of {size}");
+                }
+            }
         }
     }
 }

@@ -14,6 +14,9 @@ use crate::eval::tasks::Item;
 pub struct TuneSection {
     /// Files of instances, such as `sidenote select` writes, and pools' folders.
     pub data: Vec<PathBuf>,
+    /// Of each task so many instances are learnt from, drawn by chance (FLAN's 30,000); all where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_examples: Option<usize>,
     /// How often each task is drawn: "proportional" to its instances, or "uniform".
     pub mixing: Mixing,
     /// With "proportional": so many of a task's instances count at most.
@@ -23,6 +26,11 @@ pub struct TuneSection {
     pub temperature: f64,
     /// What is drawn: a "task", or first a "cluster" of tasks.
     pub by: MixBy,
+    /// Of a task, what is drawn as often as any other: an "instance", or a "template" that some are written by.
+    pub within: Within,
+    /// How questions are asked.
+    #[serde(skip_serializing_if = "FormatSection::is_plain")]
+    pub formats: FormatSection,
     /// Tasks or clusters that are evaluated afterwards: an instance of one of them is an error.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub held_out_clusters: Vec<String>,
@@ -33,6 +41,9 @@ pub struct TuneSection {
     pub learn: Learn,
     /// How it is learnt: "lm" alone, or with "length-normalised" and "unlikelihood" as T-Few does.
     pub losses: Vec<TuneLoss>,
+    /// Whether the texts of a batch stand one after another in one row, none of which sees another, in place of side by side: nothing
+    /// is filled up, and texts of any length come together. Of decoders.
+    pub packing: bool,
     /// Most tokens of what is asked; the beginning of a longer one is left out.
     pub max_question_tokens: usize,
     /// Most tokens of an answer, with the one that ends it.
@@ -43,14 +54,18 @@ impl Default for TuneSection {
     fn default() -> Self {
         Self {
             data: Vec::new(),
+            max_examples: None,
             mixing: Mixing::Proportional,
             cap: None,
             temperature: 1.0,
             by: MixBy::Task,
+            within: Within::Instance,
+            formats: FormatSection::default(),
             held_out_clusters: Vec::new(),
             splits: SplitSection::default(),
             learn: Learn::Answer,
             losses: vec![TuneLoss::Lm],
+            packing: false,
             max_question_tokens: 768,
             max_answer_tokens: 128,
         }
@@ -108,6 +123,22 @@ impl TuneSection {
         if self.mixing == Mixing::Uniform && (self.cap.is_some() || self.temperature != 1.0) {
             return fault("tune.mixing", "\"uniform\" takes no cap and no temperature");
         }
+        if self.max_examples == Some(0) {
+            return fault("tune.max_examples", "must be at least 1");
+        }
+        let formats = &self.formats;
+        if !(0.0..=1.0).contains(&formats.few_shot) || formats.shots == 0 {
+            return fault("tune.formats", "few_shot is a share from 0 to 1, shots at least 1");
+        }
+        if formats.few_shot > 0.0 && self.learn == Learn::Instruction {
+            return fault(
+                "tune.formats.few_shot",
+                "shows answered questions; learn = \"instruction\" asks none",
+            );
+        }
+        if formats.chain_of_thought.is_some_and(|share| !(0.0..1.0).contains(&share)) {
+            return fault("tune.formats.chain_of_thought", "is a share from 0 to less than 1");
+        }
         if self.cap == Some(0) || self.max_question_tokens == 0 || self.max_answer_tokens < 2 {
             return fault(
                 "tune",
@@ -125,6 +156,43 @@ impl TuneSection {
         }
         Ok(())
     }
+}
+
+/// How questions are asked, by shares (Flan-PaLM and the Flan Collection: Chung et al. 2022, <https://arxiv.org/abs/2210.11416>;
+/// Longpre et al. 2023, <https://arxiv.org/abs/2301.13688>, section 3).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FormatSection {
+    /// Share of the instances that come after others of their task and template with their answers; the rest comes alone.
+    pub few_shot: f64,
+    /// How many others, as far as there is room for them.
+    pub shots: usize,
+    /// Share of the draws that are chains of thought (instances of the template "chain of thought", as `pool build` makes of FLAN's);
+    /// as many as the mixing gives them where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chain_of_thought: Option<f64>,
+}
+
+impl Default for FormatSection {
+    fn default() -> Self {
+        Self { few_shot: 0.0, shots: 4, chain_of_thought: None }
+    }
+}
+
+impl FormatSection {
+    fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What of a task is drawn as often as any other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Within {
+    /// An instance.
+    Instance,
+    /// A template.
+    Template,
 }
 
 /// How often each task is drawn.

@@ -73,7 +73,7 @@ pub struct Args {
     /// The query as the model reads it, with {question}.
     #[arg(long, value_name = "TEXT")]
     qa_prompt: Option<String>,
-    /// A passage as an encoder-decoder reads it, with {query}, {title} and {text}.
+    /// A passage as the model reads it, with {query}, {title} and {text}.
     #[arg(long, value_name = "TEXT")]
     encoder_format: Option<String>,
     /// What every answer begins with.
@@ -91,6 +91,15 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let mut examples = args.task.read(&args.data)?;
     examples.truncate(args.limit.unwrap_or(usize::MAX));
     let is_default = args.model.as_os_str() == "default";
+    let of_models = [
+        ("--qa-prompt", args.qa_prompt.is_some()),
+        ("--encoder-format", args.encoder_format.is_some()),
+        ("--decoder-prompt", args.decoder_prompt.is_some()),
+        ("--max-tokens", args.max_tokens.is_some()),
+    ];
+    if let Some((name, _)) = of_models.iter().find(|(_, given)| is_default && *given) {
+        return Err(Error::setting(*name, "is for models; the default reader quotes sentences").into());
+    }
     let model = if is_default { None } else { Some(model(&args, &device)?) };
     let retriever = match (&args.index, &model) {
         (Some(dir), Some(model)) => Some(model.asks(Retriever::open(dir, None)?)?),
@@ -184,15 +193,15 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
 fn model(args: &Args, device: &Device) -> anyhow::Result<ReaderModel> {
     let mut model = ReaderModel::load(&args.model, device)?;
     let templates = &mut model.templates;
-    let given = [
-        (&mut templates.query, &args.qa_prompt),
-        (&mut templates.passage, &args.encoder_format),
-        (&mut templates.answer, &args.decoder_prompt),
-    ];
-    for (template, given) in given {
-        if let Some(text) = given {
-            *template = text.clone();
+    for (template, given) in
+        [(&mut templates.query, &args.qa_prompt), (&mut templates.passage, &args.encoder_format)]
+    {
+        if given.is_some() {
+            template.clone_from(given);
         }
+    }
+    if let Some(prompt) = &args.decoder_prompt {
+        templates.answer.clone_from(prompt);
     }
     if let Some(tokens) = args.max_tokens {
         templates.answer_tokens = tokens;

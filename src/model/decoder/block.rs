@@ -149,6 +149,7 @@ impl Attention {
             window: self.window,
             bias: places.bias.as_ref(),
             key_mask: key_mask.as_ref(),
+            starts: places.starts.as_ref(),
             ..AttentionOptions::scaled(self.scale)
         };
         if let Some(taken) = &places.taken {

@@ -17,6 +17,8 @@ mod config;
 mod families;
 mod places;
 mod taken;
+#[cfg(test)]
+mod tests;
 
 pub use block::Block;
 pub use config::{DecoderConfig, NormConfig, NormKind, Positions, Rotary, Scaling, Window};
@@ -153,6 +155,27 @@ impl Decoder {
     /// before the output head, `[batch, tokens, d]`.
     pub fn forward(&self, tokens: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         Ok(self.run(tokens, cache)?.0)
+    }
+
+    /// Places of texts of so many tokens that stand one after another in a row, and do not see each other: each is read as it would
+    /// be by itself.
+    ///
+    /// # Errors
+    /// A decoder with ALiBi, whose bias would be as large as all texts squared, or with an adapter that puts tokens before each text.
+    pub fn places_in_a_row(&self, lengths: &[usize]) -> Result<Places> {
+        self.check_bare("tune.packing")?;
+        Places::in_a_row(&self.positions, &self.config, lengths, self.device())
+    }
+
+    /// Refuses an adapter that puts tokens before each text, under the name of the `setting` that cannot have it.
+    ///
+    /// # Errors
+    /// There is one.
+    pub fn check_bare(&self, setting: &str) -> Result<()> {
+        match self.lead {
+            None => Ok(()),
+            Some(_) => Err(Error::setting(setting, "is not done with prompt and prefix tuning")),
+        }
     }
 
     /// [`forward`](Self::forward), and what the last block's feed-forward layer read, `[batch, tokens, d]`: the contexts

@@ -21,6 +21,8 @@ pub struct Places {
     pub(super) bias: Option<Tensor>,
     /// 0 for padding, `[batch, keys]`.
     pub(super) key_mask: Option<Tensor>,
+    /// Where the text of each token begins, `[1, tokens]`, of several in a row.
+    pub(super) starts: Option<Tensor>,
     /// Where what is taken is noted.
     pub(super) taken: Option<Taken>,
 }
@@ -43,12 +45,45 @@ impl Places {
         tokens: usize,
         device: &Device,
     ) -> Result<Self> {
-        let key_mask = cache.key_mask(tokens, device)?;
-        let mut places = Self { angles: None, learned: None, bias: None, key_mask, taken: None };
-        let positions = cache.positions(tokens);
+        let mut places = Self::at(seen, config, &cache.positions(tokens), device)?;
+        places.key_mask = cache.key_mask(tokens, device)?;
+        // Only differences of distances matter, so padding need not be counted out.
+        if let Seen::Alibi(slopes) = seen {
+            places.bias = Some(alibi(slopes, tokens, cache.tokens() + tokens, device)?);
+        }
+        Ok(places)
+    }
+
+    /// Those of texts of so many tokens that stand one after another in a row.
+    pub(super) fn in_a_row(
+        seen: &Seen,
+        config: &DecoderConfig,
+        lengths: &[usize],
+        device: &Device,
+    ) -> Result<Self> {
+        if matches!(seen, Seen::Alibi(_)) {
+            let why = "is not done for models with ALiBi, whose bias would be as large as all texts squared";
+            return Err(Error::setting("tune.packing", why));
+        }
+        let positions: Vec<u32> = lengths.iter().flat_map(|length| 0..*length as u32).collect();
+        let mut places = Self::at(seen, config, &[positions], device)?;
+        let mut first = 0;
+        let mut starts = Vec::new();
+        for length in lengths {
+            starts.resize(starts.len() + length, first as u32);
+            first += length;
+        }
+        places.starts = Some(Tensor::from_vec(starts, (1, first), device)?);
+        Ok(places)
+    }
+
+    /// Angles, or rows of the table, of `positions`.
+    fn at(seen: &Seen, config: &DecoderConfig, positions: &[Vec<u32>], device: &Device) -> Result<Self> {
+        let mut places =
+            Self { angles: None, learned: None, bias: None, key_mask: None, starts: None, taken: None };
         match seen {
             Seen::Rotary(global, local) => {
-                places.angles = Some([global.at(&positions, device)?, local.at(&positions, device)?]);
+                places.angles = Some([global.at(positions, device)?, local.at(positions, device)?]);
             }
             Seen::Learned { offset, .. } => {
                 let longest = config.max_position_embeddings;
@@ -61,12 +96,9 @@ impl Places {
                     }
                 };
                 let rows: Vec<u32> = positions.iter().flatten().map(at).collect::<Result<_>>()?;
-                places.learned = Some(Tensor::from_vec(rows, shape(&positions), device)?);
+                places.learned = Some(Tensor::from_vec(rows, shape(positions), device)?);
             }
-            // Only differences of distances matter, so padding need not be counted out.
-            Seen::Alibi(slopes) => {
-                places.bias = Some(alibi(slopes, tokens, cache.tokens() + tokens, device)?);
-            }
+            Seen::Alibi(_) => {}
         }
         Ok(places)
     }

@@ -62,3 +62,45 @@ impl Decoder {
         Ok(mean)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    /// Fails when lengths are not Euclidean, or something is summed that is to be averaged, or the other way round: two heads over
+    /// one head of keys, three tokens of which the last two ask.
+    #[test]
+    fn what_is_taken_is_the_weight_times_the_length_of_the_value() {
+        let (q, k) = (
+            [[[0.3f64, -0.2], [1.1, 0.4], [-0.7, 0.9]], [[0.1, 0.8], [-0.5, 0.2], [0.6, 0.6]]],
+            [[0.9f64, 0.1], [-0.4, 1.2], [0.5, -0.8]],
+        );
+        let v = [[3.0f64, 4.0], [-1.0, 1.0], [0.5, 0.0]];
+        let scale = 0.7;
+        let mut wanted = [0f64; 3];
+        for head in &q {
+            for (i, query) in head.iter().enumerate().skip(1) {
+                let score = |key: &[f64; 2]| (scale * (query[0] * key[0] + query[1] * key[1])).exp();
+                let sum: f64 = k[..=i].iter().map(score).sum();
+                for (j, value) in v.iter().enumerate().take(i + 1) {
+                    wanted[j] += score(&k[j]) / sum * value[0].hypot(value[1]) / 4.0;
+                }
+            }
+        }
+        let tensor = |values: Vec<f64>, heads: usize| {
+            let values: Vec<f32> = values.into_iter().map(|x| x as f32).collect();
+            Tensor::from_vec(values, (1, heads, 3, 2), &Device::Cpu).unwrap()
+        };
+        let taken = Taken { queries: 2, blocks: RefCell::default() };
+        let options = AttentionOptions { causal: true, ..AttentionOptions::scaled(scale as f32) };
+        let (q, k, v) = (tensor(q.concat().concat(), 2), tensor(k.concat(), 1), tensor(v.concat(), 1));
+        taken.note(&q, &k, &v, &options).unwrap();
+        let found = taken.blocks.into_inner().remove(0);
+        assert!(
+            found.iter().zip(wanted).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6),
+            "{found:?} {wanted:?}"
+        );
+    }
+}

@@ -48,20 +48,16 @@ pub struct RetroConfig {
 }
 
 impl RetroConfig {
-    /// The paper's choices for a decoder: every third block from the sixth (the one in the middle
-    /// when there are fewer than six), two encoder layers, the first of them conditioned on the
-    /// chunk.
+    /// The paper's choices for a decoder that is trained from scratch (section 2.4 and table 9): every third block from the sixth, in
+    /// deeper ones than 15 from the ninth (and the one in the middle when there are fewer than six), two encoder layers, the first of
+    /// them conditioned on the chunk.
     pub fn for_decoder(decoder: &DecoderConfig, chunk_size: usize) -> Self {
         let blocks = decoder.num_hidden_layers;
-        let layers = match blocks {
-            0..6 => vec![blocks.div_ceil(2)],
-            6..=15 => (6..=blocks).step_by(3).collect(),
-            _ => (9..=blocks).step_by(3).collect(),
-        };
+        let first = if blocks > 15 { 9 } else { 6 };
         Self {
             chunk_size,
             neighbours: 2,
-            layers,
+            layers: every_third(blocks, first),
             heads: decoder.num_attention_heads,
             head_dim: decoder.head_dim,
             encoder_hidden_size: decoder.hidden_size,
@@ -72,6 +68,12 @@ impl RetroConfig {
             initialisation: Initialisation::Random,
             gate: false,
         }
+    }
+
+    /// The paper's choices for a decoder that stays as it is (section 4.2): every third block from the sixth, however deep it is.
+    pub fn for_frozen(decoder: &DecoderConfig, chunk_size: usize) -> Self {
+        let layers = every_third(decoder.num_hidden_layers, 6);
+        Self { layers, ..Self::for_decoder(decoder, chunk_size) }
     }
 
     /// The same where the layers start so. What copies is one layer of one head, as wide as the decoder, after its last
@@ -159,6 +161,14 @@ fn check_layers(name: &str, layers: &[usize], count: usize) -> Result<()> {
     Err(Error::setting(name, format!("{layers:?}: give ascending numbers from 1 to {count}")))
 }
 
+/// Every third of `blocks` from `first`, or the one in the middle of fewer than six.
+fn every_third(blocks: usize, first: usize) -> Vec<usize> {
+    match blocks {
+        0..6 => vec![blocks.div_ceil(2)],
+        _ => (first..=blocks).step_by(3).collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,6 +194,9 @@ mod tests {
         assert_eq!(layers(24), [9, 12, 15, 18, 21, 24]);
         assert_eq!(layers(4), [2]);
         assert_eq!(layers(5), [3]);
+        let frozen = |blocks| RetroConfig::for_frozen(&decoder(blocks), 64).layers;
+        assert_eq!(frozen(30), [6, 9, 12, 15, 18, 21, 24, 27, 30]);
+        assert_eq!((frozen(12), frozen(4)), (layers(12), layers(4)));
     }
 
     #[test]

@@ -95,3 +95,50 @@ pub(super) fn feed_forward(config: &T5Config, w: &mut Weights, name: &str) -> Re
         activation,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    /// Fails when lengths are not Euclidean, scores are scaled, or a masked key is looked at.
+    #[test]
+    fn what_is_taken_is_the_weight_times_the_length_of_the_value() {
+        let config = serde_json::json!({"model_type": "t5", "vocab_size": 8, "d_model": 4, "d_kv": 2, "d_ff": 4, "num_layers": 1,
+            "num_heads": 2, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1});
+        let config = T5Config::from_json(&config).unwrap();
+        let mut weights = Weights::from_seed(7, &Device::Cpu);
+        let attention = Attention::new(&config, &mut weights, "a").unwrap();
+        let values = |seed: u64, shape: [usize; 4]| {
+            let n = shape.iter().product();
+            Tensor::from_vec(crate::model::weights::normal(seed, "x", n, 1.0), &shape[..], &Device::Cpu)
+                .unwrap()
+        };
+        let x = values(1, [1, 1, 3, 4]).squeeze(0).unwrap();
+        let (k, v) = (values(2, [1, 2, 4, 2]), values(3, [1, 2, 4, 2]));
+        let mask = Tensor::new(&[[1u8, 1, 0, 1]], &Device::Cpu).unwrap();
+        let found = attention.taken(&x, (&k, &v), Some(&mask)).unwrap();
+        assert_eq!(found.dims(), [1, 2, 3, 4]);
+        let rows = |x: &Tensor| -> Vec<Vec<f64>> {
+            let all = x.flatten_to(candle_core::D::Minus2).unwrap().to_vec2::<f32>().unwrap();
+            all.into_iter().map(|row| row.into_iter().map(f64::from).collect()).collect()
+        };
+        let q = rows(&kernels::split_heads(&attention.q.forward(&x).unwrap(), 2).unwrap());
+        let (k, v, found) = (rows(&k), rows(&v), rows(&found));
+        for head in 0..2 {
+            for query in 0..3 {
+                let dot = |key: usize| -> f64 {
+                    q[head * 3 + query].iter().zip(&k[head * 4 + key]).map(|(a, b)| a * b).sum()
+                };
+                let power = |key: usize| if key == 2 { 0.0 } else { dot(key).exp() };
+                let sum: f64 = (0..4).map(power).sum();
+                for key in 0..4 {
+                    let length = v[head * 4 + key].iter().map(|x| x * x).sum::<f64>().sqrt();
+                    let (wanted, own) = (power(key) / sum * length, found[head * 3 + query][key]);
+                    assert!((wanted - own).abs() < 1e-6, "{head} {query} {key}: {wanted} {own}");
+                }
+            }
+        }
+    }
+}

@@ -7,8 +7,11 @@ use sidenote_kernels::{self as kernels, CrossEntropyOptions};
 use super::reader::Read;
 use crate::error::{Error, Result};
 use crate::model::LanguageModel;
-use crate::model::batch::IGNORE;
+use crate::model::batch::{IGNORE, side_by_side};
 use crate::reader::{Source, Templates, context_texts};
+
+/// Tokens that a question's texts are read in at a time: what a pass keeps of each is many times its size.
+const TOGETHER: usize = 4096;
 
 /// As many of the sources, nearest first, as the budget and the model have room for before an answer of `room` tokens.
 ///
@@ -63,19 +66,18 @@ pub fn nats(model: &LanguageModel, batch: &[(&Read, &[u32])]) -> Result<Tensor> 
 
 /// Log-likelihoods of the answer's tokens, given each passage alone.
 pub fn given_each(model: &LanguageModel, read: &Read, target: &[u32]) -> Result<Vec<Vec<f64>>> {
-    read.texts
-        .iter()
-        .map(|text| likelihoods(model, std::slice::from_ref(text), &read.asked, target))
-        .collect()
+    let of = |text| row(model, std::slice::from_ref(text), &read.asked, target);
+    likelihoods(model, &read.texts.iter().map(of).collect::<Vec<_>>(), target)
 }
 
 /// Log-likelihoods of the answer's tokens, given all passages but each.
 pub fn given_all_but_each(model: &LanguageModel, read: &Read, target: &[u32]) -> Result<Vec<Vec<f64>>> {
     let without = |out: usize| {
         let others = read.texts.iter().enumerate().filter(|(number, _)| *number != out);
-        others.map(|(_, text)| text.clone()).collect::<Vec<_>>()
+        let others: Vec<_> = others.map(|(_, text)| text.clone()).collect();
+        row(model, &others, &read.asked, target)
     };
-    (0..read.texts.len()).map(|out| likelihoods(model, &without(out), &read.asked, target)).collect()
+    likelihoods(model, &(0..read.texts.len()).map(without).collect::<Vec<_>>(), target)
 }
 
 /// What the answer takes of each passage, when it is written from all of them.
@@ -102,18 +104,34 @@ fn row(model: &LanguageModel, texts: &[Vec<u32>], asked: &[u32], target: &[u32])
     (tokens, from)
 }
 
-fn likelihoods(model: &LanguageModel, texts: &[Vec<u32>], asked: &[u32], target: &[u32]) -> Result<Vec<f64>> {
-    let (tokens, from) = row(model, texts, asked, target);
+/// Log-likelihoods of the tokens of `target` in each of the texts, at whose ends it stands; as many side by side as are [`TOGETHER`].
+fn likelihoods(model: &LanguageModel, rows: &[(Vec<u32>, usize)], target: &[u32]) -> Result<Vec<Vec<f64>>> {
+    let longest = rows.iter().map(|(tokens, _)| tokens.len()).max().unwrap_or(1);
+    let parts = rows.chunks((TOGETHER / longest).max(1)).map(|rows| likelihoods_of(model, rows, target));
+    Ok(parts.collect::<Result<Vec<_>>>()?.concat())
+}
+
+fn likelihoods_of(
+    model: &LanguageModel,
+    rows: &[(Vec<u32>, usize)],
+    target: &[u32],
+) -> Result<Vec<Vec<f64>>> {
     let decoder = model.network.decoder();
-    let read = Tensor::new(&tokens[..tokens.len() - 1], decoder.device())?.unsqueeze(0)?;
-    let hidden = model.network.forward(&read, None)?.detach();
-    let hidden = hidden.narrow(1, from - 1, target.len())?.squeeze(0)?.contiguous()?;
+    // The last token is predicted, not read. Filled up at the end, where nothing that counts can see it.
+    let texts: Vec<&[u32]> = rows.iter().map(|(tokens, _)| &tokens[..tokens.len() - 1]).collect();
+    let (tokens, _) = side_by_side(&texts, decoder.device())?;
+    let hidden = model.network.forward(&tokens, None)?.detach();
+    let of_answers = rows.iter().enumerate().map(|(number, (_, from))| {
+        Ok(hidden.narrow(0, number, 1)?.narrow(1, from - 1, target.len())?.squeeze(0)?)
+    });
+    let hidden = Tensor::cat(&of_answers.collect::<Result<Vec<_>>>()?, 0)?;
     let logits = decoder.logits(&hidden)?.detach();
-    let of_target = Tensor::new(target, decoder.device())?.unsqueeze(1)?;
+    let of_target = Tensor::new(target.repeat(rows.len()), decoder.device())?.unsqueeze(1)?;
     let highest = logits.max_keepdim(1)?;
     let total = (logits.broadcast_sub(&highest)?.exp()?.sum_keepdim(1)?.log()? + &highest)?;
-    let found = (logits.gather(&of_target, 1)? - total)?.flatten_all()?.to_vec1::<f32>()?;
-    Ok(found.into_iter().map(f64::from).collect())
+    let found = (logits.gather(&of_target, 1)? - total)?.reshape((rows.len(), target.len()))?;
+    let row = |row: Vec<f32>| row.into_iter().map(f64::from).collect();
+    Ok(found.to_vec2::<f32>()?.into_iter().map(row).collect())
 }
 
 #[cfg(test)]
@@ -158,6 +176,15 @@ mod tests {
             let sum = |row: &Vec<f64>| row.iter().sum::<f64>();
             assert!((sum(&each[k]) - by_score(&read.texts[k..=k])).abs() < 1e-3, "{k}");
             assert!((sum(&others[k]) - by_score(&rest)).abs() < 1e-3, "{k}");
+        }
+        // The same however many there are, in parts where they are too many for one.
+        let rows: Vec<_> = (0..40)
+            .map(|k| row(&model, &vec![read.texts[k % 3].clone(); 1 + k % 4], &read.asked, &target))
+            .collect();
+        assert!(rows.len() * rows.iter().map(|(tokens, _)| tokens.len()).max().unwrap() > TOGETHER);
+        for (own, found) in rows.chunks(1).zip(likelihoods(&model, &rows, &target).unwrap()) {
+            let alone = likelihoods_of(&model, own, &target).unwrap().remove(0);
+            assert!(alone.iter().zip(&found).all(|(a, b)| (a - b).abs() < 1e-4), "{alone:?} {found:?}");
         }
         // The training loss is that of all passages, whatever is beside it in the batch.
         let all = -by_score(&read.texts) / target.len() as f64;

@@ -22,7 +22,7 @@ use crate::reader::{Source, Trained, folders, widened};
 use crate::retriever::{Filter, Retriever, SearchOptions, open_store};
 use crate::sealed;
 use crate::task::multiple_choice::ordered;
-use crate::task::{Example, masked, prefix, section};
+use crate::task::{Example, Mode, masked, prefix, section};
 use crate::train::checkpoint;
 use crate::train::config::{AtlasSection, AtlasTask, TrainConfig};
 use crate::train::steps::Learner;
@@ -42,8 +42,8 @@ pub struct AtlasLearner<'a> {
     encoder: Option<TrainableEncoder>,
     variables: Vec<(String, Var)>,
     generations: Generations,
-    /// The index as it is now.
-    retriever: Retriever,
+    /// The index as it is now; none where nothing is retrieved.
+    retriever: Option<Retriever>,
     examples: Examples,
     held_out: Vec<Example>,
     epoch: (usize, Vec<usize>),
@@ -83,10 +83,11 @@ impl<'a> AtlasLearner<'a> {
         let base = base.ok_or_else(|| Error::setting("base", "give the model that reads"))?;
         let saved = start.map(folders);
         let reader = TrainedReader::load(saved.as_ref().map_or(base, |(reader, _)| reader), device)?;
-        let retriever = Retriever::open(&config.index, None)?;
-        let encoder = match section.loss {
-            None => None,
-            Some(_) => {
+        let retrieves = section.mode == Mode::Retrieve;
+        let retriever = retrieves.then(|| Retriever::open(&config.index, None)).transpose()?;
+        let encoder = match (section.loss, &retriever) {
+            (None, _) | (_, None) => None,
+            (Some(_), Some(retriever)) => {
                 let name = match &saved {
                     Some((_, encoder)) => encoder.display().to_string(),
                     None => retriever.meta().settings.encoder.name.clone(),
@@ -134,8 +135,15 @@ impl<'a> AtlasLearner<'a> {
         if learner.untargeted() {
             return Err(Error::setting("examples", "a line has no answer to learn"));
         }
+        if learner.section.mode == Mode::GivenPassages {
+            let lines = match &learner.examples {
+                Examples::Lines(lines) => lines.as_slice(),
+                Examples::Text(..) => &[],
+            };
+            lines.iter().chain(&learner.held_out).try_for_each(|example| example.given().map(|_| ()))?;
+        }
         if let Some(index) = learner.generations.before(step)? {
-            learner.retriever = Retriever::open(&index, None)?;
+            learner.retriever = Some(Retriever::open(&index, None)?);
         }
         Ok(learner)
     }
@@ -152,7 +160,7 @@ impl<'a> AtlasLearner<'a> {
     fn refresh(&mut self, step: usize) -> Result<()> {
         let Some(encoder) = self.encoder.as_ref().filter(|_| !self.section.query_side) else { return Ok(()) };
         if let Some(index) = self.generations.due(step, encoder)? {
-            self.retriever = Retriever::open(&index, None)?;
+            self.retriever = Some(Retriever::open(&index, None)?);
         }
         Ok(())
     }
@@ -165,22 +173,22 @@ impl<'a> AtlasLearner<'a> {
         }
     }
 
-    /// Retrieves for `examples` with the retriever as it is now.
+    /// `examples` with their passages, from the retriever as it is now or as they came.
     fn ask(&self, examples: &[Example]) -> Result<Vec<Question>> {
-        examples.iter().map(|example| self.ask_one(example)).collect()
+        let ask_one = |example| match (&self.retriever, self.section.mode) {
+            (Some(retriever), _) => self.ask_retriever(retriever, example),
+            (None, Mode::GivenPassages) => {
+                let given = example.given()?.iter().take(self.section.passages);
+                let sources = given.map(|p| Source { title: &p.title, text: &p.text, score: 0.0 });
+                self.question(example, &sources.collect::<Vec<_>>())
+            }
+            (None, _) => self.question(example, &[]),
+        };
+        examples.iter().map(ask_one).collect()
     }
 
-    fn ask_one(&self, example: &Example) -> Result<Question> {
-        let looked_for = match self.section.task {
-            AtlasTask::Masked => masked::without_sentinels(&example.question),
-            _ => example.question.clone(),
-        };
-        let mut hits = self.retrieve(example, &looked_for)?;
-        let passages: Vec<_> = hits.iter().map(|hit| self.retriever.passage(*hit)).collect();
-        let sources: Vec<Source<'_>> = passages
-            .iter()
-            .map(|p| Source { title: &p.title, text: widened(&self.retriever, p), score: p.score })
-            .collect();
+    /// What the reader gets of `example` and its passages; what a retriever learns from is left empty.
+    fn question(&self, example: &Example, sources: &[Source<'_>]) -> Result<Question> {
         let masked = self.section.task == AtlasTask::Masked;
         let safe = |text: &str| match masked {
             true => text.to_string(),
@@ -189,23 +197,35 @@ impl<'a> AtlasLearner<'a> {
         let templates = &self.section.templates;
         let answer = safe(example.target().unwrap_or_default());
         let target = self.reader.target(templates, &answer, self.section.target_tokens)?;
-        let read = self.reader.read(templates, &safe(&example.question), &sources, &target)?;
+        let read = self.reader.read(templates, &safe(&example.question), sources, &target)?;
         // What the reader has no room for, it says nothing about.
-        hits.truncate(read.texts.len());
-        let found = hits.len();
-        let mut question =
-            Question { query: Vec::new(), passages: Vec::new(), vectors: Vec::new(), read, found, target };
+        let found = sources.len().min(read.texts.len());
+        Ok(Question { query: Vec::new(), passages: Vec::new(), vectors: Vec::new(), read, found, target })
+    }
+
+    fn ask_retriever(&self, retriever: &Retriever, example: &Example) -> Result<Question> {
+        let looked_for = match self.section.task {
+            AtlasTask::Masked => masked::without_sentinels(&example.question),
+            _ => example.question.clone(),
+        };
+        let mut hits = self.retrieve(retriever, example, &looked_for)?;
+        let passages: Vec<_> = hits.iter().map(|hit| retriever.passage(*hit)).collect();
+        let sources: Vec<Source<'_>> = passages
+            .iter()
+            .map(|p| Source { title: &p.title, text: widened(retriever, p), score: p.score })
+            .collect();
+        let mut question = self.question(example, &sources)?;
+        hits.truncate(question.found);
         if let Some(encoder) = &self.encoder {
             question.query = encoder.tokenize_queries(&[&looked_for])?.remove(0);
             match self.section.query_side {
                 true => {
-                    let row =
-                        |hit: &Hit| self.retriever.index().vector(hit.id).unwrap_or_default().into_owned();
+                    let row = |hit: &Hit| retriever.index().vector(hit.id).unwrap_or_default().into_owned();
                     question.vectors = hits.iter().flat_map(row).collect();
                 }
                 false => {
                     let chunks: Vec<&str> =
-                        hits.iter().map(|hit| self.retriever.store().chunk(hit.id as usize).text).collect();
+                        hits.iter().map(|hit| retriever.store().chunk(hit.id as usize).text).collect();
                     question.passages = encoder.tokenize(&chunks)?;
                 }
             }
@@ -214,7 +234,7 @@ impl<'a> AtlasLearner<'a> {
     }
 
     /// The passages to be read for `example`, best first; never those of the document that it is made of.
-    fn retrieve(&self, example: &Example, looked_for: &str) -> Result<Vec<Hit>> {
+    fn retrieve(&self, retriever: &Retriever, example: &Example, looked_for: &str) -> Result<Vec<Hit>> {
         let section = &self.section;
         let from_text = section.task.of_lines().is_none();
         let Some(encoder) = &self.encoder else {
@@ -223,7 +243,7 @@ impl<'a> AtlasLearner<'a> {
                 false => Filter::default(),
             };
             let options = SearchOptions { filter, ranking: section.ranking };
-            let found = self.retriever.search_with(looked_for, section.passages, &options)?;
+            let found = retriever.search_with(looked_for, section.passages, &options)?;
             return Ok(found.iter().map(|p| Hit { id: p.chunk as u32, score: p.score }).collect());
         };
         let query = encoder.tokenize_queries(&[looked_for])?.remove(0);
@@ -231,12 +251,12 @@ impl<'a> AtlasLearner<'a> {
             return Ok(Vec::new());
         }
         let query = encoder.forward(&[&query], None)?.detach();
-        let store = self.retriever.store();
+        let store = retriever.store();
         let may =
             |_: usize, id: u32| !from_text || store.document(store.document_of(id as usize)).id != example.id;
         let k = section.passages.max(section.rerank);
         let row = query.flatten_all()?.to_vec1::<f32>()?;
-        let mut hits = self.retriever.search_vectors(&row, k, Some(&may))?.remove(0);
+        let mut hits = retriever.search_vectors(&row, k, Some(&may))?.remove(0);
         if section.rerank > 0 {
             // The index may be stale; what is compared here is not.
             let chunks: Vec<&str> = hits.iter().map(|hit| store.chunk(hit.id as usize).text).collect();
@@ -382,8 +402,8 @@ impl Learner for AtlasLearner<'_> {
             if let Some(encoder) = &self.encoder {
                 encoder.save_as(&retriever, precision)?;
             }
-            let of_passages = || self.retriever.encoder().identity().to_string();
-            let passages = self.section.query_side.then(of_passages);
+            let of_passages = |retriever: &Retriever| retriever.encoder().identity().to_string();
+            let passages = self.retriever.as_ref().filter(|_| self.section.query_side).map(of_passages);
             Trained { templates: self.section.templates.clone(), passages }.write(dir)
         })
     }
@@ -477,8 +497,9 @@ mod tests {
             let learner = AtlasLearner::open(&config, None, &Device::Cpu).unwrap();
             for number in 0..6 {
                 let example = learner.example(number, &mut ChaCha8Rng::seed_from_u64(0)).unwrap();
-                let hits = learner.retrieve(&example, &example.question).unwrap();
-                let found: Vec<_> = hits.iter().map(|hit| learner.retriever.passage(*hit).id).collect();
+                let retriever = learner.retriever.as_ref().unwrap();
+                let hits = learner.retrieve(retriever, &example, &example.question).unwrap();
+                let found: Vec<_> = hits.iter().map(|hit| retriever.passage(*hit).id).collect();
                 assert!(found.len() == 5 && !found.contains(&example.id), "{} {found:?}", example.id);
             }
         }
@@ -490,11 +511,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = configured(dir.path(), "task = \"prefix\"\nloss = \"pdist\"\nrerank = 6\npassages = 3");
         let learner = AtlasLearner::open(&config, None, &Device::Cpu).unwrap();
-        let encoder = learner.encoder.as_ref().unwrap();
+        let (encoder, retriever) = (learner.encoder.as_ref().unwrap(), learner.retriever.as_ref().unwrap());
         let example = learner.example(0, &mut ChaCha8Rng::seed_from_u64(0)).unwrap();
         let found = || {
             learner
-                .retrieve(&example, &example.question)
+                .retrieve(retriever, &example, &example.question)
                 .unwrap()
                 .iter()
                 .map(|hit| hit.id)
@@ -517,7 +538,7 @@ mod tests {
                 .unwrap()
         };
         let query = vector(encoder.tokenize_queries(&[&example.question]).unwrap());
-        let store = learner.retriever.store();
+        let store = retriever.store();
         let score = |chunk: usize| -> f32 {
             let passage = vector(encoder.tokenize(&[store.chunk(chunk).text]).unwrap());
             query.iter().zip(&passage).map(|(a, b)| a * b).sum()

@@ -106,7 +106,8 @@ impl TrainedReader {
             ),
             // A word after "answer:", unless the answer's beginning stands between.
             Self::Context(model) => {
-                let answer = format!("{}{answer}", if templates.answer.is_empty() { " " } else { "" });
+                let gap = if templates.answer.is_empty() { templates.gap() } else { "" };
+                let answer = format!("{gap}{answer}");
                 (model.tokenizer.encode(&answer)?.ids, model.end_tokens().first())
             }
         };
