@@ -468,8 +468,17 @@ fn gradients_choose_what_teaches_the_targets_answers() {
     succeed(dir, &format!("{command} one.jsonl"));
     let found = rows(&dir.join("one.jsonl"));
     assert_eq!(found.iter().filter(|row| row["target"] == "moon moon").count(), 8, "{found:?}");
-    succeed(dir, &format!("{command} two.jsonl"));
+    // Each example asks for rows with its answer, the best first.
+    succeed(dir, &format!("{command} two.jsonl -k 5 --scores two-scores.jsonl"));
     assert_eq!(found, rows(&dir.join("two.jsonl")));
+    assert!(found.iter().any(|row| row["attribution_frequency"].as_u64().unwrap() > 0), "{found:?}");
+    let asked = rows(&dir.join("two-scores.jsonl"));
+    assert_eq!(asked.len(), target.len());
+    for line in asked {
+        let (ids, distances) = (line["ids"].as_array().unwrap(), line["distances"].as_array().unwrap());
+        assert!(ids.len() == 5 && ids.iter().all(|id| id.as_u64().unwrap() % 3 == 0), "{line}");
+        assert!(distances.iter().map(|d| d.as_f64().unwrap()).is_sorted(), "{line}");
+    }
 
     fs::write(dir.join("bare.jsonl"), format!("{}\n{}\n", target[0], json!({"input": "moon"}))).unwrap();
     let said = fail(dir, "pool.jsonl --method less --model model --target bare.jsonl -n 8 --out no.jsonl", 1);

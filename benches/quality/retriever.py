@@ -6,7 +6,8 @@ SQUAD is a folder with the two halves of SQuAD 2.0's dev set, dev-v2.0.half.json
 dev-v2.0.otherhalf.reconstructed.json (CC BY-SA 4.0), which have no article in common. FOLDER is an encoder such as
 all-MiniLM-L6-v2. It learns from the answerable questions of the first half, and is asked to find the paragraphs of the second
 half's: as it is (`untuned`), tuned on questions and their paragraphs (`pairs`), with another paragraph of the same article
-as a hard negative (`negatives`), or on crops of the first half's paragraphs without any question (`crops`).
+as a hard negative (`negatives`), or on crops of the first half's paragraphs without any question (`crops`), with those of QUEUE
+earlier crops beside the batch's too (`crops-queue`).
 
 A cell is one run. Its result is a line of retriever.jsonl beside this file, appended as soon as it is there; what is
 there is not run again. At the end retriever.md is written from all lines. The machine may be busy: only seconds suffer.
@@ -21,7 +22,8 @@ from functools import partial
 
 from cells import arguments, run_cells, sidenote
 
-CELLS = ["untuned", "pairs", "negatives", "crops"]
+CELLS = ["untuned", "pairs", "negatives", "crops", "crops-queue"]
+QUEUE = 240
 STEPS, BATCH, RATE = 80, 24, 2e-5
 SEEDS = [1, 2, 3]
 
@@ -72,14 +74,15 @@ def measure(args, cell, seed):
     if cell != "untuned":
         out = f"{args.work}/{cell}-{seed}"
         text = f'pairs = "{args.work}/pairs.jsonl"'
-        if cell == "crops":
+        queue = f"queue = {QUEUE}\nmomentum = 0.99\n" if cell == "crops-queue" else ""
+        if cell.startswith("crops"):
             text = f'index = "{args.work}/index"'
             if not os.path.exists(f"{args.work}/index"):
                 sidenote(args, "index", "build", f"{args.work}/crops.jsonl", "--out", f"{args.work}/index")
         with open(f"{out}.toml", "w") as file:
             file.write(
                 f'kind = "retriever"\nout = "{out}"\nbase = "{args.encoder}"\n{text}\n'
-                f"[retriever]\nbatch = {BATCH}\nnegatives = {int(cell == 'negatives')}\n"
+                f"[retriever]\nbatch = {BATCH}\nnegatives = {int(cell == 'negatives')}\n{queue}"
                 f"[training]\nsteps = {STEPS}\nlearning_rate = {RATE}\nwarmup_steps = {STEPS // 10}\n"
                 f'schedule = "linear"\nseed = {seed}\n'
             )

@@ -46,11 +46,11 @@ struct Select {
     /// Where to write the chosen rows.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Where to write each example's neighbours (of two stages, the nearest of the chosen rows), a line {"ids", "distances"} an example.
+    /// Where to write each example's neighbours (with two-stage the nearest of the chosen rows), a line {"ids", "distances"} an example.
     #[arg(long, value_name = "FILE")]
     scores: Option<PathBuf>,
-    /// Look at no more than so many neighbours of each example [default: as many as -n needs]. Of two stages, name so many of the
-    /// chosen rows in --scores.
+    /// Look at no more than so many neighbours of each example [default: as many as -n needs]. With two-stage and less, name so many in
+    /// --scores.
     #[arg(short, value_name = "NEIGHBOURS", value_parser = clap::value_parser!(u64).range(1..))]
     k: Option<u64>,
     /// What turns text into vectors: "default", or an encoder's folder, or a decoder's folder or file.

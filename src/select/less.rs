@@ -21,7 +21,7 @@ use sidenote_kernels::AdamWOptions;
 
 use super::projection::Projection;
 use super::scores::Scores;
-use super::selector::{Ranked, Ranking, Selector};
+use super::selector::{Neighbours, Ranked, Ranking, Selector};
 use super::{Pool, Target};
 use crate::error::{Error, Result};
 use crate::eval::tasks::{self, Item};
@@ -49,15 +49,18 @@ pub struct Less {
     seed: u64,
     /// The folder where scores lie until the selection is written, a file a target.
     scratch: PathBuf,
+    /// Rows that each example is said to ask for.
+    k: usize,
 }
 
 impl Less {
-    /// By the gradients of the model called `model`; scores lie in the folder `scratch` until it is removed.
-    pub fn new(model: PathBuf, seed: u64, scratch: PathBuf) -> Self {
-        Self { model, seed, scratch }
+    /// By the gradients of the model called `model`; scores lie in the folder `scratch` until it is removed. The `k` rows that are best
+    /// for each example are named, or the best.
+    pub fn new(model: PathBuf, seed: u64, scratch: PathBuf, k: Option<usize>) -> Self {
+        Self { model, seed, scratch, k: k.unwrap_or(1) }
     }
 
-    /// The scores for `target` so far. The steps before them are taken again, to the same weights.
+    /// The scores for `target` so far: of each checkpoint, of each row, of each example. The steps before them are taken again, to the same weights.
     fn scores(&self, pool: &Pool, target: &Target) -> Result<Scores> {
         let model = BaseModel::of(&self.model, &Source::open(&self.model)?)?.blake3;
         let bytes = fs::read(target.path()).map_err(Error::io(target.path()))?;
@@ -92,7 +95,7 @@ impl Selector for Less {
             for _ in 0..STEPS {
                 rate += run.step()? / STEPS as f64;
             }
-            if there >= (checkpoint + 1) * pool.len() {
+            if there >= (checkpoint + 1) * pool.len() * examples.len() {
                 task.advance(pool.len() as u64);
                 continue;
             }
@@ -100,7 +103,8 @@ impl Selector for Less {
             let moments = run.moments()?;
             pool.for_each(|number, _, row| {
                 task.advance(1);
-                if checkpoint * pool.len() + number < there {
+                let first = (checkpoint * pool.len() + number) * examples.len();
+                if first + examples.len() <= there {
                     return Ok(());
                 }
                 if interrupt::requested() {
@@ -116,17 +120,34 @@ impl Selector for Less {
                     line: number as u64 + 1,
                 };
                 let step = adam(&run.of(&item)?, &moments);
-                parts.push(rate * dot(&unit(projection.apply(&step)), &wanted))
+                let step = unit(projection.apply(&step));
+                // A block may end within a row.
+                let missing = wanted.iter().skip(there.saturating_sub(first));
+                missing.map(|wanted| rate * dot(&step, wanted)).try_for_each(|score| parts.push(score))
             })?;
         }
-        let mut scores = vec![0f64; pool.len()];
-        for parts in parts.finish()?.chunks(pool.len()) {
-            scores.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part);
+        // Of each row, by each example, over the checkpoints.
+        let mut by_example = vec![0f64; pool.len() * examples.len()];
+        for parts in parts.finish()?.chunks(by_example.len()) {
+            by_example.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part);
         }
+        let mean = |of_row: &[f64]| of_row.iter().sum::<f64>() / examples.len() as f64;
+        let scores: Vec<f64> = by_example.chunks(examples.len()).map(mean).collect();
+        let neighbours = (0..examples.len()).map(|example| {
+            let score = |row: &usize| by_example[row * examples.len() + example];
+            let mut rows: Vec<usize> = (0..pool.len()).collect();
+            rows.sort_by(|a, b| score(b).total_cmp(&score(a)).then(a.cmp(b)));
+            rows.truncate(self.k);
+            Neighbours {
+                ids: rows.iter().map(|row| *row as u32).collect(),
+                distances: rows.iter().map(|row| -score(row) as f32).collect(),
+            }
+        });
+        let neighbours = neighbours.collect();
         let mut rows: Vec<usize> = (0..pool.len()).collect();
         rows.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
         let rows = rows.into_iter().map(|row| Ranked { row, depth: 0 }).collect();
-        Ok(Ranking { rows, neighbours: Vec::new() })
+        Ok(Ranking { rows, neighbours })
     }
 }
 
@@ -161,15 +182,9 @@ fn draw(pool: &Pool, path: &std::path::Path, seed: u64) -> Result<()> {
     file.flush().map_err(Error::io(path))
 }
 
-/// The mean of the examples' projected gradients, each of unit length: its inner product with a unit vector is the mean of
-/// their cosines.
-fn wanted(run: &InstanceGradients<'_>, examples: &[Item], projection: Projection) -> Result<Vec<f32>> {
-    let mut sum = vec![0f32; PROJECTED];
-    for example in examples {
-        let gradient = unit(projection.apply(&run.of(example)?));
-        sum.iter_mut().zip(gradient).for_each(|(sum, x)| *sum += x / examples.len() as f32);
-    }
-    Ok(sum)
+/// The examples' projected gradients, each of unit length: inner products with a unit vector are their cosines.
+fn wanted(run: &InstanceGradients<'_>, examples: &[Item], projection: Projection) -> Result<Vec<Vec<f32>>> {
+    examples.iter().map(|example| Ok(unit(projection.apply(&run.of(example)?)))).collect()
 }
 
 /// Gamma (the paper's equation 3 and its definition of Adam's step): what Adam would take for its next step if `gradient` were
@@ -222,13 +237,14 @@ mod tests {
     fn a_run_that_was_cut_off_goes_on_to_the_same_scores() {
         let (dir, pool) = super::super::tests::pool(&[("a", 30)]);
         let path = dir.path().join("examples.jsonl");
-        fs::write(&path, "{\"input\": \"a 3\", \"target\": \"no\"}\n").unwrap();
+        let line = |i: usize| format!("{{\"input\": \"a {i}\", \"target\": \"no\"}}\n");
+        fs::write(&path, (3..6).map(line).collect::<String>()).unwrap();
         let target = Target::open(&path).unwrap();
         let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/data/models/llama2c/stories260K.bin");
         let scratch = dir.path().join("scratch");
         let rank = || {
-            Less::new(model.clone(), 3, scratch.clone())
+            Less::new(model.clone(), 3, scratch.clone(), Some(2))
                 .rank(&pool, Some(&target), 1, Progress::Silent)
                 .unwrap()
         };

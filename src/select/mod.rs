@@ -85,9 +85,14 @@ impl Method {
         )
     }
 
-    /// Whether it looks for each example's neighbours.
+    /// Whether rows are what its examples have found.
     fn asks_neighbours(self) -> bool {
         matches!(self, Self::Deft | Self::RdsPlus | Self::TaskAware | Self::Bm25)
+    }
+
+    /// Whether it says which rows each example is near.
+    fn names_neighbours(self) -> bool {
+        self.asks_neighbours() || matches!(self, Self::TwoStage | Self::Less)
     }
 }
 
@@ -233,7 +238,7 @@ fn selector(job: &Job) -> Result<Box<dyn Selector>> {
         Method::Bm25 => Box::new(by_words::ByWords::new(job.k)),
         Method::Dsir => Box::new(dsir::Importance::new(Some(job.seed), job.smoothing)),
         Method::Less => {
-            Box::new(less::Less::new(model()?.to_path_buf(), job.seed, scratch(&job.out, "scores")))
+            Box::new(less::Less::new(model()?.to_path_buf(), job.seed, scratch(&job.out, "scores"), job.k))
         }
         Method::TwoStage => {
             let first = match job.first.as_str() {
@@ -259,7 +264,7 @@ fn check(job: &Job) -> Result<()> {
     if !(0.0..1.0).contains(&job.smoothing) {
         return Err(Error::setting("--smoothing", "must be at least 0 and less than 1"));
     }
-    if job.scores.is_some() && !job.method.asks_neighbours() && job.method != Method::TwoStage {
+    if job.scores.is_some() && !job.method.names_neighbours() {
         let why = format!("the method {} asks no neighbours, so it has none to write", job.method);
         return Err(Error::setting("--scores", why));
     }
