@@ -1,6 +1,7 @@
 //! Tasks: which of the given answers a model holds for the likeliest, or what it writes.
 
 mod csv;
+mod files;
 pub mod flipped;
 mod item;
 mod pairs;
@@ -19,7 +20,8 @@ use crate::progress::Progress;
 use pairs::{Pairs, Place, Scores};
 
 pub use csv::predictions;
-pub use item::{Item, for_each, read};
+pub use files::{for_each, read};
+pub use item::Item;
 pub use tokens::{ModelText, after};
 
 /// How tasks are asked.
