@@ -7,6 +7,8 @@ DATA is a folder with `p3_t0_train` (T0's training mixture in small), `sni` (Sup
 evaluation files the pool must not touch). The pool is made of the first two by `sidenote pool build`, without the tasks
 of selection.left_out.txt and without any row that shares a run of 13 words, or a whole shorter text, with the evaluation files.
 
+dsir draws the shares of the target's words half way to those of the pool (`--smoothing`); dsir-paper does not, as in its paper.
+
 A cell is one choice of 1 % of the pool for one target. Its result is a line of selection.jsonl beside this file, appended as soon
 as it is there; what is there is not run again. At the end selection.md is written from all lines:
 
@@ -32,7 +34,7 @@ from functools import partial
 
 from cells import HERE, arguments, once, run_cells, sidenote
 
-METHODS = ["deft", "rds+", "task-aware", "two-stage", "bm25", "dsir", "random", "random-balanced"]
+METHODS = ["deft", "rds+", "task-aware", "two-stage", "bm25", "dsir", "dsir-paper", "random", "random-balanced"]
 # A target's folder of DEFT's few-shot files, and the categories of tasks like it.
 TARGETS = {
     "rte": (["rte"], ["Textual Entailment"]),
@@ -136,7 +138,9 @@ def measure(args, target, method):
     out = f"{args.work}/{target}.{method}.chosen.jsonl"
     n = round(FRACTION * pool["kept"])
     options = ["--vectors", VECTORS[method]] if method in VECTORS else []
-    command = ["--method", method, "--target", examples, "-n", n, "--out", out, "--seed", SEED, *options]
+    # Without drawing the target's words to the pool's.
+    name, options = ("dsir", ["--smoothing", 0]) if method == "dsir-paper" else (method, options)
+    command = ["--method", name, "--target", examples, "-n", n, "--out", out, "--seed", SEED, *options]
     report, seconds, memory = timed(args, "select", "pool", *command)
     said = sidenote(args, "select", "explain", out, "--pool", "pool", "--target", examples, "--vectors", "vectors")
     related, coverage = TARGETS[target][1], said["coverage"][0]

@@ -39,13 +39,14 @@ RETRO's layers on that decoder, or any other, which stays as it is (retro.toml):
 An encoder-decoder (t5.toml): kind = \"t5\", a section [t5] with hidden_size, layers and heads (or a T5 as base), and
   objectives = [{kind = \"spans\"}]
 An encoder (retriever.toml): kind = \"retriever\", base = \"ENCODER\", pairs = \"pairs.jsonl\" with a query and a positive a line,
-  or an index, of whose text crops are taken
+  or an index, of whose text crops are taken; perhaps a section [retriever] with batch, temperature, queue or symmetric
 A reader and its retriever (atlas.toml): kind = \"atlas\", base = \"T5\", an index by a network that encodes, examples = \"qa.jsonl\", and
-  a section [atlas] with loss = \"pdist\" | \"emdr2\" | \"adist\" | \"loop\", passages, refresh = \"0-1000:500\" or query_side = true
+  a section [atlas] with loss = \"pdist\" | \"emdr2\" | \"adist\" | \"loop\", passages, refresh = \"0-1000:500\" or query_side = true;
+  without an index and loss, mode = \"given-passages\" or \"closed-book\"
 
 Tasks, by any model, whole or with an adapter (tuned.toml): kind = \"tune\", base = \"MODEL\", a section [tune] with
-  data = [\"chosen.jsonl\"] (files or pools) and perhaps learn, losses, mixing, cap, temperature, by and splits = {categories,
-  tasks, instances} (`sidenote pool split`); and perhaps a section [adapter] with
+  data = [\"chosen.jsonl\"] (files or pools) and perhaps learn, losses, packing, splits = {categories, tasks, instances}
+  (`sidenote pool split`), and how tasks are mixed: max_examples, mixing, cap, temperature, by, within, formats; and perhaps a section [adapter] with
   method = \"lora\" | \"ia3\" | \"bitfit\" | \"prompt\" | \"prefix\" and rank, alpha, targets or tokens
 
 Beside what is shown, [training] takes accumulate, optimiser, schedule, final_rate, keep_checkpoints and others, and
