@@ -468,7 +468,7 @@ fn gradients_choose_what_teaches_the_targets_answers() {
     succeed(dir, &format!("{command} one.jsonl"));
     let found = rows(&dir.join("one.jsonl"));
     assert_eq!(found.iter().filter(|row| row["target"] == "moon moon").count(), 8, "{found:?}");
-    // Each example asks for rows with its answer, the best first.
+    // Each example names the rows that are best for it, the best first: of one alone these are the choice.
     succeed(dir, &format!("{command} two.jsonl -k 5 --scores two-scores.jsonl"));
     assert_eq!(found, rows(&dir.join("two.jsonl")));
     assert!(found.iter().any(|row| row["attribution_frequency"].as_u64().unwrap() > 0), "{found:?}");
@@ -476,9 +476,21 @@ fn gradients_choose_what_teaches_the_targets_answers() {
     assert_eq!(asked.len(), target.len());
     for line in asked {
         let (ids, distances) = (line["ids"].as_array().unwrap(), line["distances"].as_array().unwrap());
-        assert!(ids.len() == 5 && ids.iter().all(|id| id.as_u64().unwrap() % 3 == 0), "{line}");
-        assert!(distances.iter().map(|d| d.as_f64().unwrap()).is_sorted(), "{line}");
+        assert!(ids.len() == 5 && distances.iter().map(|d| d.as_f64().unwrap()).is_sorted(), "{line}");
     }
+    fs::write(dir.join("one-target.jsonl"), lines(&target[..1])).unwrap();
+    let command = command.replace("target.jsonl -n 8", "one-target.jsonl -n 5");
+    succeed(dir, &format!("{command} alone.jsonl -k 5 --scores alone-scores.jsonl"));
+    let mut named: Vec<u64> = rows(&dir.join("alone-scores.jsonl"))[0]["ids"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_u64().unwrap())
+        .collect();
+    named.sort_unstable();
+    let chosen: Vec<u64> =
+        rows(&dir.join("alone.jsonl")).iter().map(|row| row["index_id"].as_u64().unwrap()).collect();
+    assert_eq!(named, chosen);
 
     fs::write(dir.join("bare.jsonl"), format!("{}\n{}\n", target[0], json!({"input": "moon"}))).unwrap();
     let said = fail(dir, "pool.jsonl --method less --model model --target bare.jsonl -n 8 --out no.jsonl", 1);
