@@ -11,7 +11,7 @@ beside the one in the program; cells that need one which is not given are left o
     ceiling                  in how many questions any article of the corpus holds an answer
     retrieve-R               whether one of the first 1, 5, 20, 100 passages does
     quoting-R                the default reader, which quotes a sentence, over the first 5 passages
-    closed-book              MODEL without passages
+    closed-book              MODEL without passages; closed-book-tuned: after all its weights were trained on the examples without any
     untrained-R              MODEL as it is, over the first 3 passages
     reader-R                 MODEL after all its weights were trained on SHOTS examples with the first 3 passages; R stays
     reader-16-R, joint-pdist-16-R   the same steps on FEW of the examples, four times each
@@ -64,6 +64,7 @@ CELLS = [
     *(f"retrieve-{name}" for name in RETRIEVERS),
     *(f"quoting-{name}" for name in RETRIEVERS if not name.startswith("pool")),
     "closed-book",
+    "closed-book-tuned",
     *(f"untrained-{name}" for name in RETRIEVERS),
     *(f"reader-{name}" for name in RETRIEVERS),
     "reader-16-pool-bm25",
@@ -71,13 +72,13 @@ CELLS = [
     "joint-pdist-16-pool-minilm",
     *(f"{stage}-pool-minilm" for stage in LEARNING),
 ]
-TRAINED = ("reader-", "joint-", "query-side-")
+TRAINED = ("closed-book-tuned", "reader-", "joint-", "query-side-")
 # 64 examples once: steps of 4 questions, multiplied in bf16.
 TRAINING = """
 kind = "atlas"
 out = {out}
 base = {base}
-index = {index}
+{index}
 examples = {examples}
 [atlas]
 passages = {passages}
@@ -147,10 +148,13 @@ def rounded(args):
 
 def ask(args, path, answers, *options):
     """What `eval qa` says of the questions in `path`, each with its answers, and the summary."""
-    out = os.path.join(args.work, "answers.jsonl")
+    # Of this process alone: another may be asking in the same folder.
+    out = os.path.join(args.work, f"answers-{os.getpid()}.jsonl")
     summary = sidenote(args, "eval", "qa", *options, "--data", path, "--limit", len(answers), "--out", out)
     with open(out, encoding="utf-8") as lines:
-        return list(zip(map(json.loads, lines), answers)), summary
+        said = list(zip(map(json.loads, lines), answers))
+    os.remove(out)
+    return said, summary
 
 
 def pool(args):
@@ -214,20 +218,21 @@ def retrieving(args, retriever, passages, folder=None):
 
 def train(args, stage, retriever, seed):
     """A run of `stage`, once for all sets: its folder, and what it reported."""
-    corpus, encoder, ranking = RETRIEVERS[retriever]
     run = os.path.join(args.work, "runs", f"{stage}-{retriever}-{seed}")
     shots, stage = FEW.get(stage, SHOTS), stage.removesuffix("-16")
     learns = {
-        "reader": f'ranking = "{ranking}"',
+        "closed-book-tuned": 'mode = "closed-book"',
+        "reader": f'ranking = "{RETRIEVERS[retriever][2]}"' if retriever else "",
         "query-side": 'loss = "pdist"\nquery_side = true',
         "joint-pdist-fast": f'loss = "pdist"\nrerank = {3 * PASSAGES}\nretriever_rate = 1.0',
     }.get(stage, f'loss = "{stage.removeprefix("joint-")}"\nrerank = {3 * PASSAGES}')
 
     def through():
         os.makedirs(os.path.dirname(run), exist_ok=True)
-        quoted = {"out": run, "base": args.reader, "index": index(args, corpus, encoder), "examples": lessons(args, shots)}
+        quoted = {"out": run, "base": args.reader, "examples": lessons(args, shots)}
+        where = f"index = {json.dumps(index(args, *RETRIEVERS[retriever][:2]))}" if retriever else ""
         with open(f"{run}.toml", "w", encoding="utf-8") as out:
-            out.write(TRAINING.format(**{key: json.dumps(value) for key, value in quoted.items()}, passages=PASSAGES,
+            out.write(TRAINING.format(**{key: json.dumps(value) for key, value in quoted.items()}, index=where, passages=PASSAGES,
                 tokens=ANSWER_TOKENS, retriever=learns, seed=seed))  # fmt: skip
         return sidenote(args, "train", f"{run}.toml", "--resume")
 
@@ -256,6 +261,10 @@ def measure(args, cell, name, seed):
         return ceiling(args, name)
     if cell == "closed-book":
         return read(args, name, args.reader, "--mode", "closed-book")
+    if cell == "closed-book-tuned":
+        run, report = train(args, cell, None, seed)
+        said = read(args, name, f"{run}/model", "--mode", "closed-book")
+        return {**said, "train_seconds": round(report["seconds"], 1), "train_loss": report["loss"]}
     stage = next((stage for stage in [*FEW, *LEARNING] if cell.startswith(f"{stage}-")), cell.partition("-")[0])
     retriever = cell.removeprefix(f"{stage}-")
     if stage == "retrieve":

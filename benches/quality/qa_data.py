@@ -52,9 +52,10 @@ def shuffled(folder, name):
 
 
 def write(path, records):
-    with open(path + ".part", "w", encoding="utf-8") as out:
+    part = f"{path}.{os.getpid()}.part"
+    with open(part, "w", encoding="utf-8") as out:
         out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    os.replace(path + ".part", path)
+    os.replace(part, path)
     return path
 
 

@@ -8,6 +8,8 @@ from qa_data import SETS, SHOTS
 # Stages whose answers are compared, and that with which each is.
 BASES = [
     ("untrained-bm25", ("closed-book", "untrained-"), False),
+    # What passages add to what training alone does.
+    ("closed-book-tuned", ("reader-pool-", "joint-"), True),
     ("untrained-pool-bm25", ("untrained-pool-",), True),
     ("reader-bm25", ("reader-", "joint-", "query-side-"), False),
     ("reader-pool-bm25", ("reader-pool-", "joint-", "query-side-"), True),
