@@ -20,14 +20,12 @@ use rand_chacha::ChaCha8Rng;
 use sidenote_kernels::AdamWOptions;
 
 use super::projection::Projection;
-use super::scores::Scores;
+use super::scores::{Scores, identity_of};
 use super::selector::{Neighbours, Ranked, Ranking, Selector};
 use super::{Pool, Target};
 use crate::error::{Error, Result};
 use crate::eval::tasks::{self, Item};
 use crate::interrupt;
-use crate::model::Source;
-use crate::model::source::BaseModel;
 use crate::pool::Instance;
 use crate::progress::Progress;
 use crate::train::instance_gradients::{InstanceGradients, Moments, warm_up};
@@ -62,7 +60,7 @@ impl Less {
 
     /// The scores for `target` so far: of each checkpoint, of each row, of each example. The steps before them are taken again, to the same weights.
     fn scores(&self, pool: &Pool, target: &Target) -> Result<Scores> {
-        let model = BaseModel::of(&self.model, &Source::open(&self.model)?)?.blake3;
+        let model = identity_of(&self.model)?;
         let bytes = fs::read(target.path()).map_err(Error::io(target.path()))?;
         let target = blake3::hash(&bytes).to_hex()[..32].to_string();
         let of = format!("less from {} by {model} of {} for {target}", self.seed, pool.identity());

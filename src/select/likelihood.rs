@@ -9,13 +9,12 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 
-use super::scores::Scores;
+use super::scores::{Scores, identity_of};
 use super::selector::{Ranked, Ranking, Selector};
 use super::{Pool, Target};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::source::BaseModel;
-use crate::model::{Source, WritingModel};
+use crate::model::WritingModel;
 use crate::progress::Progress;
 
 /// Tokens of an input or target that are read: an input's last, a target's first.
@@ -46,7 +45,7 @@ impl Likelihood {
     /// # Errors
     /// As for the model.
     pub fn open(name: &Path, by: By, scratch: PathBuf) -> Result<Self> {
-        let identity = BaseModel::of(name, &Source::open(name)?)?.blake3;
+        let identity = identity_of(name)?;
         Ok(Self { model: WritingModel::load(name, &Device::Cpu)?, identity, by, scratch })
     }
 

@@ -8,6 +8,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::model::Source;
+use crate::model::source::BaseModel;
 
 /// Scores of a block: what a run that is killed loses at most. Few in unit tests, so that they have several.
 const BLOCK: usize = if cfg!(test) { 16 } else { 256 };
@@ -89,6 +91,14 @@ impl Scores {
         self.keep()?;
         Ok(self.all)
     }
+}
+
+/// Hash over the weights of the model called `name`, for what its scores are kept under.
+///
+/// # Errors
+/// As for the model.
+pub fn identity_of(name: &Path) -> Result<String> {
+    Ok(BaseModel::of(name, &Source::open(name)?)?.blake3)
 }
 
 /// The scores of the whole blocks at the beginning of `bytes`, and how many bytes these are.

@@ -141,32 +141,39 @@ impl<'a> TuneLearner<'a> {
         Tuned { ranked: rows.len() > examples.len(), rows, count }
     }
 
-    /// What a decoder reads of `rows`, `[batch, tokens]`, where, and after which place of it all each answer begins.
-    fn laid_out(&self, decoder: &Decoder, rows: &[Row]) -> Result<(Tensor, Places, Vec<usize>)> {
+    /// What a decoder reads of `rows`, `[batch, tokens]`, the length of each text, and which of all places predicts the first token of
+    /// each answer.
+    fn laid_out(&self, decoder: &Decoder, rows: &[Row]) -> Result<(Tensor, Vec<usize>, Vec<usize>)> {
         let texts: Vec<Vec<u32>> = rows
             .iter()
             .map(|row| [&row.question[..], &row.answer[..row.answer.len() - 1]].concat())
             .collect();
         let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
         let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
-        let (tokens, places, begins) = if self.section.packing {
-            let places = decoder.places_in_a_row(&lengths)?;
-            let tokens = Tensor::new(texts.concat(), decoder.device())?.unsqueeze(0)?;
+        let (tokens, begins) = if self.section.packing {
             let mut at = 0;
             let begin = |length: &usize| {
                 at += length;
                 at - length
             };
-            (tokens, places, lengths.iter().map(begin).collect::<Vec<_>>())
+            let begins = lengths.iter().map(begin).collect::<Vec<_>>();
+            (Tensor::new(texts.concat(), decoder.device())?.unsqueeze(0)?, begins)
         } else {
             // Filled up at the end, where nothing that counts can see it.
             let (tokens, _) = side_by_side(&texts, decoder.device())?;
             let width = tokens.dim(1)?;
-            let places = decoder.places(&Cache::default(), width)?;
-            (tokens, places, (0..rows.len()).map(|i| i * width).collect())
+            (tokens, (0..rows.len()).map(|i| i * width).collect())
         };
         let first = begins.iter().zip(rows).map(|(begin, row)| begin + row.question.len() - 1).collect();
-        Ok((tokens, places, first))
+        Ok((tokens, lengths, first))
+    }
+
+    /// Where the tokens stand that [`laid_out`](Self::laid_out) gives.
+    fn places(&self, decoder: &Decoder, tokens: &Tensor, lengths: &[usize]) -> Result<Places> {
+        match self.section.packing {
+            true => decoder.places_in_a_row(lengths),
+            false => decoder.places(&Cache::default(), tokens.dim(1)?),
+        }
     }
 
     /// The hidden states that predict each answer's tokens, row by row `[tokens, d]`, those tokens, and the output head.
@@ -175,12 +182,9 @@ impl<'a> TuneLearner<'a> {
         let (hidden, first, head) = match &self.model {
             WritingModel::Decoder(model) => {
                 let decoder = model.network.decoder();
-                let (tokens, places, first) = self.laid_out(decoder, rows)?;
+                let (tokens, lengths, first) = self.laid_out(decoder, rows)?;
                 let hidden = match self.section.packing {
-                    true => {
-                        let h = decoder.begin(&tokens, &places)?;
-                        decoder.finish(&decoder.run_blocks(0..decoder.blocks().len(), &h, &places)?)?
-                    }
+                    true => decoder.forward_at(&tokens, &self.places(decoder, &tokens, &lengths)?)?,
                     // With what an adapter puts before each text.
                     false => decoder.forward(&tokens, &mut Cache::default())?,
                 };
@@ -298,7 +302,8 @@ impl Learner for TuneLearner<'_> {
             return gradients_of(&self.loss(batch, number)?, targets);
         }
         let decoder = model.network.decoder();
-        let (tokens, places, first) = self.laid_out(decoder, &batch.rows)?;
+        let (tokens, lengths, first) = self.laid_out(decoder, &batch.rows)?;
+        let places = self.places(decoder, &tokens, &lengths)?;
         let reading = Reading { decoder, tokens: &tokens, places: &places };
         let loss = |hidden: &Tensor| {
             let (hidden, answers) = of_answers(hidden, &batch.rows, &first)?;

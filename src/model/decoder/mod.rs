@@ -254,6 +254,12 @@ impl Decoder {
         Ok(h)
     }
 
+    /// Reads `tokens` `[batch, tokens]` at `places`, by themselves, and gives the hidden states before the output head.
+    pub fn forward_at(&self, tokens: &Tensor, places: &Places) -> Result<Tensor> {
+        let h = self.begin(tokens, places)?;
+        self.finish(&self.run_blocks(0..self.blocks.len(), &h, places)?)
+    }
+
     /// The attention half of block `i`, with its residual connection, at the places that [`places`](Self::places)
     /// gave for the tokens of `h`.
     pub fn attend(&self, i: usize, h: &Tensor, places: &Places, cache: &mut Cache) -> Result<Tensor> {

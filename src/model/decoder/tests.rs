@@ -40,9 +40,7 @@ fn texts_in_a_row_are_read_as_each_by_itself() {
         let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
         let places = decoder.places_in_a_row(&lengths).unwrap();
         let tokens = Tensor::new(texts.concat(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-        let h = decoder.begin(&tokens, &places).unwrap();
-        let h = decoder.run_blocks(0..decoder.blocks().len(), &h, &places).unwrap();
-        let together = decoder.finish(&h).unwrap().squeeze(0).unwrap();
+        let together = decoder.forward_at(&tokens, &places).unwrap().squeeze(0).unwrap();
         let gap = (apart - together).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
         assert!(gap.to_scalar::<f32>().unwrap() < 1e-5, "{name}: {gap}");
     }
