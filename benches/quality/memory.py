@@ -17,7 +17,8 @@ and test.jsonl. For each corpus a tokenizer of 4,096 tokens is trained that all 
     retro-shuffled  the same model, reading some other chunk's neighbours
     retro+knn       the same model, with a datastore of the training text as well, made while it reads
     longer-...      cache, knn-lm, retro, retro-shuffled, retro+knn over plain-longer's model in place of plain's, which is
-                    what they add to as much training; and retro-10, which reads ten neighbours a chunk
+                    what they add to as much training; retro-10, which reads ten neighbours a chunk; and trime-external,
+                    whose second N steps are TRIME's over plain's, so that it is trained as long as well
 
 A cell is one system on one corpus with one seed. Its result is a line of memory.jsonl beside this file, appended as soon
 as it is there; what is there is not run again, so a run that was stopped goes on; other --steps are other cells. At the end
@@ -42,7 +43,7 @@ from cells import arguments, once, run_cells, sidenote
 OVER_A_MODEL = ["cache", "knn-lm", "retro", "retro-shuffled", "retro+knn"]
 SYSTEMS = [
     "plain", "plain-longer", *OVER_A_MODEL[:2], "trime-local", "trime-long", "trime-external", *OVER_A_MODEL[2:],
-    *(f"longer-{system}" for system in (*OVER_A_MODEL, "retro-10")),
+    *(f"longer-{system}" for system in (*OVER_A_MODEL[:2], "trime-external", *OVER_A_MODEL[2:], "retro-10")),
 ]  # fmt: skip
 CHUNK, CHUNKS, BATCH = 32, 8, 2048
 FIT_STEPS = 256
@@ -144,23 +145,26 @@ def datastore(args, folder, model, retro=False, trime=None):
 
 def cell(args, corpus, seed, system):
     folder, ready = prepare(args, corpus)
-    trime = lambda kind: train(args, folder, seed, f"trime-{kind}", f'[trime]\nmemory = "{kind}"')
     options, memory = [], None
+    level = args.steps - args.steps // 4
+    trime = re.fullmatch("(longer-)?trime-(.*)", system)
     if system.startswith("trime"):
-        kind = system.removeprefix("trime-")
-        out, report = trime(kind)
-        options = ["--trime", {"local": CHUNK * CHUNKS, "long": 1024, "external": CHUNK * CHUNKS}[kind]]
-        if kind == "external":
-            memory = datastore(args, folder, f"{out}/model", trime=CHUNK * CHUNKS)
-            options += ["--memory", memory]
+        out, report = train(args, folder, seed, system, f'[trime]\nmemory = "{trime[2]}"')
     else:
         out, report = train(args, folder, seed, "plain", "")
         added, run = system.removeprefix("longer-"), "retro"
         if system.startswith("longer-") or system == "plain-longer":
-            level, run = args.steps - args.steps // 4, "longer-retro"
+            run = "longer-retro"
             start = f'continue_from = "{out}/checkpoints/step-{level:07}"'
-            out, more = train(args, folder, seed, "plain-longer", start, steps=2 * args.steps)
+            name, start = (system, f'{start}\n[trime]\nmemory = "{trime[2]}"') if trime else ("plain-longer", start)
+            out, more = train(args, folder, seed, name, start, steps=2 * args.steps)
             report = {**more, "seconds": more["seconds"] + report["seconds"] * level / args.steps}
+    if trime:
+        options = ["--trime", {"local": CHUNK * CHUNKS, "long": 1024, "external": CHUNK * CHUNKS}[trime[2]]]
+        if trime[2] == "external":
+            memory = datastore(args, folder, f"{out}/model", trime=CHUNK * CHUNKS)
+            options += ["--memory", memory]
+    else:
         if added == "cache":
             options = ["--cache", 500]
         elif added == "knn-lm":

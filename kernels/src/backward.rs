@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, TensorId};
+use candle_core::{Result, Tensor, TensorId, Var, bail};
 
 use crate::parallel::for_pieces;
 use crate::simd::add;
@@ -18,7 +18,11 @@ use crate::simd::add;
 pub fn backward(loss: &Tensor) -> Result<GradStore> {
     let collecting = Collecting::begin();
     let mut store = loss.backward()?;
-    for (variable, values) in collecting.finish().into_values() {
+    let collected = collecting.finish();
+    if let Some(of_parts) = collected.of_parts {
+        store.extend(of_parts)?;
+    }
+    for (variable, values) in collected.of_kernels.into_values() {
         let gradient = Tensor::from_vec(values, variable.shape(), variable.device())?;
         // What candle's own operations have for it.
         let gradient = match store.remove(&variable) {
@@ -30,8 +34,45 @@ pub fn backward(loss: &Tensor) -> Result<GradStore> {
     Ok(store)
 }
 
-/// Variables and their gradients.
-type Collected = HashMap<TensorId, (Tensor, Vec<f32>)>;
+/// [`backward`] of a part of a network within the pass over the whole: the gradients of those `inputs` that have any. What the part
+/// has for other variables goes to the whole pass.
+pub fn backward_within(loss: &Tensor, inputs: &[Option<Var>]) -> Result<Vec<Option<Tensor>>> {
+    if COLLECTED.with_borrow(Option::is_none) {
+        bail!("what is recomputed has gradients in sidenote_kernels::backward only");
+    }
+    let mut store = loss.backward()?;
+    let mut of_input = |input: &Var| {
+        let by_kernels = match collected(|all| all.of_kernels.remove(&input.id())).flatten() {
+            Some((_, values)) => Some(Tensor::from_vec(values, input.shape(), input.device())?),
+            None => None,
+        };
+        Ok(match (by_kernels, store.remove(input)) {
+            (Some(a), Some(b)) => Some((a + b)?),
+            (a, b) => a.or(b),
+        })
+    };
+    let gradients = inputs.iter().map(|input| input.as_ref().map_or(Ok(None), &mut of_input));
+    let gradients = gradients.collect::<Result<_>>()?;
+    let sum = collected(|all| all.of_parts.take()).flatten();
+    let sum = match sum {
+        None => store,
+        Some(mut sum) => {
+            sum.extend(store)?;
+            sum
+        }
+    };
+    collected(|all| all.of_parts = Some(sum));
+    Ok(gradients)
+}
+
+/// Gradients of variables.
+#[derive(Default)]
+struct Collected {
+    /// What this crate's operations have for them.
+    of_kernels: HashMap<TensorId, (Tensor, Vec<f32>)>,
+    /// What candle's operations have for them in [parts](backward_within) of the network.
+    of_parts: Option<GradStore>,
+}
 
 thread_local! {
     /// What the innermost [`backward`] that this thread is in has collected.
@@ -45,7 +86,7 @@ struct Collecting {
 
 impl Collecting {
     fn begin() -> Self {
-        Self { outer: COLLECTED.replace(Some(Collected::new())) }
+        Self { outer: COLLECTED.replace(Some(Collected::default())) }
     }
 
     fn finish(self) -> Collected {
@@ -81,9 +122,9 @@ pub fn accumulate(input: &Tensor, sum: impl FnOnce(Option<Vec<f32>>) -> Vec<f32>
         return Tensor::from_vec(sum(None), input.shape(), input.device()).map(Some);
     }
     // Taken out, not borrowed, while `sum` works: it may wait for other threads, and this one begin another pass.
-    let there = collected(|all| all.remove(&input.id())).flatten();
+    let there = collected(|all| all.of_kernels.remove(&input.id())).flatten();
     let values = sum(there.map(|(_, values)| values));
-    collected(|all| all.insert(input.id(), (input.clone(), values)));
+    collected(|all| all.of_kernels.insert(input.id(), (input.clone(), values)));
     Ok(None)
 }
 
@@ -96,7 +137,7 @@ mod tests {
     use super::*;
     use crate::testing::{distance, random};
     use crate::{embedding, linear, linear_add, rms_norm};
-    use candle_core::{Device, Var};
+    use candle_core::Device;
 
     /// Variables that are used once, twice, by candle as well, and not at all.
     #[test]

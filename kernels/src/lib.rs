@@ -39,6 +39,7 @@ mod norm;
 mod parallel;
 mod projection;
 mod quantised;
+mod recompute;
 mod rotary;
 mod simd;
 mod team;
@@ -65,6 +66,7 @@ pub use memory::{LargeBlocks, keep_freed_memory};
 pub use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm};
 pub use projection::{linear_from_heads, linear_to_heads};
 pub use quantised::{Bits, BlockKind, QuantisedLinear};
+pub use recompute::{Activations, checkpoint};
 pub use rotary::{rotary, rotary_heads};
 pub use trime::trime_cross_entropy;
 

@@ -10,6 +10,7 @@ use crate::adapter::Change;
 use crate::error::Result;
 
 /// `x W^T + b`, or without the bias; W is `[out, in]`.
+#[derive(Clone)]
 pub struct Linear {
     weight: Matrix,
     bias: Option<Tensor>,
@@ -267,6 +268,7 @@ pub enum NormKind {
 }
 
 /// A norm of any kind over the last dimension.
+#[derive(Clone)]
 pub struct Norm {
     weight: Tensor,
     /// Where the kind has one.
@@ -310,6 +312,7 @@ impl Norm {
 }
 
 /// `x / rms(x) * g` (Zhang and Sennrich 2019).
+#[derive(Clone)]
 pub struct RmsNorm {
     weight: Tensor,
     eps: f32,
@@ -328,6 +331,7 @@ impl RmsNorm {
 }
 
 /// A feed-forward layer: `down(activation(up(x)))` or, gated (Shazeer 2020), `down(activation(gate(x)) * up(x))`.
+#[derive(Clone)]
 pub struct FeedForward {
     /// Where there is one.
     pub gate: Option<Linear>,
@@ -390,6 +394,7 @@ impl FeedForward {
 
 /// A learned bias for every head and distance between query and key, the relative position of
 /// RETRO's own attentions. (The paper uses Transformer-XL's sinusoidal form.)
+#[derive(Clone)]
 pub struct RelativeBias {
     table: Tensor,
 }

@@ -15,6 +15,8 @@ pub mod retro;
 pub mod source;
 pub(crate) mod store;
 pub mod t5;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod weights;
 mod writer;
 

@@ -10,7 +10,6 @@ use candle_core::{Device, Tensor, Var};
 use serde_json::{Value, json};
 
 use super::adapted::{Adapted, Wanted};
-use super::cache::Cache;
 use super::decoder::{Decoder, DecoderConfig};
 use super::matrix::Matrix;
 use super::place::Place;
@@ -53,11 +52,11 @@ impl Network {
         }
     }
 
-    /// Hidden states before the output head, `[batch, tokens, d]`. A plain decoder ignores what
+    /// Hidden states of whole sequences before the output head, `[batch, tokens, d]`. A plain decoder ignores what
     /// was retrieved.
     pub fn forward(&self, tokens: &Tensor, retrieved: Option<&Retrieved>) -> Result<Tensor> {
         match self {
-            Self::Plain(decoder) => decoder.forward(tokens, &mut Cache::default()),
+            Self::Plain(decoder) => decoder.forward_whole(tokens),
             Self::Retro(retro) => retro.forward(tokens, retrieved),
         }
     }
@@ -70,7 +69,7 @@ impl Network {
         retrieved: Option<&Retrieved>,
     ) -> Result<(Tensor, Tensor)> {
         match self {
-            Self::Plain(decoder) => decoder.forward_with_contexts(tokens, &mut Cache::default()),
+            Self::Plain(decoder) => decoder.forward_whole_with_contexts(tokens),
             Self::Retro(retro) => retro.forward_with_contexts(tokens, retrieved),
         }
     }

@@ -93,7 +93,7 @@ impl<'a> InstanceGradients<'a> {
         let rate = learning_rate(self.training, self.step);
         let batch = self.learner.read(self.step)?;
         let targets = self.learner.targets(&batch);
-        let (_, mut gradients) = self.learner.gradients(batch, self.step, targets)?;
+        let (_, mut gradients) = gradients_of(&self.learner.loss(batch, self.step)?, targets)?;
         self.optimiser.step(&mut gradients, rate, self.training.clip)?;
         self.step += 1;
         Ok(rate)

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 use sidenote_kernels::{self as kernels, CrossEntropyOptions};
 
@@ -10,14 +9,13 @@ use super::config::{Kind, TrainConfig, TrimeKind};
 use super::copy;
 use super::examples::Examples;
 use super::order::Order;
-use super::recompute::{self, Reading};
-use super::steps::{Learner, gradients_of};
+use super::steps::Learner;
 use super::trime::{self, Seen};
 use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{self, Neighbourhood};
 use crate::model::batch::{Batch, IGNORE, gather};
-use crate::model::{Cache, Initialisation, LanguageModel, Network, Retrieved, Trainable};
+use crate::model::{Initialisation, LanguageModel, Network, Retrieved, Trainable};
 use crate::progress::Progress;
 use crate::retriever::neighbours::{Neighbours, tokens_of};
 use crate::retriever::open_store;
@@ -138,22 +136,6 @@ impl Learner for LanguageLearner<'_> {
                 let seen = Seen::new(section, &batch, &self.library, self.config.training.seed, number)?;
                 trime::loss(&hidden, &head, &contexts, &batch, &seen)
             }
-        }
-    }
-
-    fn gradients(&self, read: Self::Batch, number: usize, targets: usize) -> Result<(f64, GradStore)> {
-        match (&self.model.network, self.config.training.recompute) {
-            (Network::Plain(decoder), blocks @ 1..) if self.config.trime.is_none() => {
-                let batch = read.0;
-                let places = decoder.places(&Cache::default(), batch.tokens.dim(1)?)?;
-                let reading = Reading { decoder, tokens: &batch.tokens, places: &places };
-                let loss = |hidden: &Tensor| {
-                    let (hidden, options) = (hidden.flatten(0, 1)?, CrossEntropyOptions::ignoring(IGNORE));
-                    Ok(kernels::linear_cross_entropy(&hidden, &decoder.head()?, &batch.targets, &options)?)
-                };
-                recompute::gradients(&reading, loss, self.variables(), targets, blocks)
-            }
-            _ => gradients_of(&self.loss(read, number)?, targets),
         }
     }
 

@@ -18,7 +18,6 @@ mod optimiser;
 mod order;
 mod pairs;
 mod queue;
-mod recompute;
 mod retriever;
 mod run;
 mod schedule;

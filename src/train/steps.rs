@@ -62,14 +62,6 @@ pub trait Learner {
     /// When the device refuses.
     fn loss(&self, batch: Self::Batch, number: usize) -> Result<Tensor>;
 
-    /// The loss of a batch as its part of the mean over the `targets` of a step, and its gradients.
-    ///
-    /// # Errors
-    /// When the device refuses.
-    fn gradients(&self, batch: Self::Batch, number: usize, targets: usize) -> Result<(f64, GradStore)> {
-        gradients_of(&self.loss(batch, number)?, targets)
-    }
-
     /// Done after every step.
     ///
     /// # Errors
@@ -208,8 +200,9 @@ impl Run<'_> {
             let mut gradients: Option<GradStore> = None;
             let mut value = 0.0;
             for (number, batch) in numbers.zip(batches) {
-                let gradients_of = || learner.gradients(batch, number, scored);
-                let (loss, of_batch) = training.precision.of_products().run(gradients_of)?;
+                let both_ways = || gradients_of(&learner.loss(batch, number)?, scored);
+                let keeping = || training.activations().run(both_ways);
+                let (loss, of_batch) = training.precision.of_products().run(keeping)?;
                 value += loss;
                 match &mut gradients {
                     None => gradients = Some(of_batch),

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::backprop::GradStore;
 use candle_core::{D, Device, Tensor, Var};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -11,8 +10,7 @@ use sidenote_kernels::{self as kernels, CrossEntropyOptions};
 
 use super::config::TrainConfig;
 use super::mixture::{Mixture, Unit};
-use super::recompute::{self, Reading};
-use super::steps::{Learner, gradients_of};
+use super::steps::Learner;
 use super::tune_examples::{self, Example};
 use super::tune_section::{TuneLoss, TuneSection};
 use super::tune_splits::Splits;
@@ -85,13 +83,8 @@ impl<'a> TuneLearner<'a> {
                 "is for decoders; an encoder-decoder reads its texts side by side",
             ));
         }
-        if config.training.recompute > 0 {
-            match &model {
-                WritingModel::Decoder(model) => model.network.decoder().check_bare("training.recompute")?,
-                WritingModel::EncoderDecoder(_) => {
-                    return Err(Error::setting("training.recompute", "is for decoders"));
-                }
-            }
+        if let (WritingModel::Decoder(model), 1..) = (&model, config.training.recompute) {
+            model.network.decoder().check_bare("training.recompute")?;
         }
         let text = ModelText(&model);
         let mut splits = Splits::open(&section.splits)?;
@@ -185,8 +178,7 @@ impl<'a> TuneLearner<'a> {
                 let (tokens, lengths, first) = self.laid_out(decoder, rows)?;
                 let hidden = match self.section.packing {
                     true => decoder.forward_at(&tokens, &self.places(decoder, &tokens, &lengths)?)?,
-                    // With what an adapter puts before each text.
-                    false => decoder.forward(&tokens, &mut Cache::default())?,
+                    false => decoder.forward_whole(&tokens)?,
                 };
                 (hidden, first, decoder.head()?)
             }
@@ -291,25 +283,6 @@ impl Learner for TuneLearner<'_> {
         let seed = Dropout::new(rate, self.config.training.seed).part(number as u64);
         let dropout = (rate > 0.0).then_some(seed);
         self.loss_of(&batch, self.predict(&batch.rows, dropout)?)
-    }
-
-    fn gradients(&self, batch: Tuned, number: usize, targets: usize) -> Result<(f64, GradStore)> {
-        let blocks = self.config.training.recompute;
-        let WritingModel::Decoder(model) = &self.model else {
-            return gradients_of(&self.loss(batch, number)?, targets);
-        };
-        if blocks == 0 {
-            return gradients_of(&self.loss(batch, number)?, targets);
-        }
-        let decoder = model.network.decoder();
-        let (tokens, lengths, first) = self.laid_out(decoder, &batch.rows)?;
-        let places = self.places(decoder, &tokens, &lengths)?;
-        let reading = Reading { decoder, tokens: &tokens, places: &places };
-        let loss = |hidden: &Tensor| {
-            let (hidden, answers) = of_answers(hidden, &batch.rows, &first)?;
-            self.loss_of(&batch, (hidden, answers, decoder.head()?))
-        };
-        recompute::gradients(&reading, loss, self.variables(), targets, blocks)
     }
 
     fn held_out(&self) -> Result<Option<f64>> {
@@ -425,6 +398,7 @@ impl WritingModel {
 mod tests {
     use super::super::config::TrainingSection;
     use super::*;
+    use crate::train::steps::gradients_of;
 
     fn rows() -> Vec<Row> {
         let row = |answer: &[u32], of, right| Row { question: vec![1], answer: answer.to_vec(), of, right };
@@ -512,7 +486,8 @@ mod tests {
             let config = TrainConfig { tune: Some(section), adapter: None, training, ..config };
             let learner = TuneLearner::open(&config, None, &Device::Cpu).unwrap();
             let examples: Vec<&Example> = learner.instances.iter().collect();
-            let (loss, gradients) = learner.gradients(learner.batch(&examples, 0), 0, 1).unwrap();
+            let both_ways = || gradients_of(&learner.loss(learner.batch(&examples, 0), 0)?, 1);
+            let (loss, gradients) = config.training.activations().run(both_ways).unwrap();
             let of = |(_, variable): &(String, Var)| {
                 gradients.get(variable).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
             };

@@ -1,7 +1,7 @@
 //! The transformer encoders of [`Family`] as tensors, with gradients: the arithmetic of [`super::super::network`].
 
 use candle_core::{Device, Tensor};
-use sidenote_kernels::{self as kernels, Activation, AttentionOptions, RelativeBias};
+use sidenote_kernels::{self as kernels, Activation, Activations, AttentionOptions, RelativeBias};
 
 use super::super::config::{Config, Family};
 use super::super::names::{self, Names};
@@ -27,6 +27,7 @@ pub(super) struct Network {
     config: Config,
 }
 
+#[derive(Clone)]
 struct Layer {
     qkv: [Linear; 3],
     attention_out: Linear,
@@ -109,14 +110,23 @@ impl Network {
             _ => None,
         };
         let relative = self.relative.as_ref().map(|table| self.columns(table, n)).transpose()?;
-        let options = AttentionOptions {
-            key_mask: mask,
-            relative: relative.as_ref().map(|(table, buckets)| RelativeBias { table, buckets }),
-            ..AttentionOptions::scaled(((self.config.hidden / self.config.heads) as f32).powf(-0.5))
-        };
+        let heads = self.config.heads;
+        let scale = ((self.config.hidden / heads) as f32).powf(-0.5);
         let mut x = drop_at(dropout, self.norm.forward(&x)?, 0)?;
-        for (number, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, self.config.heads, angles.as_ref(), &options, of_layer(number))?;
+        for part in Activations::current().parts(0..self.layers.len()) {
+            let dropouts: Vec<_> = part.clone().map(&of_layer).collect();
+            let layers = self.layers[part].to_vec();
+            let (angles, relative, mask) = (angles.clone(), relative.clone(), mask.cloned());
+            x = kernels::checkpoint(&[&x], move |read| {
+                let options = AttentionOptions {
+                    key_mask: mask.as_ref(),
+                    relative: relative.as_ref().map(|(table, buckets)| RelativeBias { table, buckets }),
+                    ..AttentionOptions::scaled(scale)
+                };
+                layers.iter().zip(&dropouts).try_fold(read[0].clone(), |x, (layer, dropout)| {
+                    layer.forward(&x, heads, angles.as_ref(), &options, *dropout)
+                })
+            })?;
         }
         Ok(x)
     }

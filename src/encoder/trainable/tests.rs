@@ -8,6 +8,7 @@ use std::path::Path;
 
 use super::*;
 use crate::encoder;
+use crate::model::testing::assert_alike_when_recomputed;
 use crate::model::weights::normal;
 
 /// The small checkpoints of tests/data/encoder, which scripts/golden_encoder.py makes.
@@ -59,6 +60,20 @@ fn vectors_are_those_of_the_form_for_inference() {
         }
         assert_eq!((encoder.dim(), encoder.metric()), (fast.dim(), fast.metric()), "{name}");
         assert!(encoder.forward(&[&[]], None).is_err());
+    }
+}
+
+#[test]
+fn activations_can_be_computed_again() {
+    for name in FOLDERS {
+        let (_, encoder) = open(name);
+        let ids = encoder.tokenize(&TEXTS).unwrap();
+        let weights = normal(1, "weights", TEXTS.len() * encoder.dim(), 1.0);
+        let weights = Tensor::from_vec(weights, (TEXTS.len(), encoder.dim()), &Device::Cpu).unwrap();
+        assert_alike_when_recomputed(name, &encoder.variables, || {
+            let vectors = forward(&encoder, &ids, Some(Dropout::new(0.1, 3)));
+            (vectors * &weights).unwrap().sum_all().unwrap()
+        });
     }
 }
 

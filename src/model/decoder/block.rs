@@ -10,6 +10,7 @@ use crate::model::layers::{FeedForward, Linear, Norm, split_heads};
 use crate::model::weights::{Start, Weights};
 
 /// One block of a decoder.
+#[derive(Clone)]
 pub struct Block {
     attention: Attention,
     feed_forward_norm: Norm,
@@ -17,6 +18,7 @@ pub struct Block {
     after_feed_forward: Option<Norm>,
 }
 
+#[derive(Clone)]
 struct Attention {
     norm: Norm,
     q: Linear,
@@ -69,6 +71,16 @@ impl Block {
     /// The attention half, with its residual connection; `h` is `[batch, tokens, d]`.
     pub(super) fn attend(&self, h: &Tensor, places: &Places, cache: &mut KvCache) -> Result<Tensor> {
         self.attention.forward(h, places, cache)
+    }
+
+    /// What the block makes of whole sequences `h` `[batch, tokens, d]`, by themselves: the same shape.
+    pub(super) fn forward(&self, h: &Tensor, places: &Places) -> Result<Tensor> {
+        self.feed_forward(&self.attend_alone(h, places)?)
+    }
+
+    /// The attention half for whole sequences, by themselves.
+    pub(in crate::model) fn attend_alone(&self, h: &Tensor, places: &Places) -> Result<Tensor> {
+        self.attend(h, places, &mut KvCache::within(self.attention.window))
     }
 
     /// What the feed-forward layer reads of `h`; `[batch, tokens, d]` to the same shape.

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
+use sidenote_kernels::{self as kernels, Activations};
 
 use super::cache::Cache;
 use super::generate::{Autoregressive, left_padded};
@@ -26,6 +27,7 @@ pub use families::Family;
 pub use places::Places;
 
 /// What an adapter puts before every text.
+#[derive(Clone)]
 enum Lead {
     /// Embeddings, `[tokens, d]`.
     Prompt(Tensor),
@@ -58,6 +60,7 @@ impl Lead {
 }
 
 /// A decoder: embeddings, blocks, a last norm and an output head.
+#[derive(Clone)]
 pub struct Decoder {
     config: DecoderConfig,
     embedding: Embedding,
@@ -246,18 +249,39 @@ impl Decoder {
 
     /// What some of the blocks make of `h` `[batch, tokens, d]`, whole sequences at `places`: the same shape.
     pub fn run_blocks(&self, blocks: Range<usize>, h: &Tensor, places: &Places) -> Result<Tensor> {
-        let mut cache = Cache::default();
-        let mut h = h.clone();
-        for i in blocks {
-            h = self.blocks[i].feed_forward(&self.attend(i, &h, places, &mut cache)?)?;
-        }
-        Ok(h)
+        Activations::current().parts(blocks).try_fold(h.clone(), |h, part| {
+            let (blocks, places) = (self.blocks[part].to_vec(), places.clone());
+            kernels::checkpoint(&[&h], move |read| {
+                blocks.iter().try_fold(read[0].clone(), |h, block| block.forward(&h, &places))
+            })
+        })
     }
 
     /// Reads `tokens` `[batch, tokens]` at `places`, by themselves, and gives the hidden states before the output head.
     pub fn forward_at(&self, tokens: &Tensor, places: &Places) -> Result<Tensor> {
         let h = self.begin(tokens, places)?;
         self.finish(&self.run_blocks(0..self.blocks.len(), &h, places)?)
+    }
+
+    /// Reads whole sequences `tokens` `[batch, tokens]`, and gives the hidden states before the output head, `[batch, tokens, d]`.
+    /// For a backward pass it keeps what [`Activations`] says, where no adapter puts tokens before each text.
+    pub fn forward_whole(&self, tokens: &Tensor) -> Result<Tensor> {
+        match self.lead {
+            None => self.forward_at(tokens, &self.places(&Cache::default(), tokens.dim(1)?)?),
+            Some(_) => self.forward(tokens, &mut Cache::default()),
+        }
+    }
+
+    /// [`forward_whole`](Self::forward_whole) with the contexts of [`forward_with_contexts`](Self::forward_with_contexts). What the
+    /// last block computes is kept.
+    pub fn forward_whole_with_contexts(&self, tokens: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (None, Some(last)) = (&self.lead, self.blocks.last()) else {
+            return self.forward_with_contexts(tokens, &mut Cache::default());
+        };
+        let places = self.places(&Cache::default(), tokens.dim(1)?)?;
+        let h = self.run_blocks(0..self.blocks.len() - 1, &self.begin(tokens, &places)?, &places)?;
+        let before = last.attend_alone(&h, &places)?;
+        Ok((self.finish(&last.feed_forward(&before)?)?, self.context_of(&before)?))
     }
 
     /// The attention half of block `i`, with its residual connection, at the places that [`places`](Self::places)

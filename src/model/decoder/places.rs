@@ -11,6 +11,7 @@ use crate::model::cache::Cache;
 use crate::model::layers::Embedding;
 
 /// Where the next tokens stand in their sequences: what all blocks need to read them.
+#[derive(Clone)]
 pub struct Places {
     /// Cosines and sines, `[tokens, dim / 2]` or `[batch, tokens, dim / 2]`, in most blocks and in those with a
     /// window.
@@ -28,6 +29,7 @@ pub struct Places {
 }
 
 /// What a decoder has to tell positions by.
+#[derive(Clone)]
 pub(super) enum Seen {
     /// Frequencies in most blocks, and in those with a window.
     Rotary(Frequencies, Frequencies),
@@ -105,6 +107,7 @@ impl Places {
 }
 
 /// Angles of the rotary embedding for a position of 1, `[dim / 2]`.
+#[derive(Clone)]
 pub struct Frequencies(Vec<f32>);
 
 impl Frequencies {

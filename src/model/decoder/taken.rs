@@ -1,6 +1,6 @@
 //! What the last tokens of a text take of all of it, for what learns from attention.
 
-use std::cell::RefCell;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{D, Tensor};
 use sidenote_kernels::{AttentionOptions, composed};
@@ -10,14 +10,23 @@ use crate::error::Result;
 use crate::model::cache::Cache;
 
 /// Where blocks note what is taken, while they read.
+#[derive(Clone)]
 pub(super) struct Taken {
     /// The last queries, which are looked at.
     queries: usize,
     /// Of each block, by key: the mean over heads and queries.
-    blocks: RefCell<Vec<Vec<f32>>>,
+    blocks: Arc<Mutex<Vec<Vec<f32>>>>,
 }
 
 impl Taken {
+    fn of(queries: usize) -> Self {
+        Self { queries, blocks: Arc::default() }
+    }
+
+    fn blocks(self) -> Vec<Vec<f32>> {
+        std::mem::take(&mut *self.blocks.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Notes what an attention of one sequence takes of each key: its weight times the length of the value.
     pub fn note(&self, q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<()> {
         let (q, k, v) = (q.detach(), k.detach(), v.detach());
@@ -34,7 +43,8 @@ impl Taken {
         let values = lengths.unsqueeze(D::Minus1)?.broadcast_mul(&own)?;
         let options = AttentionOptions { bias: bias.as_ref(), ..*options };
         let taken = composed::attention(&q, &k, &values, &options)?;
-        self.blocks.borrow_mut().push(taken.squeeze(0)?.mean(0)?.mean(0)?.to_vec1()?);
+        let taken = taken.squeeze(0)?.mean(0)?.mean(0)?.to_vec1()?;
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner).push(taken);
         Ok(())
     }
 }
@@ -47,11 +57,11 @@ impl Decoder {
     /// More tokens than the decoder reads.
     pub fn taken(&self, tokens: &[u32], queries: usize) -> Result<Vec<f64>> {
         let mut places = self.places(&Cache::default(), tokens.len())?;
-        places.taken = Some(Taken { queries, blocks: RefCell::default() });
+        places.taken = Some(Taken::of(queries));
         let ids = Tensor::new(tokens, self.device())?.unsqueeze(0)?;
         let h = self.begin(&ids, &places)?.detach();
         self.run_blocks(0..self.blocks().len(), &h, &places)?;
-        let blocks = places.taken.map(|taken| taken.blocks.into_inner()).unwrap_or_default();
+        let blocks = places.taken.map(Taken::blocks).unwrap_or_default();
         let mut mean = vec![0.0; tokens.len()];
         for block in &blocks {
             // A layer with a window holds the last keys only.
@@ -93,11 +103,11 @@ mod tests {
             let values: Vec<f32> = values.into_iter().map(|x| x as f32).collect();
             Tensor::from_vec(values, (1, heads, 3, 2), &Device::Cpu).unwrap()
         };
-        let taken = Taken { queries: 2, blocks: RefCell::default() };
+        let taken = Taken::of(2);
         let options = AttentionOptions { causal: true, ..AttentionOptions::scaled(scale as f32) };
         let (q, k, v) = (tensor(q.concat().concat(), 2), tensor(k.concat(), 1), tensor(v.concat(), 1));
         taken.note(&q, &k, &v, &options).unwrap();
-        let found = taken.blocks.into_inner().remove(0);
+        let found = taken.blocks().remove(0);
         assert!(
             found.iter().zip(wanted).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6),
             "{found:?} {wanted:?}"

@@ -1,8 +1,10 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
+use sidenote_kernels::Activations;
 
 use super::{Decoder, DecoderConfig};
+use crate::model::testing::assert_alike_when_recomputed;
 use crate::model::weights::Weights;
 use crate::model::{Cache, Source};
 
@@ -49,6 +51,25 @@ fn texts_in_a_row_are_read_as_each_by_itself() {
         refused.as_ref().is_some_and(|why| why.contains("tune.packing") && why.contains("ALiBi")),
         "{refused:?}"
     );
+}
+
+#[test]
+fn activations_can_be_computed_again() {
+    for name in ["llama", "gpt2", "bloom", "gemma3_text", "opt", "qwen3"] {
+        let (decoder, variables) = with_weights(name);
+        let tokens = Tensor::new(&[[3u32, 9, 27, 81, 5], [2, 4, 8, 16, 32]], &Device::Cpu).unwrap();
+        let sum = |x: Tensor| x.sqr().unwrap().sum_all().unwrap();
+        assert_alike_when_recomputed(name, &variables, || sum(decoder.forward_whole(&tokens).unwrap()));
+        // With the states that memories are keyed by; what the last block computes is kept here.
+        let whole = decoder.forward_with_contexts(&tokens, &mut Cache::default()).unwrap();
+        Activations::Recomputed(1).run(|| {
+            let again = decoder.forward_whole_with_contexts(&tokens).unwrap();
+            for (a, b) in [(&whole.0, &again.0), (&whole.1, &again.1)] {
+                let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert_eq!(values(a), values(b), "{name}");
+            }
+        });
+    }
 }
 
 /// What kNN-LM's keys are (Khandelwal et al. 2020, <https://arxiv.org/abs/1911.00172>, section 2): the input of the last feed-forward

@@ -12,6 +12,7 @@ use crate::model::retro::copy::Starts;
 use crate::model::weights::{Start, Weights};
 
 /// One layer of chunked cross-attention.
+#[derive(Clone)]
 pub struct ChunkedCrossAttention {
     norm: RmsNorm,
     q: Linear,

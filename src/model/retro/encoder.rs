@@ -12,6 +12,7 @@ use crate::model::retro::copy::Starts;
 use crate::model::weights::Weights;
 
 /// Turns neighbours' tokens into what the decoder's cross-attention reads.
+#[derive(Clone)]
 pub struct NeighbourEncoder {
     embedding_norm: RmsNorm,
     input: Linear,
@@ -19,6 +20,7 @@ pub struct NeighbourEncoder {
     norm: RmsNorm,
 }
 
+#[derive(Clone)]
 struct Layer {
     attention: Attention,
     cross: Option<Attention>,
@@ -27,6 +29,7 @@ struct Layer {
 }
 
 /// Attention with a learned bias for each distance.
+#[derive(Clone)]
 struct Attention {
     norm: RmsNorm,
     q: Linear,

@@ -12,6 +12,7 @@
 //! an absent or padded neighbour contribute exactly nothing.
 
 use candle_core::{DType, Tensor};
+use sidenote_kernels::{self as kernels, Activations};
 
 use super::cache::Cache;
 use super::decoder::Decoder;
@@ -89,6 +90,7 @@ impl State {
 }
 
 /// A decoder with chunked cross-attention.
+#[derive(Clone)]
 pub struct Retro {
     base: Decoder,
     config: RetroConfig,
@@ -133,7 +135,7 @@ impl Retro {
     pub fn forward(&self, tokens: &Tensor, retrieved: Option<&Retrieved>) -> Result<Tensor> {
         match retrieved {
             Some(retrieved) if retrieved.tokens.dim(1)? > 0 => Ok(self.run(tokens, retrieved)?.0),
-            _ => self.base.forward(tokens, &mut Cache::default()),
+            _ => self.base.forward_whole(tokens),
         }
     }
 
@@ -148,7 +150,7 @@ impl Retro {
                 let (hidden, last) = self.run(tokens, retrieved)?;
                 Ok((hidden, self.base.context_of(&last)?))
             }
-            _ => self.base.forward_with_contexts(tokens, &mut Cache::default()),
+            _ => self.base.forward_whole_with_contexts(tokens),
         }
     }
 
@@ -159,26 +161,44 @@ impl Retro {
         let (m, d) = (self.config.chunk_size, self.base.config().hidden_size);
         let neighbours = retrieved.tokens.reshape((batch * chunks, k, r))?;
         let mask = retrieved.mask.reshape((batch * chunks, k, r))?;
-        let mut cache = Cache::default();
-        let mut encoded: Option<Tensor> = None;
-        let places = self.base.places(&cache, tokens.dim(1)?)?;
-        let mut h = self.base.begin(tokens, &places)?;
-        let mut before = h.clone();
-        for (i, block) in self.base.blocks().iter().enumerate() {
-            h = self.base.attend(i, &h, &places, &mut cache)?;
-            if let Some((_, cross)) = self.cross_at(i) {
-                if encoded.is_none() {
-                    let own = h.narrow(1, 0, chunks * m)?.reshape((batch * chunks, m, d))?;
-                    encoded = Some(self.encoder.forward(&self.base, &neighbours, &mask, &own)?);
-                }
-                if let Some(encoded) = &encoded {
-                    h = cross.forward(&h, &cross.keys_values(encoded, &mask)?)?;
-                }
-            }
-            before = h.clone();
-            h = block.feed_forward(&h)?;
+        let places = self.base.places(&Cache::default(), tokens.dim(1)?)?;
+        let blocks = self.base.blocks();
+        // The first block that reads. The network is cut between attention and feed-forward from there on, since it is there
+        // that neighbours come in.
+        let first = self.config.layers.iter().min().map_or(0, |layer| layer - 1);
+        let h = self.base.run_blocks(0..first, &self.base.begin(tokens, &places)?, &places)?;
+        let (block, at) = (blocks[first].clone(), places.clone());
+        let h = kernels::checkpoint(&[&h], move |read| block.attend_alone(&read[0], &at))?;
+        let own = h.narrow(1, 0, chunks * m)?.reshape((batch * chunks, m, d))?;
+        let (model, seen) = (self.clone(), mask.clone());
+        let encoded = kernels::checkpoint(&[&own], move |own| {
+            model.encoder.forward(&model.base, &neighbours, &seen, &own[0])
+        })?;
+        let (model, seen) = (self.clone(), mask.clone());
+        let mut before =
+            kernels::checkpoint(&[&h, &encoded], move |read| model.cross(first, &read[0], &read[1], &seen))?;
+        for part in Activations::current().parts(first + 1..blocks.len()) {
+            let (model, places, mask) = (self.clone(), places.clone(), mask.clone());
+            before = kernels::checkpoint(&[&before, &encoded], move |read| {
+                part.clone().try_fold(read[0].clone(), |before, i| {
+                    let h = model.base.blocks()[i - 1].feed_forward(&before)?;
+                    model.cross(i, &model.base.blocks()[i].attend_alone(&h, &places)?, &read[1], &mask)
+                })
+            })?;
         }
+        let h = match blocks.last() {
+            Some(block) => block.feed_forward(&before)?,
+            None => before.clone(),
+        };
         Ok((self.base.finish(&h)?, before))
+    }
+
+    /// `h` `[batch, tokens, d]` after the attention of block `i`, with what it reads of the neighbours, if it does.
+    fn cross(&self, i: usize, h: &Tensor, encoded: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        match self.cross_at(i) {
+            Some((_, cross)) => cross.forward(h, &cross.keys_values(encoded, mask)?),
+            None => Ok(h.clone()),
+        }
     }
 
     /// Checks the neighbours' shape against the sequence and fills up chunks that were left out.

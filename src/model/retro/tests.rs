@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use super::{Initialisation, Retrieved, Retro, RetroConfig, State};
 use crate::model::cache::Cache;
 use crate::model::decoder::{Decoder, DecoderConfig};
+use crate::model::testing::assert_alike_when_recomputed;
 use crate::model::weights::{Weights, normal};
 
 const VOCABULARY: u32 = 31;
@@ -15,6 +16,10 @@ const K: usize = 3;
 const R: usize = 2 * M;
 
 fn model(initialisation: Initialisation) -> (Retro, Vec<(String, candle_core::Var)>) {
+    model_of(initialisation, vec![2, 4])
+}
+
+fn model_of(initialisation: Initialisation, layers: Vec<usize>) -> (Retro, Vec<(String, candle_core::Var)>) {
     let decoder = DecoderConfig {
         vocab_size: VOCABULARY as usize,
         hidden_size: 24,
@@ -30,7 +35,7 @@ fn model(initialisation: Initialisation) -> (Retro, Vec<(String, candle_core::Va
     let config = RetroConfig {
         chunk_size: M,
         neighbours: K,
-        layers: vec![2, 4],
+        layers,
         heads: 2,
         head_dim: 14,
         encoder_hidden_size: 42,
@@ -290,6 +295,23 @@ fn every_trainable_tensor_gets_a_gradient() {
 }
 
 /// Broken once: the check against `complete` in `fit_chunks` left out.
+/// Layers from the first block on, and from a later one, with a chunk that has no neighbours.
+#[test]
+fn activations_can_be_computed_again() {
+    for (initialisation, layers) in [(Initialisation::Random, vec![2, 4]), (Initialisation::Copy, vec![1, 3])]
+    {
+        let (retro, variables) = model_of(initialisation, layers);
+        let rows = [tokens(3 * M + 2, 1), tokens(3 * M + 2, 2)];
+        let input = Tensor::from_vec(rows.concat(), (2, 3 * M + 2), &Device::Cpu).unwrap();
+        let lists = [neighbours(3, 5), neighbours(2, 6)];
+        let packed = Retrieved::pack(&lists, K, R, &Device::Cpu).unwrap();
+        assert_alike_when_recomputed(&format!("{initialisation:?}"), &variables, || {
+            let (hidden, contexts) = retro.forward_with_contexts(&input, Some(&packed)).unwrap();
+            (hidden.sqr().unwrap().sum_all().unwrap() + contexts.sqr().unwrap().sum_all().unwrap()).unwrap()
+        });
+    }
+}
+
 #[test]
 fn too_many_neighbour_chunks_are_an_error() {
     let (retro, _) = model(Initialisation::Random);

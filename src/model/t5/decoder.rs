@@ -1,12 +1,12 @@
 //! The decoder: every token reads the tokens before it, and what the encoder made of the prompt.
 
 use candle_core::Tensor;
-use sidenote_kernels::{AttentionOptions, KvCache};
+use sidenote_kernels::{self as kernels, AttentionOptions, KvCache};
 
 use super::config::T5Config;
 use super::encoder::Encoded;
 use super::layers::{Attention, feed_forward};
-use super::positions::Positions;
+use super::positions::{Bias, Positions};
 use crate::error::{Error, Result};
 use crate::model::layers::{Dropout, Embedding, FeedForward, RmsNorm, drop_at};
 use crate::model::weights::Weights;
@@ -21,6 +21,7 @@ pub(super) struct Decoder {
     prefix: Option<Tensor>,
 }
 
+#[derive(Clone)]
 struct Block {
     attention_norm: RmsNorm,
     attention: Attention,
@@ -28,6 +29,50 @@ struct Block {
     cross: Attention,
     feed_forward_norm: RmsNorm,
     feed_forward: FeedForward,
+}
+
+/// A cache that begins with these keys and values.
+fn cache_after(before: Option<&(Tensor, Tensor)>) -> Result<KvCache> {
+    let mut cache = KvCache::default();
+    if let Some((k, v)) = before {
+        cache.extend(k, v)?;
+    }
+    Ok(cache)
+}
+
+/// What a block reads of what was encoded.
+struct Crossing<'a> {
+    /// Keys and values, `[texts, heads, keys, d_kv]`.
+    kv: (&'a Tensor, &'a Tensor),
+    /// `[texts, keys]`
+    mask: Option<&'a Tensor>,
+}
+
+impl Block {
+    /// `h` `[batch, tokens, d]` to the same shape, after what the cache holds. `taken` gets what is taken of each key.
+    fn forward(
+        &self,
+        h: &Tensor,
+        bias: &Bias,
+        cache: &mut KvCache,
+        crossing: &Crossing,
+        dropout: Option<Dropout>,
+        taken: Option<&mut Vec<Tensor>>,
+    ) -> Result<Tensor> {
+        let part = |number| dropout.map(|dropout| dropout.part(number));
+        let causal = AttentionOptions { causal: true, ..bias.attention() };
+        let x = self.attention_norm.forward(h)?;
+        let (k, v) = self.attention.keys_values(&x)?;
+        let (k, v) = cache.extend(&k, &v)?;
+        let h = self.attention.forward_add(&x, (&k, &v), &causal, h, part(0))?;
+        let x = self.cross_norm.forward(&h)?;
+        if let Some(taken) = taken {
+            taken.push(self.cross.taken(&x, crossing.kv, crossing.mask)?);
+        }
+        let options = AttentionOptions { key_mask: crossing.mask, ..AttentionOptions::scaled(1.0) };
+        let h = self.cross.forward_add(&x, crossing.kv, &options, &h, part(1))?;
+        self.feed_forward.forward_add_dropped(&self.feed_forward_norm.forward(&h)?, &h, part(2))
+    }
 }
 
 /// What the decoder has read: the encoder's states as keys and values, and the tokens written so far.
@@ -150,29 +195,60 @@ impl Decoder {
             cross: cross.collect::<Result<_>>()?,
             mask: encoded.mask.clone(),
             rows_a_text: 1,
-            written: self.before_the_text(encoded.states.dim(0)?)?,
-            lead: self.prefix.as_ref().map_or(0, |prefix| prefix.dims()[0]),
+            written: (0..self.blocks.len())
+                .map(|i| cache_after(self.before_the_text(i, encoded.states.dim(0)?)?.as_ref()))
+                .collect::<Result<_>>()?,
+            lead: self.lead(),
             tokens: 0,
         })
     }
 
-    /// Keys and values that the tokens of `texts` texts find before them, block by block.
-    fn before_the_text(&self, texts: usize) -> Result<Vec<KvCache>> {
-        let mut caches: Vec<KvCache> = self.blocks.iter().map(|_| KvCache::default()).collect();
-        let Some(prefix) = &self.prefix else { return Ok(caches) };
-        let all = prefix.reshape((prefix.dim(0)?, 2 * caches.len(), self.heads, ()))?;
-        let pairs = caches.len();
-        for (i, cache) in caches.iter_mut().enumerate() {
-            // PEFT means every other pair for the attention to what was encoded, and then takes that one away; having come to
-            // the end it goes on from the beginning.
-            let pair = 2 * i % pairs;
-            let part = |number: usize| {
-                let one = all.narrow(1, number, 1)?.squeeze(1)?.transpose(0, 1)?;
-                one.contiguous()?.unsqueeze(0)?.repeat((texts, 1, 1, 1))
-            };
-            cache.extend(&part(2 * pair)?, &part(2 * pair + 1)?)?;
+    /// Keys and values that the tokens of `texts` texts find before them in block `i`.
+    fn before_the_text(&self, i: usize, texts: usize) -> Result<Option<(Tensor, Tensor)>> {
+        let Some(prefix) = &self.prefix else { return Ok(None) };
+        let pairs = self.blocks.len();
+        let all = prefix.reshape((prefix.dim(0)?, 2 * pairs, self.heads, ()))?;
+        // PEFT means every other pair for the attention to what was encoded, and then takes that one away; having come to
+        // the end it goes on from the beginning.
+        let pair = 2 * i % pairs;
+        let part = |number: usize| {
+            let one = all.narrow(1, number, 1)?.squeeze(1)?.transpose(0, 1)?;
+            one.contiguous()?.unsqueeze(0)?.repeat((texts, 1, 1, 1))
+        };
+        Ok(Some((part(2 * pair)?, part(2 * pair + 1)?)))
+    }
+
+    fn lead(&self) -> usize {
+        self.prefix.as_ref().map_or(0, |prefix| prefix.dims()[0])
+    }
+
+    /// Reads whole texts `tokens` `[batch, tokens]`, a row for each that was encoded, and gives the states after the last norm,
+    /// `[batch, tokens, d]`. For a backward pass it keeps what [`Activations`] says, a block at a time.
+    pub fn forward_whole(
+        &self,
+        tokens: &Tensor,
+        encoded: &Encoded,
+        dropout: Option<Dropout>,
+    ) -> Result<Tensor> {
+        let (texts, n) = tokens.dims2()?;
+        let read = encoded.states.dim(0)?;
+        if texts != read {
+            return Err(Error::setting("targets", format!("{texts} rows, but {read} texts were encoded")));
         }
-        Ok(caches)
+        let bias = self.positions.bias(n, self.lead() + n)?;
+        let mut h = drop_at(dropout, self.embedding.forward(tokens)?, 0)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let (block, bias, mask) = (block.clone(), bias.clone(), encoded.mask.clone());
+            let before = self.before_the_text(i, texts)?;
+            let dropout = dropout.map(|dropout| dropout.part(2 + i as u64));
+            h = kernels::checkpoint(&[&h, &encoded.states], move |read| {
+                let (k, v) = block.cross.keys_values(&read[1])?;
+                let crossing = Crossing { kv: (&k, &v), mask: mask.as_ref() };
+                let mut cache = cache_after(before.as_ref())?;
+                block.forward(&read[0], &bias, &mut cache, &crossing, dropout, None)
+            })?;
+        }
+        drop_at(dropout, self.norm.forward(&h)?, 1)
     }
 
     /// Reads `tokens` `[batch, tokens]` after those of `state`, and gives the states after the last norm,
@@ -197,24 +273,12 @@ impl Decoder {
             return Err(Error::setting("tokens", why));
         }
         let bias = self.positions.bias(new, state.lead + state.tokens + new)?;
-        let causal = AttentionOptions { causal: true, ..bias.attention() };
-        let crossing = AttentionOptions { key_mask: state.mask.as_ref(), ..AttentionOptions::scaled(1.0) };
         let mut h = drop_at(dropout, self.embedding.forward(tokens)?, 0)?;
         let blocks = self.blocks.iter().zip(&state.cross).zip(&mut state.written);
         for (number, ((block, (k, v)), cache)) in blocks.enumerate() {
             let dropout = dropout.map(|dropout| dropout.part(2 + number as u64));
-            let part = |number| dropout.map(|dropout| dropout.part(number));
-            let x = block.attention_norm.forward(&h)?;
-            let (own_k, own_v) = block.attention.keys_values(&x)?;
-            let (own_k, own_v) = cache.extend(&own_k, &own_v)?;
-            h = block.attention.forward_add(&x, (&own_k, &own_v), &causal, &h, part(0))?;
-            let x = block.cross_norm.forward(&h)?;
-            if let Some(taken) = &mut taken {
-                taken.push(block.cross.taken(&x, (k, v), state.mask.as_ref())?);
-            }
-            h = block.cross.forward_add(&x, (k, v), &crossing, &h, part(1))?;
-            let x = block.feed_forward_norm.forward(&h)?;
-            h = block.feed_forward.forward_add_dropped(&x, &h, part(2))?;
+            let crossing = Crossing { kv: (k, v), mask: state.mask.as_ref() };
+            h = block.forward(&h, &bias, cache, &crossing, dropout, taken.as_deref_mut())?;
         }
         state.tokens += new;
         drop_at(dropout, self.norm.forward(&h)?, 1)

@@ -1,7 +1,7 @@
 //! The encoder: every token reads the whole text.
 
 use candle_core::{Device, Tensor};
-use sidenote_kernels::AttentionOptions;
+use sidenote_kernels::{self as kernels, Activations, AttentionOptions};
 
 use super::config::T5Config;
 use super::layers::{Attention, feed_forward};
@@ -24,6 +24,7 @@ pub struct Encoder {
     config: T5Config,
 }
 
+#[derive(Clone)]
 struct Block {
     attention_norm: RmsNorm,
     attention: Attention,
@@ -52,6 +53,17 @@ impl Encoded {
         let (batch, tokens) = (texts / passages, passages * tokens);
         let mask = self.mask.as_ref().map(|mask| mask.reshape((batch, tokens))).transpose()?;
         Ok(Self { states: self.states.reshape((batch, tokens, d))?, mask })
+    }
+}
+
+impl Block {
+    /// `[batch, tokens, d]` to the same shape.
+    fn forward(&self, h: &Tensor, options: &AttentionOptions, dropout: Option<Dropout>) -> Result<Tensor> {
+        let part = |number| dropout.map(|dropout| dropout.part(number));
+        let x = self.attention_norm.forward(h)?;
+        let (k, v) = self.attention.keys_values(&x)?;
+        let h = self.attention.forward_add(&x, (&k, &v), options, h, part(0))?;
+        self.feed_forward.forward_add_dropped(&self.feed_forward_norm.forward(&h)?, &h, part(1))
     }
 }
 
@@ -122,21 +134,16 @@ impl Encoder {
         let (mut h, mask) = self.after_prompt(self.embedding.forward(tokens)?, mask)?;
         let n = h.dim(1)?;
         let bias = self.positions.bias(n, n)?;
-        let options = AttentionOptions { key_mask: mask.as_ref(), ..bias.attention() };
         h = drop_at(dropout, h, 0)?;
-        for (number, block) in self.blocks.iter().enumerate() {
-            let dropout = dropout.map(|dropout| dropout.part(2 + number as u64));
-            let x = block.attention_norm.forward(&h)?;
-            let (k, v) = block.attention.keys_values(&x)?;
-            h = block.attention.forward_add(
-                &x,
-                (&k, &v),
-                &options,
-                &h,
-                dropout.map(|dropout| dropout.part(0)),
-            )?;
-            let x = block.feed_forward_norm.forward(&h)?;
-            h = block.feed_forward.forward_add_dropped(&x, &h, dropout.map(|dropout| dropout.part(1)))?;
+        for part in Activations::current().parts(0..self.blocks.len()) {
+            let (first, blocks) = (part.start, self.blocks[part].to_vec());
+            let (bias, mask) = (bias.clone(), mask.clone());
+            h = kernels::checkpoint(&[&h], move |read| {
+                let options = AttentionOptions { key_mask: mask.as_ref(), ..bias.attention() };
+                blocks.iter().zip(first..).try_fold(read[0].clone(), |h, (block, number)| {
+                    block.forward(&h, &options, dropout.map(|dropout| dropout.part(2 + number as u64)))
+                })
+            })?;
         }
         Ok(Encoded { states: drop_at(dropout, self.norm.forward(&h)?, 1)?, mask })
     }

@@ -10,6 +10,7 @@ use crate::model::weights::{Start, Weights};
 
 /// Attention, of a sequence to itself or of the decoder to what the encoder made. The starts are those of
 /// Mesh TensorFlow: queries are made smaller, since scores are not divided by the root of the width.
+#[derive(Clone)]
 pub(super) struct Attention {
     q: Linear,
     k: Linear,

@@ -106,7 +106,7 @@ impl T5 {
     ///
     /// With [`head`](Self::head), this is what `kernels::linear_cross_entropy` takes.
     pub fn predict(&self, encoded: &Encoded, targets: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
-        self.scaled(self.decoder.forward(&self.shifted(targets)?, &mut self.start(encoded)?, dropout)?)
+        self.scaled(self.decoder.forward_whole(&self.shifted(targets)?, encoded, dropout)?)
     }
 
     /// Natural logarithms of the probabilities of each of `targets` `[rows, tokens]` after those before it, where `state` has read

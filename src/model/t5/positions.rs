@@ -45,6 +45,7 @@ impl Positions {
 }
 
 /// What is added to the scores of all blocks of a stack.
+#[derive(Clone)]
 pub(super) enum Bias {
     /// `[heads, buckets]` and `[queries, keys]`: the table gets a gradient.
     Learned { table: Tensor, columns: Tensor },

@@ -6,6 +6,7 @@ use serde_json::json;
 use sidenote_kernels::{CrossEntropyOptions, linear_cross_entropy};
 
 use super::*;
+use crate::model::testing::assert_alike_when_recomputed;
 use crate::model::weights::normal;
 
 const VOCABULARY: u32 = 29;
@@ -51,6 +52,25 @@ fn read(model: &T5, texts: &[Vec<u32>]) -> Encoded {
 fn distance(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
     (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+/// With numbers dropped, and texts of uneven lengths joined by two.
+#[test]
+fn activations_can_be_computed_again() {
+    let texts = [tokens(5, 1), tokens(9, 2), tokens(1, 3), tokens(4, 4)];
+    let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+    let targets = matrix(&[tokens(6, 7), tokens(6, 8)]);
+    for (model, variables) in models() {
+        assert_alike_when_recomputed(&model.config().model_type, &variables, || {
+            let dropout = Dropout::new(0.1, 5);
+            let encoded = model.encoder().read(&texts, Some(dropout.part(0))).unwrap().joined(2).unwrap();
+            let hidden = model.predict(&encoded, &targets, Some(dropout.part(1))).unwrap();
+            hidden.sqr().unwrap().sum_all().unwrap()
+        });
+        let encoded = read(&model, &[tokens(3, 1)]);
+        let said = model.predict(&encoded, &targets, None).unwrap_err().to_string();
+        assert!(said.contains("2 rows, but 1 texts"), "{said}");
+    }
 }
 
 /// Fails with: masking nothing in the encoder, or masking nothing in the cross-attention.

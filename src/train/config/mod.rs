@@ -139,10 +139,6 @@ impl TrainConfig {
             let why = "a model that reads neighbours takes only \"causal\": they belong to chunks, which must stay where they are";
             return Err(Error::setting("objectives", why));
         }
-        if t.recompute > 0 && (!matches!(self.kind, Kind::Lm | Kind::Tune) || self.trime.is_some()) {
-            let why = "belongs to kind = \"lm\" without [trime] and to \"tune\"";
-            return Err(Error::setting("training.recompute", why));
-        }
         if let Some(trime) = &self.trime {
             if self.kind != Kind::Lm || !self.objectives.is_empty() {
                 let why = "belongs to kind = \"lm\" without other objectives";

@@ -1,6 +1,7 @@
 //! `[training]`.
 
 use serde::{Deserialize, Serialize};
+use sidenote_kernels as kernels;
 
 use crate::error::{Error, Result};
 use crate::model::Precision;
@@ -21,7 +22,7 @@ pub struct TrainingSection {
     #[serde(default = "one")]
     pub accumulate: usize,
     /// Where it is not 0, activations are kept for so many blocks at a time, and computed again for the others: less
-    /// memory, a third more work. Kinds "lm" and "tune" of decoders.
+    /// memory, a third more work. Not with prompt and prefix tuning of decoders.
     #[serde(default)]
     pub recompute: usize,
     /// "f32" or "bf16": what the weights that are trained are rounded to wherever they are read, and saved as, and what the
@@ -118,6 +119,14 @@ impl TrainingSection {
             checkpoint_every: default_every(),
             keep_checkpoints: 2,
             seed: 0,
+        }
+    }
+
+    /// What networks keep for a step's backward pass.
+    pub fn activations(&self) -> kernels::Activations {
+        match self.recompute {
+            0 => kernels::Activations::Kept,
+            blocks => kernels::Activations::Recomputed(blocks),
         }
     }
 
