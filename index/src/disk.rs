@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::artefact::ArtefactError;
+use crate::artefact::error::ArtefactError;
 
 type Result<T> = std::result::Result<T, ArtefactError>;
 

@@ -54,7 +54,7 @@ pub fn embedding(table: &Tensor, tokens: &Tensor) -> Result<Tensor> {
 
 /// See [`crate::dropout`].
 pub fn dropout(x: &Tensor, rate: f32, seed: u64) -> Result<Tensor> {
-    let mask = crate::dropout::mask(x.elem_count(), rate, seed);
+    let mask = crate::philox::mask(x.elem_count(), rate, seed);
     x * Tensor::from_vec(mask, x.shape(), &Device::Cpu)?.to_device(x.device())?.to_dtype(x.dtype())?
 }
 

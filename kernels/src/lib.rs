@@ -37,6 +37,7 @@ pub mod matrix;
 mod memory;
 mod norm;
 mod parallel;
+mod philox;
 mod projection;
 mod quantised;
 mod recompute;

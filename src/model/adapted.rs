@@ -10,8 +10,8 @@ use super::matrix::Matrix;
 use super::place::Place;
 use super::precision::Precision;
 use super::source::{BaseModel, Source};
-use super::store::whole_tensors;
 use super::weights::Weights;
+use super::whole::whole_tensors;
 use crate::adapter::{self, Adapter, Method, Saved};
 use crate::error::{Error, Result};
 

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Tensor, Var};
 
+use super::normal::normal;
 use super::place::Place;
-use super::weights::normal;
 use crate::adapter::{Adapter, Change, Method, PROMPT};
 use crate::error::{Error, Result};
 

@@ -8,6 +8,7 @@ pub mod decoder;
 pub mod generate;
 pub(crate) mod layers;
 pub(crate) mod matrix;
+pub(crate) mod normal;
 pub(crate) mod place;
 mod precision;
 pub mod reading;
@@ -18,6 +19,7 @@ pub mod t5;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod weights;
+pub(crate) mod whole;
 mod writer;
 
 pub use adapted::Wanted;

@@ -17,6 +17,7 @@ use super::precision::Precision;
 use super::retro::{Retrieved, Retro, RetroConfig};
 use super::source::{BASE_MODEL, BaseModel, ChatTemplate, Source};
 use super::weights::Weights;
+use super::whole::whole_tensors;
 use crate::corpus::Store;
 use crate::corpus::Tokenizer;
 use crate::error::{Error, Result};
@@ -393,21 +394,6 @@ pub(super) fn write(
         candle_core::safetensors::save(&whole_tensors(weights, precision)?, dir.join("model.safetensors"))?;
         sealed::seal(dir, KIND, FORMAT_VERSION, &json!({}), &FILES)
     })
-}
-
-/// The tensors of the checkpoint that the weights make up, by name.
-pub(crate) fn whole_tensors(
-    weights: &BTreeMap<Place, Matrix>,
-    precision: Precision,
-) -> Result<HashMap<&str, Tensor>> {
-    let mut groups: BTreeMap<&str, (&Place, Vec<Tensor>)> = BTreeMap::new();
-    for (place, tensor) in weights {
-        groups.entry(&place.tensor).or_insert((place, Vec::new())).1.push(tensor.dense()?);
-    }
-    let whole = groups
-        .into_iter()
-        .map(|(name, (place, weights))| Ok((name, precision.stored(&place.write(&weights)?)?)));
-    whole.collect()
 }
 
 /// Opens the checkpoint `name`; every byte of one with a manifest is checked first.

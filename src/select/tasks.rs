@@ -4,9 +4,11 @@ use std::collections::{HashMap, HashSet};
 
 use super::Pool;
 use super::templates::{Template, Templates};
-use super::view::BATCH;
 use crate::encoder::{Encoder, normalise_rows};
 use crate::error::Result;
+
+/// Texts encoded at a time.
+pub const BATCH: usize = 256;
 
 /// The tasks of a pool, one of each task and template name, and what tells their descriptions apart.
 ///

@@ -3,14 +3,11 @@
 use serde::{Deserialize, Serialize};
 use sidenote_index::Metric;
 
-use super::tasks::Tasks;
+use super::tasks::{BATCH, Tasks};
 use super::templates::Template;
 use super::{Row, Target};
 use crate::encoder::{Encoder, normalise_rows};
 use crate::error::Result;
-
-/// Texts encoded at a time.
-pub const BATCH: usize = 256;
 
 /// What is compared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -39,7 +39,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
-    use crate::model::weights::normal;
+    use crate::model::normal::normal;
 
     fn scale(temperature: f32) -> Tensor {
         Tensor::new(1.0 / temperature, &Device::Cpu).unwrap()

@@ -10,6 +10,7 @@ mod group;
 pub mod instance_gradients;
 mod language;
 mod log;
+mod measurement;
 mod mixture;
 #[cfg(feature = "nccl")]
 mod nccl;

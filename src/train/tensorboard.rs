@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::log::Measurement;
+use super::measurement::Measurement;
 use crate::error::{Error, Result};
 
 const VERSION: &str = "brain.Event:2";

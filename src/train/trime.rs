@@ -87,7 +87,7 @@ mod tests {
     use candle_core::{DType, Device};
 
     use super::*;
-    use crate::model::weights::normal;
+    use crate::model::normal::normal;
 
     const WIDTH: usize = 5;
     const VOCABULARY: usize = 4;

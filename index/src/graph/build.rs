@@ -19,8 +19,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::candidates::{Near, keep_nearest, near_neighbours};
+use super::candidates::{keep_nearest, near_neighbours};
 use super::layout::{Layout, RecordWriter};
+use super::near::Near;
 use super::prune::Chooser;
 use super::search::{Effort, Nodes, Walk};
 use super::space::{Panels, Space};

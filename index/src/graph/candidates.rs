@@ -3,13 +3,12 @@
 //! compared in one product, and this is done a few times over with other leaders. What one division
 //! puts apart, another puts together.
 
-use std::cmp::Ordering;
-
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::artefact::ArtefactError;
+use crate::graph::near::Near;
 use crate::graph::space::{Panels, Space};
 use crate::graph::table::{Table, pack, unpack};
 use crate::mapped::SharedRows;
@@ -29,19 +28,6 @@ const EIGHT: usize = 8;
 const DIVIDED: usize = 4096;
 /// Vectors compared with others in one product.
 const STRIP: usize = 64;
-
-/// A node at a squared distance.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Near {
-    pub distance: f32,
-    pub id: u32,
-}
-
-impl Near {
-    pub fn order(&self, other: &Self) -> Ordering {
-        self.distance.total_cmp(&other.distance).then(self.id.cmp(&other.id))
-    }
-}
 
 /// For every vector up to `count` near ones, nearest first. They are kept in `scratch` after each
 /// round, under the name of `near`.

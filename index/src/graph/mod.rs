@@ -11,6 +11,7 @@
 mod build;
 mod candidates;
 mod layout;
+mod near;
 mod prune;
 mod search;
 mod space;

@@ -1,6 +1,6 @@
 //! Which of many near nodes to link to.
 
-use crate::graph::candidates::Near;
+use crate::graph::near::Near;
 use crate::graph::space::{Panels, Space};
 
 /// How alike in direction, at most, a node must be to what is linked to already: the cosines that

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::Metric;
 use crate::artefact::ArtefactError;
-use crate::graph::candidates::Near;
+use crate::graph::near::Near;
 use crate::mapped::{Mapped, write_numbers};
 use crate::metric::lifts;
 use crate::pages::PageWriter;

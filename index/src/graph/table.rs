@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::artefact::ArtefactError;
-use crate::graph::candidates::Near;
+use crate::graph::near::Near;
 use crate::mapped::{Mapped, write_numbers};
 use crate::pages::PageWriter;
 use crate::scratch::Scratch;

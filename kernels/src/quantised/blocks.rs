@@ -179,3 +179,24 @@ fn fifth_bits(bytes: &[u8], codes: &mut [u8]) {
         codes[i] |= (bytes[i / 8] >> (i % 8) & 1) << 4;
     }
 }
+
+/// Chooses the instance of a function for the kind of a weight: codes of so many bits, whether scales are in units,
+/// and whether there are minima.
+#[cfg(target_arch = "x86_64")]
+macro_rules! for_kind {
+    ($kind:expr, $function:ident, $arguments:tt) => {
+        match $kind {
+            BlockKind::Q4_0 => $function::<4, false, false> $arguments,
+            BlockKind::Q4_1 => $function::<4, false, true> $arguments,
+            BlockKind::Q5_0 => $function::<5, false, false> $arguments,
+            BlockKind::Q5_1 => $function::<5, false, true> $arguments,
+            BlockKind::Q8_0 => $function::<8, false, false> $arguments,
+            BlockKind::Q4K => $function::<4, true, true> $arguments,
+            BlockKind::Q5K => $function::<5, true, true> $arguments,
+            BlockKind::Q6K => $function::<6, true, false> $arguments,
+            BlockKind::F16 | BlockKind::BF16 => {}
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use for_kind;

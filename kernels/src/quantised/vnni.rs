@@ -2,10 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::blocks::{BlockKind, GROUP, SUPER};
+use super::blocks::{BlockKind, GROUP, SUPER, for_kind};
 use super::input::Input;
 use super::packed::{Packed, ROWS};
-use super::product::for_kind;
 
 /// How many groups ahead weights are fetched.
 const AHEAD: usize = 12;

@@ -13,7 +13,7 @@ use super::super::folder::{CONFIG, WEIGHTS};
 use super::{Part, TrainableEncoder};
 use crate::error::{Error, Result};
 use crate::model::Precision;
-use crate::model::store::whole_tensors;
+use crate::model::whole::whole_tensors;
 
 impl TrainableEncoder {
     /// Writes the encoder to the new folder `dir`, which appears whole or not at all. All files of the one it was read

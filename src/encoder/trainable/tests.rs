@@ -8,8 +8,8 @@ use std::path::Path;
 
 use super::*;
 use crate::encoder;
+use crate::model::normal::normal;
 use crate::model::testing::assert_alike_when_recomputed;
-use crate::model::weights::normal;
 
 /// The small checkpoints of tests/data/encoder, which scripts/golden_encoder.py makes.
 const FOLDERS: [&str; 8] =

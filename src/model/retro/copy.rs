@@ -22,7 +22,8 @@ use super::{Initialisation, Retro, RetroConfig};
 use crate::error::{Error, Result};
 use crate::model::cache::Cache;
 use crate::model::decoder::DecoderConfig;
-use crate::model::weights::{Start, normal};
+use crate::model::normal::normal;
+use crate::model::weights::Start;
 
 /// Height of a relative bias that makes a head look at one distance only.
 const POINT: f32 = 10.0;

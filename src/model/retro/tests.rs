@@ -7,8 +7,9 @@ use candle_core::{Device, Tensor};
 use super::{Initialisation, Retrieved, Retro, RetroConfig, State};
 use crate::model::cache::Cache;
 use crate::model::decoder::{Decoder, DecoderConfig};
+use crate::model::normal::normal;
 use crate::model::testing::assert_alike_when_recomputed;
-use crate::model::weights::{Weights, normal};
+use crate::model::weights::Weights;
 
 const VOCABULARY: u32 = 31;
 const M: usize = 5;

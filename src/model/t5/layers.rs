@@ -113,7 +113,7 @@ mod tests {
         let attention = Attention::new(&config, &mut weights, "a").unwrap();
         let values = |seed: u64, shape: [usize; 4]| {
             let n = shape.iter().product();
-            Tensor::from_vec(crate::model::weights::normal(seed, "x", n, 1.0), &shape[..], &Device::Cpu)
+            Tensor::from_vec(crate::model::normal::normal(seed, "x", n, 1.0), &shape[..], &Device::Cpu)
                 .unwrap()
         };
         let x = values(1, [1, 1, 3, 4]).squeeze(0).unwrap();

@@ -6,8 +6,8 @@ use serde_json::json;
 use sidenote_kernels::{CrossEntropyOptions, linear_cross_entropy};
 
 use super::*;
+use crate::model::normal::normal;
 use crate::model::testing::assert_alike_when_recomputed;
-use crate::model::weights::normal;
 
 const VOCABULARY: u32 = 29;
 

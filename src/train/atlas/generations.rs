@@ -258,7 +258,7 @@ mod tests {
         /// As a step would.
         fn learn(&self, step: usize) {
             for (name, variable) in self.encoder.variables() {
-                let noise = crate::model::weights::normal(step as u64, name, variable.elem_count(), 0.1);
+                let noise = crate::model::normal::normal(step as u64, name, variable.elem_count(), 0.1);
                 let noise = Tensor::from_vec(noise, variable.dims(), &Device::Cpu).unwrap();
                 variable.set(&(variable.as_detached_tensor() + noise).unwrap()).unwrap();
             }

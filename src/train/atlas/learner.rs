@@ -523,7 +523,7 @@ mod tests {
         };
         let before = found();
         for (name, variable) in encoder.variables() {
-            let noise = crate::model::weights::normal(3, name, variable.elem_count(), 0.5);
+            let noise = crate::model::normal::normal(3, name, variable.elem_count(), 0.5);
             let noise = Tensor::from_vec(noise, variable.dims(), &Device::Cpu).unwrap();
             variable.set(&(variable.as_detached_tensor() + noise).unwrap()).unwrap();
         }
