@@ -208,10 +208,12 @@ mod tests {
 
     #[test]
     fn blocks_are_cut_into_parts() {
-        let parts = |activations: Activations| activations.parts(1..6).collect::<Vec<_>>();
-        assert_eq!(parts(Activations::Kept), [1..6]);
-        assert_eq!(parts(Activations::Recomputed(2)), [1..3, 3..5, 5..6]);
-        assert_eq!(parts(Activations::Recomputed(9)), [1..6]);
+        let parts = |activations: Activations| -> Vec<(usize, usize)> {
+            activations.parts(1..6).map(|part| (part.start, part.end)).collect()
+        };
+        assert_eq!(parts(Activations::Kept), [(1, 6)]);
+        assert_eq!(parts(Activations::Recomputed(2)), [(1, 3), (3, 5), (5, 6)]);
+        assert_eq!(parts(Activations::Recomputed(9)), [(1, 6)]);
         assert_eq!(Activations::Kept.parts(2..2).count(), 0);
         assert_eq!(Activations::current(), Activations::Kept);
         Activations::Recomputed(3).run(|| assert_eq!(Activations::current(), Activations::Recomputed(3)));

@@ -2,7 +2,7 @@
 //! Hugging Face's layout, so that a plain decoder also loads in transformers. A RETRO model adds a
 //! `retro` section to the configuration and `retro.*` tensors.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 

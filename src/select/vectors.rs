@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use sidenote_index::{Builder, Hit, Index, Segments, Spec};
 
 use super::selector::Neighbours;
-use super::view::{BATCH, View, Viewer};
+use super::tasks::BATCH;
+use super::view::{View, Viewer};
 use super::{Pool, Row};
 use crate::artefact::write_atomically;
 use crate::error::{Error, Result};
