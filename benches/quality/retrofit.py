@@ -1,4 +1,4 @@
-"""What RETRO-fit's layers should start as: a study, cell by cell.
+"""What RETRO's layers should start as, on a frozen decoder and from scratch: a study, cell by cell.
 
     python retrofit.py WORK SIMPLEWIKI --sidenote PROGRAM [--smollm2 FILE.gguf] [--cells PATTERN]
 
@@ -8,7 +8,8 @@ decoder of 128 numbers and 4 layers that is trained here first, and `smollm2`), 
 layers (`random`, `gate`: at random behind a gate that is shut at first, `copy`; `-last`: one layer of one wide head
 after the last attention, instead of the paper's every third), RETRO's layers are trained on the frozen base (`kind = "retrofit"`) for the
 same number of steps, and the perplexity of held-out articles of the same kind is measured with retrieval on, off, and
-shuffled. Held-out templated articles share a fifth of their 8-grams with articles that are in the index, by construction.
+shuffled. With the base `scratch` decoder and layers are trained together, from nothing, for as many steps as `small` was trained
+alone (`kind = "retro"`), which it is compared with. Held-out templated articles share a fifth of their 8-grams with articles that are in the index, by construction.
 
 Needs numpy. A cell is one run. Its result is a line of retrofit.jsonl beside this file, appended as soon as it is there; what is
 there is not run again, so a run that was stopped goes on, and cells can be run one by one. At the end retrofit.md is
@@ -34,8 +35,11 @@ CHUNK = 32
 NEIGHBOURS = 2
 SIZES = {  # articles to train on, held out; steps of the base and of RETRO-fit, tokens a batch
     "small": dict(articles=4000, held=80, base_steps=900, steps=150, batch=2048, width=128, blocks=4),
-    "smollm2": dict(articles=1500, held=24, base_steps=0, steps=40, batch=1024, width=576, blocks=30),
+    "scratch": dict(articles=4000, held=80, base_steps=900, steps=900, batch=2048, width=128, blocks=4),
+    "smollm2": dict(articles=1500, held=24, base_steps=0, steps=40, batch=1024, width=576, blocks=30, precision="bf16"),
 }
+# The decoder of `small` and `scratch`.
+DECODER = "[model]\nhidden_size = 128\nlayers = 4\nheads = 4\n"
 
 
 def articles(simplewiki, kind, count, held):
@@ -58,6 +62,7 @@ def write_articles(path, some):
 
 def prepare(args, base, text):
     """Index, neighbours and base model of a pair; gives the folder and the base."""
+    base = "small" if base == "scratch" else base
     size, folder = SIZES[base], os.path.join(args.work, f"{base}-{text}")
     model = args.smollm2 if base == "smollm2" else os.path.join(folder, "base", "model")
     if os.path.exists(os.path.join(folder, "ready")):
@@ -76,8 +81,7 @@ def prepare(args, base, text):
         with open(os.path.join(folder, "base.toml"), "w") as out:
             out.write(
                 f'kind = "lm"\nout = "{folder}/base"\nindex = "{folder}/index"\n'
-                f"[model]\nhidden_size = {size['width']}\nlayers = {size['blocks']}\nheads = 4\n"
-                f"[training]\nsteps = {size['base_steps']}\nbatch_tokens = {size['batch']}\nchunks = 8\n"
+                f"{DECODER}[training]\nsteps = {size['base_steps']}\nbatch_tokens = {size['batch']}\nchunks = 8\n"
                 f"learning_rate = 3e-3\nwarmup_steps = 50\ndecay_steps = {size['base_steps'] // 3}\n"
             )
         sidenote(args, "train", f"{folder}/base.toml", "--resume")
@@ -88,13 +92,17 @@ def prepare(args, base, text):
 def cell(args, base, text, start):
     size = SIZES[base]
     folder, model = prepare(args, base, text)
-    out = os.path.join(folder, start)
-    with open(os.path.join(folder, f"{start}.toml"), "w") as file:
+    scratch = base == "scratch"
+    out = os.path.join(folder, f"scratch-{start}" if scratch else start)
+    kind, beginning = ("retro", DECODER) if scratch else ("retrofit", f'base = "{model}"\n')
+    rate, warmup = ("3e-3", 50) if scratch else ("1e-3", 10)
+    with open(f"{out}.toml", "w") as file:
         file.write(
-            f'kind = "retrofit"\nout = "{out}"\nindex = "{folder}/index"\nneighbours = "{folder}/neighbours"\n'
-            f'base = "{model}"\n[retro]\nneighbours = {NEIGHBOURS}\n'
+            f'kind = "{kind}"\nout = "{out}"\nindex = "{folder}/index"\nneighbours = "{folder}/neighbours"\n'
+            f"{beginning}[retro]\nneighbours = {NEIGHBOURS}\n"
             f"[training]\nsteps = {size['steps']}\nbatch_tokens = {size['batch']}\nchunks = 8\n"
-            f"learning_rate = 1e-3\nwarmup_steps = 10\ndecay_steps = {size['steps'] // 3}\n"
+            f"precision = \"{size.get('precision', 'f32')}\"\n"
+            f"learning_rate = {rate}\nwarmup_steps = {warmup}\ndecay_steps = {size['steps'] // 3}\n"
         )
     settings = {"retro.encoder_layers": 1, "retro.initialisation": "random"}
     if start == "gate":
@@ -109,7 +117,7 @@ def cell(args, base, text, start):
     trained = {}
     if not os.path.exists(os.path.join(out, "model")):
         overrides = [f"--set={key}={value}" for key, value in settings.items()]
-        trained = sidenote(args, "train", f"{folder}/{start}.toml", *overrides, "--resume")
+        trained = sidenote(args, "train", f"{out}.toml", *overrides, "--resume")
     measured = {}
     for retrieval in ("on", "off", "shuffled"):
         report = sidenote(args, "eval", "perplexity", f"{out}/model", "--corpus", f"{folder}/held.jsonl", "--index",
@@ -118,6 +126,9 @@ def cell(args, base, text, start):
         if retrieval == "on":
             chunks = {point["alpha"]: point["chunks"] for point in report["filtered"]}
             measured["chunks_sharing_at_most_an_eighth"] = chunks[0.125] / max(1, chunks[1.0])
+    if scratch:
+        report = sidenote(args, "eval", "perplexity", model, "--corpus", f"{folder}/held.jsonl")
+        measured["plain"] = {key: report[key] for key in ("perplexity", "bits_per_byte", "tokens", "bytes")}
     return {
         **{f"settings.{key}": value for key, value in {**size, **settings}.items()},
         "seed": 0,
@@ -130,17 +141,19 @@ def cell(args, base, text, start):
 
 def table(lines):
     rows = [
-        "# What RETRO-fit's layers should start as\n",
+        "# What RETRO's layers should start as\n",
         "Made by `benches/quality/retrofit.py` (see there); one seed a cell. Perplexity a token of held-out articles with\n"
-        "retrieval on, off (which is the frozen base) and shuffled (each chunk reads some other chunk's neighbours).\n",
-        "| base | text | start | trained parameters | off | on | shuffled | on / off | on / shuffled |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|",
+        "retrieval on, off and shuffled (each chunk reads some other chunk's neighbours). Plain is the decoder that was trained alone:\n"
+        "the frozen base, which it is with retrieval off, and for `scratch` one trained for as many steps.\n",
+        "| base | text | start | trained parameters | plain | off | on | shuffled | on / plain | on / shuffled |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for line in sorted(lines, key=lambda line: (line["base"], line["text"], STARTS.index(line["start"]))):
         on, off, shuffled = (line[name]["perplexity"] for name in ("on", "off", "shuffled"))
+        plain = line["plain"]["perplexity"] if "plain" in line else off
         rows.append(
             f"| {line['base']} | {line['text']} | {line['start']} | {line['trained_parameters'] or '-'} "
-            f"| {off:.2f} | {on:.2f} | {shuffled:.2f} | {on / off:.3f} | {on / shuffled:.3f} |"
+            f"| {plain:.2f} | {off:.2f} | {on:.2f} | {shuffled:.2f} | {on / plain:.3f} | {on / shuffled:.3f} |"
         )
     return "\n".join(rows) + "\n"
 
@@ -152,7 +165,7 @@ def main():
     parser.add_argument("--encoder", default="default", help="what neighbours are found by")
     parser.add_argument("--smollm2", help="SmolLM2-135M-Instruct.Q4_1.gguf; without it these cells are left out")
     args = arguments(parser, "work", "simplewiki", "smollm2")
-    bases = ["small"] + (["smollm2"] if args.smollm2 else [])
+    bases = ["small", "scratch"] + (["smollm2"] if args.smollm2 else [])
     each = ((base, text, start) for base in bases for text in ("ordinary", "templated") for start in STARTS)
     cells = (("-".join(values), values, partial(cell, args, *values)) for values in each)
     run_cells("retrofit", args.cells, cells, ("base", "text", "start"), table)
