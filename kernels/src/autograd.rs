@@ -115,6 +115,13 @@ pub fn record_storage(
     }
 }
 
+/// A copy of what a tensor that is contiguous holds, from its first element on.
+pub fn copy_of(tensor: &Tensor) -> Result<Storage> {
+    let tensor = tensor.force_contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    storage.try_clone(layout)
+}
+
 /// Of the inputs, in order; None where there is none.
 pub type Gradients = Vec<Option<Tensor>>;
 type Backward = dyn Fn(&Tensor, &Tensor) -> Result<Gradients> + Send + Sync;

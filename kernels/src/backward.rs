@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, TensorId, Var, bail};
+use candle_core::{DType, Result, Tensor, TensorId, Var, bail};
 
+use crate::autograd::{copy_of, record_storage};
 use crate::parallel::for_pieces;
 use crate::simd::add;
 
@@ -19,8 +20,12 @@ pub fn backward(loss: &Tensor) -> Result<GradStore> {
     let collecting = Collecting::begin();
     let mut store = loss.backward()?;
     let collected = collecting.finish();
-    if let Some(of_parts) = collected.of_parts {
-        store.extend(of_parts)?;
+    for (variable, gradient) in collected.of_parts {
+        let gradient = match store.get_id(variable) {
+            Some(other) => (gradient + other)?,
+            None => gradient,
+        };
+        store.insert_id(variable, gradient);
     }
     for (variable, values) in collected.of_kernels.into_values() {
         let gradient = Tensor::from_vec(values, variable.shape(), variable.device())?;
@@ -34,12 +39,20 @@ pub fn backward(loss: &Tensor) -> Result<GradStore> {
     Ok(store)
 }
 
-/// [`backward`] of a part of a network within the pass over the whole: the gradients of those `inputs` that have any. What the part
-/// has for other variables goes to the whole pass.
-pub fn backward_within(loss: &Tensor, inputs: &[Option<Var>]) -> Result<Vec<Option<Tensor>>> {
+/// [`backward`] of a part of a network within the pass over the whole: the gradients of those `inputs` that have any, where the
+/// part's `output` has the gradient `slope`. What the part has for other variables goes to the whole pass.
+pub fn backward_within(
+    output: &Tensor,
+    slope: &Tensor,
+    inputs: &[Option<Var>],
+) -> Result<Vec<Option<Tensor>>> {
     if COLLECTED.with_borrow(Option::is_none) {
         bail!("what is recomputed has gradients in sidenote_kernels::backward only");
     }
+    // A number of which the output has that gradient.
+    let number = Tensor::zeros((), DType::F32, output.device())?;
+    let (number, slope) = (copy_of(&number)?, slope.clone());
+    let loss = record_storage(&[output], number, ().into(), move |_, _| Ok(vec![Some(slope.clone())]))?;
     let mut store = loss.backward()?;
     let mut of_input = |input: &Var| {
         let by_kernels = match collected(|all| all.of_kernels.remove(&input.id())).flatten() {
@@ -47,21 +60,22 @@ pub fn backward_within(loss: &Tensor, inputs: &[Option<Var>]) -> Result<Vec<Opti
             None => None,
         };
         Ok(match (by_kernels, store.remove(input)) {
-            (Some(a), Some(b)) => Some((a + b)?),
-            (a, b) => a.or(b),
+            (Some(a), Some(b)) => Some((a + b)?.detach()),
+            (a, b) => a.or(b).map(|gradient| gradient.detach()),
         })
     };
     let gradients = inputs.iter().map(|input| input.as_ref().map_or(Ok(None), &mut of_input));
     let gradients = gradients.collect::<Result<_>>()?;
-    let sum = collected(|all| all.of_parts.take()).flatten();
-    let sum = match sum {
-        None => store,
-        Some(mut sum) => {
-            sum.extend(store)?;
-            sum
-        }
-    };
-    collected(|all| all.of_parts = Some(sum));
+    // candle's gradients hold what they were made of until they are detached, and there are some for what is no variable: kept
+    // as they are they would keep the whole part.
+    for variable in loss.sorted_nodes().into_iter().filter(|node| node.is_variable()) {
+        let Some(gradient) = store.remove(variable) else { continue };
+        let sum = match collected(|all| all.of_parts.remove(&variable.id())).flatten() {
+            Some(other) => (other + gradient)?,
+            None => gradient,
+        };
+        collected(|all| all.of_parts.insert(variable.id(), sum.detach()));
+    }
     Ok(gradients)
 }
 
@@ -71,7 +85,7 @@ struct Collected {
     /// What this crate's operations have for them.
     of_kernels: HashMap<TensorId, (Tensor, Vec<f32>)>,
     /// What candle's operations have for them in [parts](backward_within) of the network.
-    of_parts: Option<GradStore>,
+    of_parts: HashMap<TensorId, Tensor>,
 }
 
 thread_local! {

@@ -2,7 +2,7 @@
 //! the chunk that retrieved it (RETRO, section 2.3 and algorithm 1).
 
 use candle_core::Tensor;
-use sidenote_kernels::{self as kernels, AttentionOptions};
+use sidenote_kernels::{self as kernels, Activations, AttentionOptions};
 
 use crate::error::Result;
 use crate::model::decoder::{Decoder, DecoderConfig};
@@ -95,28 +95,40 @@ impl NeighbourEncoder {
     /// `[chunks, neighbours * r, d']`.
     pub fn forward(&self, base: &Decoder, tokens: &Tensor, mask: &Tensor, chunk: &Tensor) -> Result<Tensor> {
         let (chunks, k, r) = tokens.dims3()?;
-        let m = chunk.dim(1)?;
         let rows = chunks * k;
         let mask = mask.reshape((rows, r))?;
         let mut x =
             self.input.forward(&self.embedding_norm.forward(&base.embed(&tokens.reshape((rows, r))?)?)?)?;
-        let d = x.dim(2)?;
-        for layer in &self.layers {
-            let a = &layer.attention;
-            let normed = a.norm.forward(&x)?;
-            let distances = a.bias.columns(r, r, |i, j| j + r - 1 - i)?;
-            x = a.forward(&normed, &normed, &distances, Some(&mask), &x)?;
-            if let Some(cross) = &layer.cross {
-                // All neighbours of a chunk are queries over the same keys; each has its own
-                // positions, d(i', i) = i' - i.
-                let distances = cross.bias.columns(k * r, m, |i, j| i % r + m - 1 - j)?;
-                let wide = x.reshape((chunks, k * r, d))?;
-                let queries = cross.norm.forward(&wide)?;
-                x = cross.forward(&queries, chunk, &distances, None, &wide)?.reshape((rows, r, d))?;
-            }
-            x = layer.feed_forward.forward_add(&layer.feed_forward_norm.forward(&x)?, &x)?;
+        for part in Activations::current().parts(0..self.layers.len()) {
+            let (layers, mask) = (self.layers[part].to_vec(), mask.clone());
+            x = kernels::checkpoint(&[&x, chunk], move |read| {
+                layers.iter().try_fold(read[0].clone(), |x, layer| layer.forward(&x, &mask, &read[1]))
+            })?;
         }
+        let d = x.dim(2)?;
         Ok(self.norm.forward(&x)?.reshape((chunks, k * r, d))?)
+    }
+}
+
+impl Layer {
+    /// Neighbours `x` `[chunks * neighbours, r, d']`, of which `mask` says which tokens are there, after those of each chunk have read
+    /// its states `chunk` `[chunks, m, d]`.
+    fn forward(&self, x: &Tensor, mask: &Tensor, chunk: &Tensor) -> Result<Tensor> {
+        let ((rows, r, d), (chunks, m, _)) = (x.dims3()?, chunk.dims3()?);
+        let a = &self.attention;
+        let normed = a.norm.forward(x)?;
+        let distances = a.bias.columns(r, r, |i, j| j + r - 1 - i)?;
+        let mut x = a.forward(&normed, &normed, &distances, Some(mask), x)?;
+        if let Some(cross) = &self.cross {
+            // All neighbours of a chunk are queries over the same keys; each has its own
+            // positions, d(i', i) = i' - i.
+            let all = rows / chunks * r;
+            let distances = cross.bias.columns(all, m, |i, j| i % r + m - 1 - j)?;
+            let wide = x.reshape((chunks, all, d))?;
+            let queries = cross.norm.forward(&wide)?;
+            x = cross.forward(&queries, chunk, &distances, None, &wide)?.reshape((rows, r, d))?;
+        }
+        self.feed_forward.forward_add(&self.feed_forward_norm.forward(&x)?, &x)
     }
 }
 

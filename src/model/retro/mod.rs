@@ -170,10 +170,7 @@ impl Retro {
         let (block, at) = (blocks[first].clone(), places.clone());
         let h = kernels::checkpoint(&[&h], move |read| block.attend_alone(&read[0], &at))?;
         let own = h.narrow(1, 0, chunks * m)?.reshape((batch * chunks, m, d))?;
-        let (model, seen) = (self.clone(), mask.clone());
-        let encoded = kernels::checkpoint(&[&own], move |own| {
-            model.encoder.forward(&model.base, &neighbours, &seen, &own[0])
-        })?;
+        let encoded = self.encoder.forward(&self.base, &neighbours, &mask, &own)?;
         let (model, seen) = (self.clone(), mask.clone());
         let mut before =
             kernels::checkpoint(&[&h, &encoded], move |read| model.cross(first, &read[0], &read[1], &seen))?;
