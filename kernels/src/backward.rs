@@ -66,8 +66,7 @@ pub fn backward_within(
     };
     let gradients = inputs.iter().map(|input| input.as_ref().map_or(Ok(None), &mut of_input));
     let gradients = gradients.collect::<Result<_>>()?;
-    // candle's gradients hold what they were made of until they are detached, and there are some for what is no variable: kept
-    // as they are they would keep the whole part.
+    // candle has gradients for constants too, which hold what they were made of: with them the whole part would be kept.
     for variable in loss.sorted_nodes().into_iter().filter(|node| node.is_variable()) {
         let Some(gradient) = store.remove(variable) else { continue };
         let sum = match collected(|all| all.of_parts.remove(&variable.id())).flatten() {
