@@ -146,46 +146,46 @@ def datastore(args, folder, model, retro=False, trime=None):
 def cell(args, corpus, seed, system):
     folder, ready = prepare(args, corpus)
     options, memory = [], None
-    level = args.steps - args.steps // 4
-    trime = re.fullmatch("(longer-)?trime-(.*)", system)
-    if system.startswith("trime"):
-        out, report = train(args, folder, seed, system, f'[trime]\nmemory = "{trime[2]}"')
+    added = system.removeprefix("longer-")
+    longer = added != system or system == "plain-longer"
+    trime = added.removeprefix("trime-") if added.startswith("trime-") else None
+    learnt = f'[trime]\nmemory = "{trime}"' if trime else ""
+    if trime and not longer:
+        out, report = train(args, folder, seed, system, learnt)
     else:
         out, report = train(args, folder, seed, "plain", "")
-        added, run = system.removeprefix("longer-"), "retro"
-        if system.startswith("longer-") or system == "plain-longer":
-            run = "longer-retro"
-            start = f'continue_from = "{out}/checkpoints/step-{level:07}"'
-            name, start = (system, f'{start}\n[trime]\nmemory = "{trime[2]}"') if trime else ("plain-longer", start)
-            out, more = train(args, folder, seed, name, start, steps=2 * args.steps)
+        if longer:
+            level = args.steps - args.steps // 4
+            start = f'continue_from = "{out}/checkpoints/step-{level:07}"\n{learnt}'
+            out, more = train(args, folder, seed, system if trime else "plain-longer", start, steps=2 * args.steps)
             report = {**more, "seconds": more["seconds"] + report["seconds"] * level / args.steps}
     if trime:
-        options = ["--trime", {"local": CHUNK * CHUNKS, "long": 1024, "external": CHUNK * CHUNKS}[trime[2]]]
-        if trime[2] == "external":
+        options = ["--trime", {"local": CHUNK * CHUNKS, "long": 1024, "external": CHUNK * CHUNKS}[trime]]
+        if trime == "external":
             memory = datastore(args, folder, f"{out}/model", trime=CHUNK * CHUNKS)
             options += ["--memory", memory]
-    else:
-        if added == "cache":
-            options = ["--cache", 500]
-        elif added == "knn-lm":
-            memory = datastore(args, folder, f"{out}/model")
-            options = ["--memory", memory]
-        elif added.startswith("retro"):
-            k = MOST if added == "retro-10" else 2
-            sections = (
-                f'neighbours = "{folder}/neighbours"\nbase = "{out}/model"\n[retro]\nneighbours = {k}\nlayers = [4]\nheads = 1\nhead_dim = 128\n'
-                f"encoder_hidden_size = 256\nencoder_intermediate_size = 128\nencoder_heads = 8\nencoder_layers = 1\n"
-                f'initialisation = "copy"'
-            )
-            fitted = dict(steps=FIT_STEPS, decay=FIT_STEPS // 4, rate=1e-3)
-            out, fit = train(args, folder, seed, run if k == 2 else f"{run}-{k}", sections, **fitted)
-            report = {**fit, "seconds": fit["seconds"] + report["seconds"]}
-            options = ["--index", f"{folder}/index"]
-            if added == "retro-shuffled":
-                options += ["--retrieval", "shuffled"]
-            if added == "retro+knn":
-                memory = datastore(args, folder, f"{out}/model", retro=True)
-                options += ["--memory", memory]
+    elif added == "cache":
+        options = ["--cache", 500]
+    elif added == "knn-lm":
+        memory = datastore(args, folder, f"{out}/model")
+        options = ["--memory", memory]
+    elif added.startswith("retro"):
+        k = MOST if added == "retro-10" else 2
+        sections = (
+            f'neighbours = "{folder}/neighbours"\nbase = "{out}/model"\n[retro]\nneighbours = {k}\nlayers = [4]\nheads = 1\nhead_dim = 128\n'
+            f"encoder_hidden_size = 256\nencoder_intermediate_size = 128\nencoder_heads = 8\nencoder_layers = 1\n"
+            f'initialisation = "copy"'
+        )
+        fitted = dict(steps=FIT_STEPS, decay=FIT_STEPS // 4, rate=1e-3)
+        run = "longer-retro" if longer else "retro"
+        out, fit = train(args, folder, seed, run if k == 2 else f"{run}-{k}", sections, **fitted)
+        report = {**fit, "seconds": fit["seconds"] + report["seconds"]}
+        options = ["--index", f"{folder}/index"]
+        if added == "retro-shuffled":
+            options += ["--retrieval", "shuffled"]
+        if added == "retro+knn":
+            memory = datastore(args, folder, f"{out}/model", retro=True)
+            options += ["--memory", memory]
     began = time.time()
     measured = sidenote(args, "eval", "perplexity", f"{out}/model", "--corpus", f"{folder}/test.jsonl", *options)
     seconds = time.time() - began

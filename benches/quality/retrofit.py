@@ -33,13 +33,17 @@ import text_overlap  # noqa: E402
 STARTS = ["random", "gate", "copy", "random-last", "copy-last"]
 CHUNK = 32
 NEIGHBOURS = 2
-SIZES = {  # articles to train on, held out; steps of the base and of RETRO-fit, tokens a batch
-    "small": dict(articles=4000, held=80, base_steps=900, steps=150, batch=2048, width=128, blocks=4),
-    "scratch": dict(articles=4000, held=80, base_steps=900, steps=900, batch=2048, width=128, blocks=4),
+SMALL = dict(articles=4000, held=80, base_steps=900, steps=150, batch=2048, width=128, blocks=4)
+SIZES = {  # articles to train on, held out; steps of the base and of RETRO's layers, tokens a batch
+    "small": SMALL,
+    "scratch": {**SMALL, "steps": SMALL["base_steps"]},
     "smollm2": dict(articles=1500, held=24, base_steps=0, steps=40, batch=1024, width=576, blocks=30, precision="bf16"),
 }
-# The decoder of `small` and `scratch`.
-DECODER = "[model]\nhidden_size = 128\nlayers = 4\nheads = 4\n"
+
+
+def decoder(size):
+    """The section of a decoder that is trained here."""
+    return f"[model]\nhidden_size = {size['width']}\nlayers = {size['blocks']}\nheads = 4\n"
 
 
 def articles(simplewiki, kind, count, held):
@@ -81,7 +85,7 @@ def prepare(args, base, text):
         with open(os.path.join(folder, "base.toml"), "w") as out:
             out.write(
                 f'kind = "lm"\nout = "{folder}/base"\nindex = "{folder}/index"\n'
-                f"{DECODER}[training]\nsteps = {size['base_steps']}\nbatch_tokens = {size['batch']}\nchunks = 8\n"
+                f"{decoder(size)}[training]\nsteps = {size['base_steps']}\nbatch_tokens = {size['batch']}\nchunks = 8\n"
                 f"learning_rate = 3e-3\nwarmup_steps = 50\ndecay_steps = {size['base_steps'] // 3}\n"
             )
         sidenote(args, "train", f"{folder}/base.toml", "--resume")
@@ -94,7 +98,7 @@ def cell(args, base, text, start):
     folder, model = prepare(args, base, text)
     scratch = base == "scratch"
     out = os.path.join(folder, f"scratch-{start}" if scratch else start)
-    kind, beginning = ("retro", DECODER) if scratch else ("retrofit", f'base = "{model}"\n')
+    kind, beginning = ("retro", decoder(size)) if scratch else ("retrofit", f'base = "{model}"\n')
     rate, warmup = ("3e-3", 50) if scratch else ("1e-3", 10)
     with open(f"{out}.toml", "w") as file:
         file.write(

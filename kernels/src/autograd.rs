@@ -115,7 +115,7 @@ pub fn record_storage(
     }
 }
 
-/// A copy of what a tensor that is contiguous holds, from its first element on.
+/// A copy of what a tensor holds, one element after the other.
 pub fn copy_of(tensor: &Tensor) -> Result<Storage> {
     let tensor = tensor.force_contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();

@@ -42,6 +42,7 @@ mod projection;
 mod quantised;
 mod recompute;
 mod rotary;
+mod scope;
 mod simd;
 mod team;
 mod trime;

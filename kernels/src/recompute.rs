@@ -10,6 +10,7 @@ use candle_core::{DType, Error, Result, Tensor, Var};
 use crate::autograd::{copy_of, record_storage};
 use crate::backward::backward_within;
 use crate::matrix::Precision;
+use crate::scope::within;
 
 /// What a network keeps for its backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,15 +34,7 @@ impl Activations {
 
     /// Does `work`, a forward pass and its backward pass, with the networks that this thread runs keeping this.
     pub fn run<T>(self, work: impl FnOnce() -> T) -> T {
-        /// Restores what was there, if `work` panics too.
-        struct Before(Activations);
-        impl Drop for Before {
-            fn drop(&mut self) {
-                CURRENT.set(self.0);
-            }
-        }
-        let _before = Before(CURRENT.replace(self));
-        work()
+        within(&CURRENT, self, work)
     }
 
     /// The parts of `blocks` that each are a [`checkpoint`]'s, in order: one of all where activations are kept.

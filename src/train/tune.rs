@@ -18,8 +18,7 @@ use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 use crate::eval::tasks::{self, Item, ModelText};
 use crate::model::batch::{IGNORE, side_by_side};
-use crate::model::decoder::Places;
-use crate::model::{Cache, Decoder, Dropout, Network, Wanted, WritingModel};
+use crate::model::{Decoder, Dropout, Network, Wanted, WritingModel};
 
 /// Held-out instances that are measured while training, of each kind.
 const HELD_OUT: usize = 256;
@@ -161,14 +160,6 @@ impl<'a> TuneLearner<'a> {
         Ok((tokens, lengths, first))
     }
 
-    /// Where the tokens stand that [`laid_out`](Self::laid_out) gives.
-    fn places(&self, decoder: &Decoder, tokens: &Tensor, lengths: &[usize]) -> Result<Places> {
-        match self.section.packing {
-            true => decoder.places_in_a_row(lengths),
-            false => decoder.places(&Cache::default(), tokens.dim(1)?),
-        }
-    }
-
     /// The hidden states that predict each answer's tokens, row by row `[tokens, d]`, those tokens, and the output head.
     fn predict(&self, rows: &[Row], dropout: Option<Dropout>) -> Result<(Tensor, Tensor, Tensor)> {
         // The states, and which of them predicts the first token of each answer.
@@ -177,7 +168,7 @@ impl<'a> TuneLearner<'a> {
                 let decoder = model.network.decoder();
                 let (tokens, lengths, first) = self.laid_out(decoder, rows)?;
                 let hidden = match self.section.packing {
-                    true => decoder.forward_at(&tokens, &self.places(decoder, &tokens, &lengths)?)?,
+                    true => decoder.forward_at(&tokens, &decoder.places_in_a_row(&lengths)?)?,
                     false => decoder.forward_whole(&tokens)?,
                 };
                 (hidden, first, decoder.head()?)

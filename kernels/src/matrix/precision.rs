@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 
+use crate::scope::within;
+
 /// In what numbers products of many rows multiply. Sums are `f32` always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
@@ -26,15 +28,7 @@ impl Precision {
     /// Does `work` with the products that this thread asks for in this precision. An operation that cuts its work among
     /// threads takes its precision along.
     pub fn run<T>(self, work: impl FnOnce() -> T) -> T {
-        /// Restores what was there, if `work` panics too.
-        struct Before(Precision);
-        impl Drop for Before {
-            fn drop(&mut self) {
-                CURRENT.set(self.0);
-            }
-        }
-        let _before = Before(CURRENT.replace(self));
-        work()
+        within(&CURRENT, self, work)
     }
 }
 

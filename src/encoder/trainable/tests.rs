@@ -63,17 +63,20 @@ fn vectors_are_those_of_the_form_for_inference() {
     }
 }
 
+/// A number that depends on all that the vectors of the texts hold.
+fn loss_of(encoder: &TrainableEncoder, dropout: Option<Dropout>) -> Tensor {
+    let ids = encoder.tokenize(&TEXTS).unwrap();
+    let weights = normal(1, "weights", TEXTS.len() * encoder.dim(), 1.0);
+    let weights = Tensor::from_vec(weights, (TEXTS.len(), encoder.dim()), &Device::Cpu).unwrap();
+    (forward(encoder, &ids, dropout) * weights).unwrap().sum_all().unwrap()
+}
+
 #[test]
 fn activations_can_be_computed_again() {
     for name in FOLDERS {
         let (_, encoder) = open(name);
-        let ids = encoder.tokenize(&TEXTS).unwrap();
-        let weights = normal(1, "weights", TEXTS.len() * encoder.dim(), 1.0);
-        let weights = Tensor::from_vec(weights, (TEXTS.len(), encoder.dim()), &Device::Cpu).unwrap();
-        assert_alike_when_recomputed(name, &encoder.variables, || {
-            let vectors = forward(&encoder, &ids, Some(Dropout::new(0.1, 3)));
-            (vectors * &weights).unwrap().sum_all().unwrap()
-        });
+        let dropout = Some(Dropout::new(0.1, 3));
+        assert_alike_when_recomputed(name, &encoder.variables, || loss_of(&encoder, dropout));
     }
 }
 
@@ -81,10 +84,7 @@ fn activations_can_be_computed_again() {
 fn every_weight_gets_a_gradient_and_it_is_the_slope() {
     for name in FOLDERS {
         let (_, encoder) = open(name);
-        let ids = encoder.tokenize(&TEXTS).unwrap();
-        let weights = normal(1, "weights", TEXTS.len() * encoder.dim(), 1.0);
-        let weights = Tensor::from_vec(weights, (TEXTS.len(), encoder.dim()), &Device::Cpu).unwrap();
-        let loss = || (forward(&encoder, &ids, None) * &weights).unwrap().sum_all().unwrap();
+        let loss = || loss_of(&encoder, None);
         let gradients = loss().backward().unwrap();
         let mut moved = 0;
         for (weight, variable) in encoder.variables() {

@@ -165,7 +165,7 @@ impl Retro {
         let blocks = self.base.blocks();
         // The first block that reads. The network is cut between attention and feed-forward from there on, since it is there
         // that neighbours come in.
-        let first = self.config.layers.iter().min().map_or(0, |layer| layer - 1);
+        let first = self.config.layers[0] - 1;
         let h = self.base.run_blocks(0..first, &self.base.begin(tokens, &places)?, &places)?;
         let (block, at) = (blocks[first].clone(), places.clone());
         let h = kernels::checkpoint(&[&h], move |read| block.attend_alone(&read[0], &at))?;
@@ -183,10 +183,7 @@ impl Retro {
                 })
             })?;
         }
-        let h = match blocks.last() {
-            Some(block) => block.feed_forward(&before)?,
-            None => before.clone(),
-        };
+        let h = blocks[blocks.len() - 1].feed_forward(&before)?;
         Ok((self.base.finish(&h)?, before))
     }
 

@@ -295,7 +295,6 @@ fn every_trainable_tensor_gets_a_gradient() {
     }
 }
 
-/// Broken once: the check against `complete` in `fit_chunks` left out.
 /// Layers from the first block on, and from a later one, with a chunk that has no neighbours.
 #[test]
 fn activations_can_be_computed_again() {
@@ -313,6 +312,7 @@ fn activations_can_be_computed_again() {
     }
 }
 
+/// Broken once: the check against `complete` in `fit_chunks` left out.
 #[test]
 fn too_many_neighbour_chunks_are_an_error() {
     let (retro, _) = model(Initialisation::Random);

@@ -223,7 +223,7 @@ impl Decoder {
     }
 
     /// Reads whole texts `tokens` `[batch, tokens]`, a row for each that was encoded, and gives the states after the last norm,
-    /// `[batch, tokens, d]`. For a backward pass it keeps what [`Activations`] says, a block at a time.
+    /// `[batch, tokens, d]`. For a backward pass it keeps what [`kernels::Activations`] says, a block at a time.
     pub fn forward_whole(
         &self,
         tokens: &Tensor,
@@ -253,8 +253,8 @@ impl Decoder {
 
     /// Reads `tokens` `[batch, tokens]` after those of `state`, and gives the states after the last norm,
     /// `[batch, tokens, d]`.
-    pub fn forward(&self, tokens: &Tensor, state: &mut State, dropout: Option<Dropout>) -> Result<Tensor> {
-        self.watched(tokens, state, dropout, None)
+    pub fn forward(&self, tokens: &Tensor, state: &mut State) -> Result<Tensor> {
+        self.watched(tokens, state, None)
     }
 
     /// [`forward`](Self::forward), in which every block adds to `taken` what each token takes of each key of the encoded text:
@@ -263,7 +263,6 @@ impl Decoder {
         &self,
         tokens: &Tensor,
         state: &mut State,
-        dropout: Option<Dropout>,
         mut taken: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
         let (batch, new) = tokens.dims2()?;
@@ -273,14 +272,12 @@ impl Decoder {
             return Err(Error::setting("tokens", why));
         }
         let bias = self.positions.bias(new, state.lead + state.tokens + new)?;
-        let mut h = drop_at(dropout, self.embedding.forward(tokens)?, 0)?;
-        let blocks = self.blocks.iter().zip(&state.cross).zip(&mut state.written);
-        for (number, ((block, (k, v)), cache)) in blocks.enumerate() {
-            let dropout = dropout.map(|dropout| dropout.part(2 + number as u64));
+        let mut h = self.embedding.forward(tokens)?;
+        for ((block, (k, v)), cache) in self.blocks.iter().zip(&state.cross).zip(&mut state.written) {
             let crossing = Crossing { kv: (k, v), mask: state.mask.as_ref() };
-            h = block.forward(&h, &bias, cache, &crossing, dropout, taken.as_deref_mut())?;
+            h = block.forward(&h, &bias, cache, &crossing, None, taken.as_deref_mut())?;
         }
         state.tokens += new;
-        drop_at(dropout, self.norm.forward(&h)?, 1)
+        self.norm.forward(&h)
     }
 }

@@ -79,7 +79,7 @@ impl T5 {
     /// Reads `tokens` `[batch, tokens]` after those of `state`, and gives the hidden states that predict the token
     /// after each, `[batch, tokens, d]`, as the output head takes them.
     pub fn decode(&self, tokens: &Tensor, state: &mut State) -> Result<Tensor> {
-        self.scaled(self.decoder.forward(tokens, state, None)?)
+        self.scaled(self.decoder.forward(tokens, state)?)
     }
 
     /// States of the decoder as the output head takes them.
@@ -112,7 +112,7 @@ impl T5 {
     /// Natural logarithms of the probabilities of each of `targets` `[rows, tokens]` after those before it, where `state` has read
     /// the text of each row and no token: a row each, 0 where a target is [`IGNORE`]. Without gradients.
     pub fn log_likelihoods(&self, mut state: State, targets: &Tensor) -> Result<Vec<Vec<f64>>> {
-        let hidden = self.scaled(self.decoder.forward(&self.shifted(targets)?, &mut state, None)?)?.detach();
+        let hidden = self.scaled(self.decoder.forward(&self.shifted(targets)?, &mut state)?)?.detach();
         let wanted = targets.to_vec2::<u32>()?;
         // A row at a time: a vocabulary's logits are large.
         let row = |(number, wanted): (usize, &Vec<u32>)| {
@@ -131,7 +131,7 @@ impl T5 {
     /// as the mean over layers, heads and the targets that are not [`IGNORE`]. Without gradients.
     pub fn taken(&self, encoded: &Encoded, targets: &Tensor) -> Result<Vec<Vec<f64>>> {
         let mut taken = Vec::new();
-        self.decoder.watched(&self.shifted(targets)?, &mut self.start(encoded)?, None, Some(&mut taken))?;
+        self.decoder.watched(&self.shifted(targets)?, &mut self.start(encoded)?, Some(&mut taken))?;
         let rows = targets.to_vec2::<u32>()?;
         let share = |row: &Vec<u32>| {
             let own = 1.0 / row.iter().filter(|id| **id != IGNORE).count().max(1) as f32;
