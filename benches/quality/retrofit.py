@@ -37,7 +37,8 @@ SMALL = dict(articles=4000, held=80, base_steps=900, steps=150, batch=2048, widt
 SIZES = {  # articles to train on, held out; steps of the base and of RETRO's layers, tokens a batch
     "small": SMALL,
     "scratch": {**SMALL, "steps": SMALL["base_steps"]},
-    "smollm2": dict(articles=1500, held=24, base_steps=0, steps=40, batch=1024, width=576, blocks=30, precision="bf16"),
+    "smollm2": dict(articles=1500, held=24, base_steps=0, steps=40, batch=1024, width=576, blocks=30, precision="bf16",
+                    rate="1e-4"),  # at 1e-3 what copies is unlearnt
 }
 
 
@@ -99,7 +100,7 @@ def cell(args, base, text, start):
     scratch = base == "scratch"
     out = os.path.join(folder, f"scratch-{start}" if scratch else start)
     kind, beginning = ("retro", decoder(size)) if scratch else ("retrofit", f'base = "{model}"\n')
-    rate, warmup = ("3e-3", 50) if scratch else ("1e-3", 10)
+    rate, warmup = ("3e-3", 50) if scratch else (size.get("rate", "1e-3"), 10)
     with open(f"{out}.toml", "w") as file:
         file.write(
             f'kind = "{kind}"\nout = "{out}"\nindex = "{folder}/index"\nneighbours = "{folder}/neighbours"\n'

@@ -175,7 +175,7 @@ impl Run<'_> {
         let mut skipped_steps = last.map_or(0, |m| m.skipped_steps);
         if start.is_none() {
             let clock = Instant::now();
-            learner.begin(progress)?;
+            training.precision.of_products().run(|| learner.begin(progress))?;
             seconds += clock.elapsed().as_secs_f64();
         }
         let mut optimiser =

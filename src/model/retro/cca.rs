@@ -138,8 +138,8 @@ impl ChunkedCrossAttention {
         self.gated(&out)
     }
 
-    /// What queries are made from, `[.., d]`, and the keys of `encoded`, `[.., heads * head_dim]`.
-    pub fn queries_and_keys(&self, h: &Tensor, encoded: &Tensor) -> Result<(Tensor, Tensor)> {
-        Ok((self.norm.forward(h)?, self.k.forward(encoded)?))
+    /// What queries are made from, `[.., d]`, and the keys and values of `encoded`, `[.., heads * head_dim]`.
+    pub fn states_keys_values(&self, h: &Tensor, encoded: &Tensor) -> Result<[Tensor; 3]> {
+        Ok([self.norm.forward(h)?, self.k.forward(encoded)?, self.v.forward(encoded)?])
     }
 }

@@ -7,9 +7,9 @@
 //!   tokens back write a random projection of those tokens' embeddings into the second. Everything
 //!   else starts by adding nothing.
 //! - The cross-attention's keys read the second half (the tokens *before* a neighbour's token),
-//!   its values the first (the token itself), and its output is the identity, scaled.
+//!   its values the first (the token itself).
 //! - Its queries are fitted to data by least squares so that a state of the decoder matches the
-//!   key of the token that came next: `train::copy` does it.
+//!   key of the token that came next, and its output is what tells values apart: `train::copy` does it.
 //! - A sink, a key of learned height whose value is zero, takes the attention when nothing
 //!   matches.
 //!
@@ -189,8 +189,10 @@ pub struct MatchingPairs {
     pub states: Tensor,
     /// Keys of the tokens that came next, `[pairs, heads * head_dim]`.
     pub keys: Tensor,
-    /// Root mean square of the decoder's states before the norm.
-    pub state_size: f64,
+    /// Their values, `[pairs, heads * head_dim]`.
+    pub values: Tensor,
+    /// Root mean square of each of the decoder's states before the norm, `[states]`.
+    pub sizes: Vec<f32>,
 }
 
 impl Retro {
@@ -220,7 +222,7 @@ impl Retro {
         for (i, block) in self.base.blocks().iter().enumerate() {
             h = self.base.attend(i, &h, &places, &mut cache)?;
             if let Some((_, cross)) = self.cross_at(i) {
-                let (states, keys) = cross.queries_and_keys(&h.reshape((rows, r, d))?, &encoded)?;
+                let [states, keys, values] = cross.states_keys_values(&h.reshape((rows, r, d))?, &encoded)?;
                 let (first, count) = (FIRST_WHOLE_KEY, r - FIRST_WHOLE_KEY);
                 let flat = |x: &Tensor, from: usize| -> Result<Tensor> {
                     Ok(x.narrow(1, from, count)?.contiguous()?.flatten(0, 1)?.detach())
@@ -228,7 +230,8 @@ impl Retro {
                 pairs.push(MatchingPairs {
                     states: flat(&states, first - 1)?,
                     keys: flat(&keys, first)?,
-                    state_size: (h.sqr()?.mean_all()?.to_scalar::<f32>()? as f64).sqrt(),
+                    values: flat(&values, first)?,
+                    sizes: h.flatten_to(1)?.sqr()?.mean(1)?.sqrt()?.to_vec1()?,
                 });
             }
             h = block.feed_forward(&h)?;
