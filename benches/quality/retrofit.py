@@ -37,8 +37,7 @@ SMALL = dict(articles=4000, held=80, base_steps=900, steps=150, batch=2048, widt
 SIZES = {  # articles to train on, held out; steps of the base and of RETRO's layers, tokens a batch
     "small": SMALL,
     "scratch": {**SMALL, "steps": SMALL["base_steps"]},
-    "smollm2": dict(articles=1500, held=24, base_steps=0, steps=40, batch=1024, width=576, blocks=30, precision="bf16",
-                    rate="1e-4"),  # at 1e-3 what copies is unlearnt
+    "smollm2": dict(articles=1500, held=24, base_steps=0, steps=40, batch=1024, width=576, blocks=30, precision="bf16"),
 }
 
 
@@ -100,7 +99,9 @@ def cell(args, base, text, start):
     scratch = base == "scratch"
     out = os.path.join(folder, f"scratch-{start}" if scratch else start)
     kind, beginning = ("retro", decoder(size)) if scratch else ("retrofit", f'base = "{model}"\n')
-    rate, warmup = ("3e-3", 50) if scratch else (size.get("rate", "1e-3"), 10)
+    rate, warmup = ("3e-3", 50) if scratch else ("1e-3", 10)
+    if (base, start) == ("smollm2", "copy-last"):
+        rate = "1e-4"  # at 1e-3 it is unlearnt
     with open(f"{out}.toml", "w") as file:
         file.write(
             f'kind = "{kind}"\nout = "{out}"\nindex = "{folder}/index"\nneighbours = "{folder}/neighbours"\n'
@@ -137,6 +138,7 @@ def cell(args, base, text, start):
     return {
         **{f"settings.{key}": value for key, value in {**size, **settings}.items()},
         "seed": 0,
+        "rate": rate,
         "trained_parameters": trained.get("trained_parameters"),
         "train_seconds": trained.get("seconds"),
         "seconds": round(time.time() - began, 1),
@@ -150,14 +152,14 @@ def table(lines):
         "Made by `benches/quality/retrofit.py` (see there); one seed a cell. Perplexity a token of held-out articles with\n"
         "retrieval on, off and shuffled (each chunk reads some other chunk's neighbours). Plain is the decoder that was trained alone:\n"
         "the frozen base, which it is with retrieval off, and for `scratch` one trained for as many steps.\n",
-        "| base | text | start | trained parameters | plain | off | on | shuffled | on / plain | on / shuffled |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| base | text | start | rate | trained parameters | plain | off | on | shuffled | on / plain | on / shuffled |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for line in sorted(lines, key=lambda line: (line["base"], line["text"], STARTS.index(line["start"]))):
         on, off, shuffled = (line[name]["perplexity"] for name in ("on", "off", "shuffled"))
         plain = line["plain"]["perplexity"] if "plain" in line else off
         rows.append(
-            f"| {line['base']} | {line['text']} | {line['start']} | {line['trained_parameters'] or '-'} "
+            f"| {line['base']} | {line['text']} | {line['start']} | {line['rate']} | {line['trained_parameters'] or '-'} "
             f"| {plain:.2f} | {off:.2f} | {on:.2f} | {shuffled:.2f} | {on / plain:.3f} | {on / shuffled:.3f} |"
         )
     return "\n".join(rows) + "\n"
