@@ -100,7 +100,7 @@ def cell(args, base, text, start):
     out = os.path.join(folder, f"scratch-{start}" if scratch else start)
     kind, beginning = ("retro", decoder(size)) if scratch else ("retrofit", f'base = "{model}"\n')
     rate, warmup = ("3e-3", 50) if scratch else ("1e-3", 10)
-    if (base, start) == ("smollm2", "copy-last"):
+    if base == "smollm2" and start.startswith("copy"):
         rate = "1e-4"  # at 1e-3 it is unlearnt
     with open(f"{out}.toml", "w") as file:
         file.write(

@@ -82,22 +82,22 @@ pub fn fit(
         loss(retro, tried_on, true)
     };
     let loss_without = loss(retro, tried_on, false)?;
-    let (mut loss_with, mut chosen) = (with(FIRST)?, FIRST);
+    let mut tried: Vec<(f64, Try)> = Vec::new();
     // One after another, since they hardly depend on each other; strength twice, on which the most depends.
-    let mut choose = |tries: &[Try]| -> Result<Try> {
+    let mut choose = |tries: &[Try]| -> Result<(f64, Try)> {
         for &a_try in tries {
-            let loss = if a_try == chosen { loss_with } else { with(a_try)? };
-            if loss < loss_with {
-                (loss_with, chosen) = (loss, a_try);
+            if tried.iter().all(|(_, other)| *other != a_try) {
+                tried.push((with(a_try)?, a_try));
             }
         }
-        Ok(chosen)
+        let best = tried.iter().min_by(|(loss, _), (other, _)| loss.total_cmp(other));
+        Ok(best.copied().unwrap_or((f64::INFINITY, FIRST)))
     };
-    let best = choose(&STRENGTH.map(|strength| Try { strength, ..FIRST }))?;
-    let best = choose(&SINK.map(|sink| Try { sink, ..best }))?;
-    let best = choose(&SHARPNESS.map(|sharpness| Try { sharpness, ..best }))?;
-    let best = choose(&STRENGTH.map(|strength| Try { strength, ..best }))?;
-    with(best)?;
+    let (_, best) = choose(&STRENGTH.map(|strength| Try { strength, ..FIRST }))?;
+    let (_, best) = choose(&SINK.map(|sink| Try { sink, ..best }))?;
+    let (_, best) = choose(&SHARPNESS.map(|sharpness| Try { sharpness, ..best }))?;
+    let (loss_with, chosen) = choose(&STRENGTH.map(|strength| Try { strength, ..best }))?;
+    with(chosen)?;
     Ok(Fit { loss_without, loss_with, chosen })
 }
 
