@@ -94,10 +94,30 @@ pub fn multiply<T: Number>(
     if rows == 0 || outputs == 0 {
         return;
     }
-    assert!((rows - 1) * a_row + width <= a.len(), "rows of input fit");
-    assert!((outputs - 1) * weight_row + width <= weight.len(), "rows of the weight fit");
     assert!((rows - 1) * out_row + outputs <= out.len() && (rows == 1 || outputs <= out_row), "results fit");
     let out = Shared::new(out);
+    products([rows, width, outputs], (a, a_row), (weight, weight_row), threads, |row, first, values| {
+        // SAFETY: the buffer lives as long as this call, and no two tasks have an output in common.
+        let out = unsafe { out.part(row * out_row + first, values.len()) };
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = if accumulate { *out + scale * value } else { scale * value };
+        }
+    });
+}
+
+/// Gives `write` a row, the first of up to four outputs and their products, once for each output of each row.
+///
+/// # Panics
+/// When an operand does not fit into its slice.
+pub(super) fn products<T: Number>(
+    [rows, width, outputs]: [usize; 3],
+    (a, a_row): (&[f32], usize),
+    (weight, weight_row): (&[T], usize),
+    threads: Threads,
+    write: impl Fn(usize, usize, &[f32]) + Sync,
+) {
+    assert!((rows - 1) * a_row + width <= a.len(), "rows of input fit");
+    assert!((outputs - 1) * weight_row + width <= weight.len(), "rows of the weight fit");
     let some = GRAIN.div_ceil(width.max(1)).next_multiple_of(4);
     let task = |task: usize| {
         let end = outputs.min((task + 1) * some);
@@ -105,11 +125,7 @@ pub fn multiply<T: Number>(
             let count = 4.min(end - first);
             let weight = &weight[first * weight_row..];
             some_outputs(width, (a, a_row), rows, (weight, weight_row), count, |row, values| {
-                // SAFETY: the buffer lives as long as this call, and no two tasks have an output in common.
-                let out = unsafe { out.part(row * out_row + first, count) };
-                for (out, value) in out.iter_mut().zip(values) {
-                    *out = if accumulate { *out + scale * value } else { scale * value };
-                }
+                write(row, first, &values[..count]);
             });
         }
     };

@@ -10,6 +10,8 @@ mod deal;
 pub mod few;
 mod packed;
 mod precision;
+#[cfg(target_arch = "x86_64")]
+mod thin;
 
 pub use packed::PackedLinear;
 pub use precision::Precision;
@@ -119,6 +121,10 @@ impl Product<'_> {
         if m < few::MANY && a.column == 1 && b.row == 1 {
             let (a, b) = ((a.data, a.row), (b.data, b.column));
             return few::multiply([m, k, n], scale, a, b, (out, row), accumulate, threads);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if m * k * n >= OWN && thin::Thin::of(self, row).is_some_and(|thin| thin.multiply(out)) {
+            return;
         }
         #[cfg(target_arch = "x86_64")]
         if m >= ROWS && m * k * n >= OWN && std::arch::is_x86_feature_detected!("avx512f") {

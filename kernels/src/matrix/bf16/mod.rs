@@ -22,13 +22,15 @@ mod dot;
 #[cfg(target_arch = "x86_64")]
 mod pack;
 
-/// From how many rows, and from how many multiplications on, rounding and packing the operands pays.
+/// From how many rows, how deep, and from how many multiplications on, rounding and packing the operands pays; a tile is
+/// 32 numbers deep, and the rest of it zeros.
 const ROWS: usize = 16;
+const DEEP: usize = 32;
 const WORTH: usize = 1 << 17;
 
 /// Whether such a product is made here.
 pub fn pays([m, k, n]: [usize; 3]) -> bool {
-    m >= ROWS && n >= ROWS && m * k * n >= WORTH
+    m >= ROWS && n >= ROWS && k >= DEEP && m * k * n >= WORTH
 }
 
 /// To `out`, whose rows are `row` apart and do not overlap.
