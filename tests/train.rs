@@ -171,16 +171,20 @@ fn a_plain_decoder_and_three_ways_to_retro() {
         assert_eq!(moved, all.len(), "{out}: every tensor that RETRO adds is trained");
     }
 
-    // Without a word about it, layers beside a frozen base start by copying.
-    let bare =
-        RETRO.split("[retro]").next().unwrap().to_string() + "[training]\nsteps = 1\nbatch_tokens = 256\n";
-    fs::write(dir.join("bare.toml"), bare).unwrap();
-    succeed(dir, "train bare.toml --set out=bare");
-    let config = fs::read_to_string(dir.join("bare/model/config.json")).unwrap();
-    let config: Value = serde_json::from_str(&config).unwrap();
-    assert_eq!(config["retro"]["initialisation"], "copy", "{config}");
-
+    // Without a word about it, layers start by copying, beside a frozen base and from scratch.
     write_scratch(dir);
+    for (kind, file) in
+        [("retrofit", RETRO.to_string()), ("retro", fs::read_to_string(dir.join("scratch.toml")).unwrap())]
+    {
+        let bare =
+            file.split("[retro]").next().unwrap().to_string() + "[training]\nsteps = 1\nbatch_tokens = 256\n";
+        fs::write(dir.join("bare.toml"), bare).unwrap();
+        succeed(dir, &format!("train bare.toml --set out=bare-{kind}"));
+        let config = fs::read_to_string(dir.join(format!("bare-{kind}/model/config.json"))).unwrap();
+        let config: Value = serde_json::from_str(&config).unwrap();
+        assert_eq!(config["retro"]["initialisation"], "copy", "{config}");
+    }
+
     let scratch = succeed(dir, &format!("train scratch.toml {FROM_SCRATCH}"));
     check_run(dir, &scratch, "scratch", 24);
     assert_eq!(scratch["trained_parameters"], scratch["parameters"]);
@@ -652,6 +656,14 @@ fn a_retro_run_killed_again_and_again_ends_with_the_same_bytes() {
     let place = workplace();
     succeed(place.path(), "train plain.toml");
     killed_and_resumed(place.path(), "retro.toml", &mut ChaCha8Rng::seed_from_u64(2));
+}
+
+/// Its layers, which start by copying, learn at a rate of their own.
+#[test]
+fn a_retro_run_from_scratch_killed_again_and_again_ends_with_the_same_bytes() {
+    let place = workplace();
+    write_scratch(place.path());
+    killed_and_resumed(place.path(), "scratch.toml", &mut ChaCha8Rng::seed_from_u64(9));
 }
 
 /// Everything that a run can be told to do otherwise.

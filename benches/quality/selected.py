@@ -1,6 +1,6 @@
 """Whether training data chosen for a task makes a model better at it than chance does (Stage B), cell by cell.
 
-    python selected.py WORK DATA --base MODEL --sidenote PROGRAM [--methods NAMES] [--cells PATTERN]
+    python selected.py WORK DATA --base MODEL --sidenote PROGRAM [--methods NAMES] [--steps N] [--cells PATTERN]
 
 WORK and DATA are those of selection.py, which makes the pool and says what it leaves out; DATA also has
 `inst_promptsource_templates`. MODEL is what is tuned, such as SmolLM2-135M-Instruct's GGUF file. Needs jinja2, numpy, pyyaml.
@@ -15,8 +15,9 @@ model always gives the same answer: how often a choice has more over the others 
 is wrong, mean over choices and prompts; chance is a half. `nats` are those of the right answer, mean over examples and prompts. `untuned` is the model as it is. The random
 methods know no target: their adapter is trained once a seed. Two know more than a method may, and say how far one could get:
 `own-kind` draws from the tasks of the target's own kind (selection.py's, by the categories of Super-NaturalInstructions), and
-`own-task` trains on the target's labelled examples of DEFT's few-shot files, of its training set. Every cell has the same steps over the same number of tokens
-(RECIPE), which is less than once through the choice; the seed is that of the adapter, the order, and the methods that draw.
+`own-task` trains on the target's labelled examples of DEFT's few-shot files, of its training set. Every cell has the same number of tokens a step
+(RECIPE) and the same steps, 60 where nothing else is said, which is less than once through the choice; cells of other --steps are a table of their own.
+The seed is that of the adapter, the order, and the methods that draw.
 
 The result is a line of selected.jsonl beside this file, appended as soon as it is there; what is there is not run again. `right` has
 for each prompt a digit for each example. At the end selected.md is written from all lines: accuracies over distinct examples, and
@@ -75,7 +76,6 @@ RECIPE = {
         "targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     },
     "precision": "bf16",
-    "steps": 60,
     "batch_tokens": 1024,
     "learning_rate": 1e-3,
 }
@@ -194,11 +194,11 @@ def choose(args, target, method, seed):
 
 def tune(args, target, method, seed):
     """The adapter's folder, and what its training measured last."""
-    out = f"{args.work}/tuned/{'any' if method in BLIND else target}.{method}.{seed}"
+    steps = args.steps
+    out = f"{args.work}/tuned/{'any' if method in BLIND else target}.{method}.{seed}.{steps}"
     if not os.path.exists(f"{out}/model"):
         os.makedirs(os.path.dirname(out), exist_ok=True)
         adapter = "\n".join(f"{name} = {json.dumps(value)}" for name, value in RECIPE["adapter"].items())
-        steps = RECIPE["steps"]
         with open(f"{out}.toml", "w", encoding="utf-8") as file:
             file.write(
                 f'kind = "tune"\nout = "{out}"\nbase = "{args.base}"\n[tune]\ndata = ["{choose(args, target, method, seed)}"]\n'
@@ -215,7 +215,7 @@ def tune(args, target, method, seed):
 
 
 def measure(args, target, method, seed):
-    items, answers = write_items(args, target), f"{args.work}/{target}.{method}.{seed}.answers.jsonl"
+    items, answers = write_items(args, target), f"{args.work}/{target}.{method}.{seed}.{args.steps}.answers.jsonl"
     options, learnt = [], {}
     if method != UNTUNED:
         adapter, last = tune(args, target, method, seed)
@@ -284,13 +284,23 @@ def difference(cells, method, targets):
 
 
 def table(lines):
+    parts = []
+    for steps in sorted({line["steps"] for line in lines if line["method"] != UNTUNED}):
+        tuned = [line for line in lines if line["steps"] == steps]
+        asked = {line["target"] for line in tuned}
+        parts.append(part(steps, [line for line in lines if line["method"] == UNTUNED and line["target"] in asked] + tuned))
+    return "\n".join(parts)
+
+
+def part(steps, lines):
+    """The table of the cells with so many steps."""
     cells = {(line["target"], line["method"], line["seed"]): line for line in lines}
     methods = list(dict.fromkeys([UNTUNED, *METHODS, OWN_KIND, OWN_TASK, *(line["method"] for line in lines)]))
     methods = [method for method in methods if any(line["method"] == method for line in lines)]
     sizes = {line["target"]: line["examples"] for line in lines}
     targets = [target for target in ASKED if target in sizes]
     header = ["| | " + " | ".join(f"{target} ({sizes[target]})" for target in targets) + " |", "|---|" + "---|" * len(sizes)]
-    recipe = f"{RECIPE['steps']} steps of {RECIPE['batch_tokens']} tokens at a rate of {RECIPE['learning_rate']:g}"
+    recipe = f"{steps} steps of {RECIPE['batch_tokens']} tokens at a rate of {RECIPE['learning_rate']:g}"
     text = [
         f"Written by `selected.py`, whose head says how. {RECIPE['adapter']['method'].upper()} of rank {RECIPE['adapter']['rank']}, {recipe}.",
         "",
@@ -340,16 +350,21 @@ def main():
     parser.add_argument("data")
     parser.add_argument("--base", required=True, help="the model that is tuned")
     parser.add_argument("--methods", help="which, with commas between; those of selection.py and the two that know more otherwise")
+    parser.add_argument("--steps", type=int, default=60)
     args = arguments(parser, "work", "data", "base")
     methods = [UNTUNED, *(args.methods.split(",") if args.methods else [*METHODS, OWN_KIND, OWN_TASK])]
     cells = [
-        (f"{target}-{method}-{seed}", (target, method, seed), partial(measure, args, target, method, seed))
+        (
+            f"{target}-{method}-{seed}",
+            (target, method, seed, 0 if method == UNTUNED else args.steps),
+            partial(measure, args, target, method, seed),
+        )
         for seed in SEEDS
         for target in ASKED
         for method in methods
         if method != UNTUNED or seed == SEEDS[0]
     ]
-    run_cells("selected", args.cells, cells, ["target", "method", "seed"], table)
+    run_cells("selected", args.cells, cells, ["target", "method", "seed", "steps"], table)
 
 
 if __name__ == "__main__":

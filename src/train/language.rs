@@ -15,13 +15,16 @@ use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{self, Neighbourhood};
 use crate::model::batch::{Batch, IGNORE, gather};
-use crate::model::{Initialisation, LanguageModel, Network, Retrieved, Trainable};
+use crate::model::{Initialisation, LanguageModel, Network, Retrieved, Retro, Trainable};
 use crate::progress::Progress;
 use crate::retriever::neighbours::{Neighbours, tokens_of};
 use crate::retriever::open_store;
 
 /// Held-out documents that are measured while training.
 pub(super) const HELD_OUT_DOCUMENTS: usize = 48;
+/// Share of the rate that layers which start by copying are trained with beside a decoder from scratch: at all of it they
+/// unlearn to copy before the decoder has learnt what to look up (benches/quality/retrofit.md).
+const COPYING_RATE: f64 = 0.1;
 /// Batches that the copy initialisation is fitted on.
 const FIT_BATCHES: usize = 24;
 
@@ -78,6 +81,12 @@ impl<'a> LanguageLearner<'a> {
         }
         Ok(Self { config, library, neighbours, held_out, model, order, examples, device: device.clone() })
     }
+
+    /// Whether its network has layers that start by copying.
+    fn copies(&self) -> bool {
+        let start = |retro: &Retro| retro.config().initialisation;
+        matches!(&self.model.network, Network::Retro(retro) if start(retro) == Initialisation::Copy)
+    }
 }
 
 impl Learner for LanguageLearner<'_> {
@@ -91,9 +100,13 @@ impl Learner for LanguageLearner<'_> {
         self.model.parameters()
     }
 
+    fn rate_share(&self, name: &str) -> f64 {
+        let from_scratch = self.config.kind == Kind::Retro;
+        if from_scratch && self.copies() && name.starts_with("retro.") { COPYING_RATE } else { 1.0 }
+    }
+
     fn begin(&mut self, progress: Progress) -> Result<()> {
-        let copies = |retro: &crate::model::Retro| retro.config().initialisation == Initialisation::Copy;
-        if !matches!(&self.model.network, Network::Retro(retro) if copies(retro)) {
+        if !self.copies() {
             return Ok(());
         }
         let batches = (0..FIT_BATCHES).map(|i| self.read(i)).collect::<Result<Vec<_>>>()?;

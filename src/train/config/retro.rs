@@ -26,22 +26,21 @@ pub struct RetroSection {
     pub encoder_layers: Option<usize>,
     /// Its layers that attend to the decoder's chunk, from 1.
     pub encoder_cross_layers: Option<Vec<usize>>,
-    /// "random" or "copy"; where it is left out, "copy" on a decoder that stays as it is, and "random" from scratch.
+    /// "random" or "copy", which it is where it is left out.
     pub initialisation: Option<Initialisation>,
     /// Whether what is added starts at nothing, behind a gate.
     pub gate: Option<bool>,
 }
 
 impl RetroSection {
-    /// Fills in the paper's choices for a decoder from scratch or one that stays as it is, or, where the layers start by copying,
-    /// what is best for that; which is how they start on a decoder that stays unless this says otherwise
-    /// (benches/quality/retrofit.md).
+    /// Fills in what is best for layers that start by copying, which they do unless this says otherwise
+    /// (benches/quality/retrofit.md), or the paper's choices, for a decoder from scratch or one that stays as it is.
     pub fn config(&self, decoder: &DecoderConfig, chunk_size: usize, frozen: bool) -> RetroConfig {
-        let (paper, start) = match frozen {
-            true => (RetroConfig::for_frozen(decoder, chunk_size), Initialisation::Copy),
-            false => (RetroConfig::for_decoder(decoder, chunk_size), Initialisation::Random),
+        let paper = match frozen {
+            true => RetroConfig::for_frozen(decoder, chunk_size),
+            false => RetroConfig::for_decoder(decoder, chunk_size),
         };
-        let start = self.initialisation.unwrap_or(start);
+        let start = self.initialisation.unwrap_or(Initialisation::Copy);
         let paper = paper.starting(start, decoder);
         RetroConfig {
             chunk_size,
