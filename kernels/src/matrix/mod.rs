@@ -206,6 +206,8 @@ mod tests {
             [15, 255, 32],
             [113, 31, 97],
             [300, 513, 1],
+            [300, 513, 6],
+            [7, 300, 131],
             [129, 300, 130],
             [2, 20, 5000],
         ] {
@@ -251,7 +253,15 @@ mod tests {
     #[test]
     fn nothing_beside_the_operands_is_read() {
         const MARGIN: usize = 64;
-        for [m, k, n] in [[8, 128, 33], [13, 257, 31], [29, 17, 97], [113, 31, 64], [14, 300, 1]] {
+        for [m, k, n] in [
+            [8, 128, 33],
+            [13, 257, 31],
+            [29, 17, 97],
+            [113, 31, 64],
+            [14, 300, 1],
+            [130, 300, 3],
+            [9, 70, 200],
+        ] {
             for flipped in 0..4 {
                 let inside = |rows: usize, columns: usize, gap: usize| {
                     let mut values = vec![f32::NAN; MARGIN + rows * (columns + gap) + MARGIN];
