@@ -9,7 +9,7 @@ layers (`random`, `gate`: at random behind a gate that is shut at first, `copy`;
 after the last attention, instead of the paper's every third), RETRO's layers are trained on the frozen base (`kind = "retrofit"`) for the
 same number of steps, and the perplexity of held-out articles of the same kind is measured with retrieval on, off, and
 shuffled. With the base `scratch` decoder and layers are trained together, from nothing, for as many steps as `small` was trained
-alone (`kind = "retro"`), which it is compared with. Held-out templated articles share a fifth of their 8-grams with articles that are in the index, by construction.
+alone (`kind = "retro"`), which it is compared with; layers that copy learn at a tenth of the rate there, which is named in brackets. Held-out templated articles share a fifth of their 8-grams with articles that are in the index, by construction.
 
 Needs numpy. A cell is one run. Its result is a line of retrofit.jsonl beside this file, appended as soon as it is there; what is
 there is not run again, so a run that was stopped goes on, and cells can be run one by one. At the end retrofit.md is
@@ -138,7 +138,7 @@ def cell(args, base, text, start):
     return {
         **{f"settings.{key}": value for key, value in {**size, **settings}.items()},
         "seed": 0,
-        "rate": rate,
+        "rate": f"{rate} (3e-4)" if scratch and start.startswith("copy") else rate,
         "trained_parameters": trained.get("trained_parameters"),
         "train_seconds": trained.get("seconds"),
         "seconds": round(time.time() - began, 1),
