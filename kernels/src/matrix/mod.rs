@@ -260,7 +260,7 @@ mod tests {
             [113, 31, 64],
             [14, 300, 1],
             [130, 300, 3],
-            [9, 70, 200],
+            [9, 170, 200],
         ] {
             for flipped in 0..4 {
                 let inside = |rows: usize, columns: usize, gap: usize| {

@@ -22,9 +22,9 @@ const AHEAD: usize = 8;
 /// About how many numbers of the wide operand one task reads, at least.
 const GRAIN: usize = 1 << 14;
 
-/// From how many columns of the wide operand on. Where there are fewer, packing them takes no time, and the order of sums, which
-/// is another one here, does not hang on which of the two sides happens to be the longer one.
-const WIDE: usize = 128;
+/// From which depth on. It does not hang on the longer side, which is often how many texts are read at once: what is made of one
+/// of them must not.
+const DEEP: usize = 128;
 
 /// A product whose left operand has few rows.
 pub struct Thin<'a> {
@@ -40,11 +40,11 @@ pub struct Thin<'a> {
 }
 
 impl<'a> Thin<'a> {
-    /// `product`, or, where its right operand is the thin one, the same product turned; None if neither is thin, or the
-    /// other not wide.
+    /// `product`, or, where its right operand is the thin one, the same product turned; None if neither is thin, or
+    /// both are short.
     pub fn of(product: &Product<'a>, out_row: usize) -> Option<Self> {
         let Product { sizes: [m, k, n], scale, a, b, accumulate, threads } = *product;
-        if m.min(n) >= few::MANY || m.max(n) < WIDE {
+        if m.min(n) >= few::MANY || k < DEEP {
             return None;
         }
         let (sizes, thin, wide, [out_row, out_column]) = match m <= n {
