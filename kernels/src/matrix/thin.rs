@@ -41,7 +41,7 @@ pub struct Thin<'a> {
 
 impl<'a> Thin<'a> {
     /// `product`, or, where its right operand is the thin one, the same product turned; None if neither is thin, or
-    /// both are short.
+    /// `k` is small.
     pub fn of(product: &Product<'a>, out_row: usize) -> Option<Self> {
         let Product { sizes: [m, k, n], scale, a, b, accumulate, threads } = *product;
         if m.min(n) >= few::MANY || k < DEEP {
