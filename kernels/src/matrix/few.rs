@@ -9,7 +9,6 @@ use half::{bf16, f16};
 
 use crate::parallel::Shared;
 use crate::simd::{sum, vectorised};
-use crate::team::for_tasks;
 
 use super::Threads;
 
@@ -129,10 +128,7 @@ pub(super) fn products<T: Number>(
             });
         }
     };
-    match threads {
-        Threads::One => (0..outputs.div_ceil(some)).for_each(task),
-        Threads::All => for_tasks(outputs.div_ceil(some), task),
-    }
+    threads.for_tasks(outputs.div_ceil(some), task);
 }
 
 /// All rows of input by the first `count` rows of the weight, up to four.

@@ -2,6 +2,8 @@
 
 use gemm::Parallelism;
 
+use crate::team;
+
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bf16;
@@ -67,6 +69,14 @@ impl Threads {
             Self::All => rayon::current_num_threads(),
         }
     }
+
+    /// Calls `work` for every number below `tasks`.
+    fn for_tasks(self, tasks: usize, work: impl Fn(usize) + Sync) {
+        match self {
+            Self::One => (0..tasks).for_each(work),
+            Self::All => team::for_tasks(tasks, work),
+        }
+    }
 }
 
 /// A product of `a` `[m, k]` and `b` `[k, n]`, none of whose `sizes` `[m, k, n]` is zero and which lie within their slices.
@@ -115,6 +125,13 @@ pub fn multiply(
 }
 
 impl Product<'_> {
+    /// The same with its sides exchanged, whose output is this one's turned.
+    #[cfg(target_arch = "x86_64")]
+    fn turned(self) -> Self {
+        let [m, k, n] = self.sizes;
+        Self { sizes: [n, k, m], a: self.b.t(), b: self.a.t(), ..self }
+    }
+
     /// To `out`, whose rows are `row` apart and do not overlap.
     fn in_f32(&self, out: &mut [f32], row: usize) {
         let Self { sizes: [m, k, n], scale, a, b, accumulate, threads } = *self;

@@ -7,9 +7,8 @@
 use std::arch::x86_64::*;
 
 use super::avx512::mask;
-use super::{Matrix, Product, Threads, few};
+use super::{Matrix, Product, few};
 use crate::parallel::Shared;
-use crate::team::for_tasks;
 
 /// Rows of a tile, and vectors of its columns.
 const ROWS: usize = 4;
@@ -28,12 +27,7 @@ const DEEP: usize = 128;
 
 /// A product whose left operand has few rows.
 pub struct Thin<'a> {
-    sizes: [usize; 3],
-    scale: f32,
-    thin: Matrix<'a>,
-    wide: Matrix<'a>,
-    accumulate: bool,
-    threads: Threads,
+    product: Product<'a>,
     /// How far apart the output's rows and columns are.
     out_row: usize,
     out_column: usize,
@@ -43,15 +37,14 @@ impl<'a> Thin<'a> {
     /// `product`, or, where its right operand is the thin one, the same product turned; None if neither is thin, or
     /// `k` is small.
     pub fn of(product: &Product<'a>, out_row: usize) -> Option<Self> {
-        let Product { sizes: [m, k, n], scale, a, b, accumulate, threads } = *product;
+        let [m, k, n] = product.sizes;
         if m.min(n) >= few::MANY || k < DEEP {
             return None;
         }
-        let (sizes, thin, wide, [out_row, out_column]) = match m <= n {
-            true => ([m, k, n], a, b, [out_row, 1]),
-            false => ([n, k, m], b.t(), a.t(), [1, out_row]),
-        };
-        Some(Self { sizes, scale, thin, wide, accumulate, threads, out_row, out_column })
+        Some(match m <= n {
+            true => Self { product: *product, out_row, out_column: 1 },
+            false => Self { product: product.turned(), out_row: 1, out_column: out_row },
+        })
     }
 
     /// Whether the product was made: not where the wide operand has gaps either way, or without AVX-512.
@@ -60,9 +53,10 @@ impl<'a> Thin<'a> {
             return false;
         }
         let out = Shared::new(out);
-        if self.wide.row == 1 {
+        let wide = self.product.b;
+        if wide.row == 1 {
             self.dots(out);
-        } else if self.wide.column == 1 {
+        } else if wide.column == 1 {
             self.sums(out);
         } else {
             return false;
@@ -72,37 +66,30 @@ impl<'a> Thin<'a> {
 
     /// Where the numbers of a column of the wide operand lie side by side: a dot product for each element.
     fn dots(&self, out: Shared) {
-        let [m, k, n] = self.sizes;
-        let copy = (self.thin.column != 1).then(|| copied(self.thin, m, k, k));
-        let thin = copy.as_deref().map_or((self.thin.data, self.thin.row), |copy| (copy, k));
-        few::products(
-            [m, k, n],
-            thin,
-            (self.wide.data, self.wide.column),
-            self.threads,
-            |row, first, values| {
-                // SAFETY: each element is written once.
-                unsafe { self.write(out, row, first, values) };
-            },
-        );
+        let Product { sizes: [m, k, n], a: thin, b: wide, threads, .. } = self.product;
+        let copy = (thin.column != 1).then(|| copied(thin, m, k, k));
+        let thin = copy.as_deref().map_or((thin.data, thin.row), |copy| (copy, k));
+        few::products([m, k, n], thin, (wide.data, wide.column), threads, |row, first, values| {
+            // SAFETY: each element is written once.
+            unsafe { self.write(out, row, first, values) };
+        });
     }
 
     /// Where those of a row lie side by side: row after row, times each number of the thin operand.
     fn sums(&self, out: Shared) {
-        let [m, k, n] = self.sizes;
+        let Product { sizes: [m, k, n], a: thin, b: wide, threads, .. } = self.product;
         let height = m.next_multiple_of(ROWS);
-        let thin = copied(self.thin.t(), k, m, height);
+        let thin = copied(thin.t(), k, m, height);
         let panels = GRAIN.div_ceil(k * COLUMNS);
         let task = |task: usize| {
             let end = n.min((task + 1) * panels * COLUMNS);
             for column in (task * panels * COLUMNS..end).step_by(COLUMNS) {
                 let columns = COLUMNS.min(n - column);
                 for row in (0..m).step_by(ROWS) {
-                    let thin = &thin[row..];
-                    let wide = &self.wide.data[column..];
                     // SAFETY: AVX-512 was found to be there; the copy has `ROWS` numbers for each of `k`, and the wide
                     // operand covers these columns of `k` rows.
-                    let tile = unsafe { tile(k, (thin, height), (wide, self.wide.row), columns) };
+                    let tile =
+                        unsafe { tile(k, (&thin[row..], height), (&wide.data[column..], wide.row), columns) };
                     for (i, sums) in tile.iter().enumerate().take(ROWS.min(m - row)) {
                         // SAFETY: each element is written once.
                         unsafe { self.write(out, row + i, column, &sums[..columns]) };
@@ -110,11 +97,7 @@ impl<'a> Thin<'a> {
                 }
             }
         };
-        let tasks = n.div_ceil(panels * COLUMNS);
-        match self.threads {
-            Threads::One => (0..tasks).for_each(task),
-            Threads::All => for_tasks(tasks, task),
-        }
+        threads.for_tasks(n.div_ceil(panels * COLUMNS), task);
     }
 
     /// Scales products and writes, or adds, them to the output.
@@ -122,8 +105,9 @@ impl<'a> Thin<'a> {
     /// # Safety
     /// Nobody else reads or writes these elements meanwhile.
     unsafe fn write(&self, out: Shared, row: usize, first: usize, products: &[f32]) {
+        let Product { scale, accumulate, .. } = self.product;
         let put = |out: &mut f32, product: f32| {
-            *out = if self.accumulate { *out + self.scale * product } else { self.scale * product };
+            *out = if accumulate { *out + scale * product } else { scale * product };
         };
         let at = row * self.out_row + first * self.out_column;
         // SAFETY: as promised by the caller.
