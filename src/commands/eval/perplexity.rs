@@ -38,6 +38,10 @@ pub struct Args {
     /// neighbours: what that gains is not due to what they say.
     #[arg(long, value_enum, default_value_t = Retrieval::On)]
     retrieval: Retrieval,
+    /// Neighbours that a RETRO model reads a chunk, in place of as many as it was trained with: more of them often say more
+    /// (Borgeaud et al. 2022, section 4.1).
+    #[arg(long, value_name = "K", requires = "index", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    neighbours: Option<u32>,
     /// Token-level memory to look things up in (kNN-LM), made by `sidenote memory build` with this model.
     #[arg(long, value_name = "DIR")]
     memory: Option<PathBuf>,
@@ -110,7 +114,10 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let model = LanguageModel::load(&args.model, Trainable::Nothing, &args.device.open()?)?;
     let retriever = args.index.as_deref().map(|dir| Retriever::open(dir, None)).transpose()?;
     let (chunk_size, k) = match (&model.network, &retriever) {
-        (Network::Retro(retro), _) => (retro.config().chunk_size, retro.config().neighbours),
+        (Network::Retro(retro), _) => {
+            let k = args.neighbours.map_or(retro.config().neighbours, |k| k as usize);
+            (retro.config().chunk_size, k)
+        }
         (Network::Plain(_), Some(retriever)) => (retriever.store().chunk_size(), 0),
         (Network::Plain(_), None) => (model.chunk_size(), 0),
     };
