@@ -195,6 +195,35 @@ fn a_plain_decoder_and_three_ways_to_retro() {
     assert!(weights(&dir.join("again")) == weights(&dir.join("scratch")));
 }
 
+/// Neighbours that were found for a text of their own have that learnt, and as many are read as are asked for.
+#[test]
+fn neighbours_bring_the_text_that_is_learnt() {
+    let place = workplace();
+    let dir = place.path();
+    write_scratch(dir);
+    let perplexity = |run: &str, more: &str| {
+        let report =
+            succeed(dir, &format!("eval perplexity {run}/model --corpus held.jsonl --index index {more}"));
+        report["perplexity"].as_f64().unwrap()
+    };
+    succeed(dir, &format!("train scratch.toml {FROM_SCRATCH} --set training.steps=40"));
+    succeed(
+        dir,
+        &format!(
+            "train scratch.toml {FROM_SCRATCH} --set training.steps=40 --set out=own --set neighbours=held-out"
+        ),
+    );
+    let (index_s, own) = (perplexity("scratch", ""), perplexity("own", ""));
+    assert!(own < 0.95 * index_s, "{own} where held-out text was learnt, {index_s} where the index's was");
+
+    assert_eq!(perplexity("own", "--neighbours 2"), own, "as many as in training where nothing is said");
+    assert_ne!(perplexity("own", "--neighbours 1"), own);
+    for wrong in ["--neighbours 0 --index index", "--neighbours 1"] {
+        let command = format!("eval perplexity own/model --corpus held.jsonl {wrong}");
+        assert!(failure_of(sidenote(dir, &command), 2).contains("--"));
+    }
+}
+
 /// What `sidenote train retro.toml` leaves is found again wherever both folders go together, and refuses another base.
 #[test]
 fn a_retrofit_stands_on_its_base_and_no_other() {

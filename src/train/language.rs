@@ -32,6 +32,8 @@ const FIT_BATCHES: usize = 24;
 pub struct LanguageLearner<'a> {
     config: &'a TrainConfig,
     library: Store,
+    /// What is learnt, where it is not the library itself.
+    other: Option<Store>,
     neighbours: Option<Neighbours>,
     held_out: Option<HeldOut>,
     model: LanguageModel,
@@ -51,35 +53,56 @@ impl<'a> LanguageLearner<'a> {
             Some(dir) => Some(Neighbours::open_for(dir, &config.index)?),
             None => None,
         };
+        let other = match &neighbours {
+            Some(neighbours) => neighbours.queries()?,
+            None => None,
+        };
+        let text = other.as_ref().unwrap_or(&library);
         if let Some(neighbours) = &neighbours
-            && neighbours.len() != library.chunks()
+            && neighbours.len() != text.chunks()
         {
-            let why = format!("{} chunks, but the index has {}", neighbours.len(), library.chunks());
+            let why = format!("{} chunks, but the text has {}", neighbours.len(), text.chunks());
             return Err(Error::setting("neighbours", why));
         }
         let model = open_model(config, &library, start, device)?;
         let training = &config.training;
-        let order = Order::new(&library, training.chunks, training.batch_tokens, training.seed);
+        let order = Order::new(text, training.chunks, training.batch_tokens, training.seed);
         let order = match config.trime.as_ref().map(|trime| trime.memory) {
             None | Some(TrimeKind::Local) => order,
-            Some(TrimeKind::Long) => order.by_document(&library),
-            Some(TrimeKind::External) => order.by_words(&library)?,
+            Some(TrimeKind::Long) => order.by_document(text),
+            Some(TrimeKind::External) => order.by_words(text)?,
         };
         if order.is_empty() {
-            return Err(Error::file(&config.index, "holds no text to train on"));
+            let at = if other.is_some() { config.neighbours.as_ref() } else { None };
+            return Err(Error::file(at.unwrap_or(&config.index), "holds no text to train on"));
         }
         let held_out = HeldOut::open(config, &library)?;
         let k = model.network.neighbours();
         enough_neighbours(neighbours.as_ref(), config.neighbours.as_deref(), k)?;
         enough_neighbours(held_out.as_ref().map(|h| &h.neighbours), config.held_out.as_deref(), k)?;
-        let examples = Examples::new(&library, &config.objectives, training.seed, device)?;
-        let longest = examples.longest(training.chunks * library.chunk_size());
+        let examples = Examples::new(text, &config.objectives, training.seed, device)?;
+        let longest = examples.longest(training.chunks * text.chunk_size());
         let positions = model.network.decoder().config().max_position_embeddings;
         if longest > positions {
             let why = format!("{longest} tokens a sequence, but the model reads at most {positions}");
             return Err(Error::setting("training.chunks", why));
         }
-        Ok(Self { config, library, neighbours, held_out, model, order, examples, device: device.clone() })
+        Ok(Self {
+            config,
+            library,
+            other,
+            neighbours,
+            held_out,
+            model,
+            order,
+            examples,
+            device: device.clone(),
+        })
+    }
+
+    /// What is learnt.
+    fn text(&self) -> &Store {
+        self.other.as_ref().unwrap_or(&self.library)
     }
 
     /// Whether its network has layers that start by copying.
@@ -120,11 +143,11 @@ impl Learner for LanguageLearner<'_> {
 
     fn read(&mut self, number: usize) -> Result<Self::Batch> {
         let rows = self.order.batch(number);
-        let batch = self.examples.batch(&self.library, &rows, self.order.epoch())?;
+        let batch = self.examples.batch(self.text(), &rows, self.order.epoch())?;
         let retrieved = match &self.neighbours {
             Some(neighbours) => {
                 let of = |chunk| tokens_of(&self.library, neighbours.of(chunk));
-                Some(gather(&batch, &self.library, of, self.model.network.neighbours(), &self.device)?)
+                Some(gather(&batch, self.text(), of, self.model.network.neighbours(), &self.device)?)
             }
             None => None,
         };
@@ -146,7 +169,7 @@ impl Learner for LanguageLearner<'_> {
             }
             Some(section) => {
                 let (hidden, contexts) = network.forward_with_contexts(&batch.tokens, None)?;
-                let seen = Seen::new(section, &batch, &self.library, self.config.training.seed, number)?;
+                let seen = Seen::new(section, &batch, self.text(), self.config.training.seed, number)?;
                 trime::loss(&hidden, &head, &contexts, &batch, &seen)
             }
         }

@@ -62,7 +62,9 @@ pub struct TrainConfig {
     /// Lines of JSON with `query`, `positive` and, where there are any, `negatives`; kind "retriever".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pairs: Option<PathBuf>,
-    /// Neighbours of the training text's chunks, made by `sidenote neighbours`; kinds "retro" and "retrofit".
+    /// Neighbours of the training text's chunks, made by `sidenote neighbours`; kinds "retro" and "retrofit". Those of a text of
+    /// their own (`--queries`) have that learnt in place of the index's: a base that has read the index's text many times has
+    /// nothing to look up for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub neighbours: Option<PathBuf>,
     /// Held-out text with its neighbours, made by `sidenote neighbours --queries`; of kind "retriever" a file of pairs.
