@@ -10,7 +10,7 @@ use sidenote::Result;
 use sidenote::model::batch::{Batch, IGNORE, assemble, gather};
 use sidenote::model::{LanguageModel, Retrieved};
 use sidenote::progress::Progress;
-use sidenote::retriever::{Retriever, neighbours};
+use sidenote::retriever::{Ranking, Retriever, neighbours};
 use sidenote::train::Order;
 use sidenote::train::config::{ModelSection, RetroSection};
 use sidenote_kernels::{AdamW, AdamWOptions, CrossEntropyOptions, backward, linear_cross_entropy};
@@ -52,7 +52,7 @@ fn training(criterion: &mut Criterion) {
         initialisation: None,
         gate: None,
     }
-    .config(&decoder, common::CHUNK_TOKENS, true);
+    .config(&decoder, common::CHUNK_TOKENS, true, Ranking::Vectors);
     let retro = LanguageModel::retrofit(&base, &retro, 0, &Device::Cpu).expect("a plain base");
 
     let mut group = criterion.benchmark_group("training step");
@@ -65,7 +65,7 @@ fn training(criterion: &mut Criterion) {
 /// A full batch of the index's own text, with its neighbours.
 fn batch(retriever: &Retriever) -> Result<(Batch, Retrieved)> {
     let store = retriever.store();
-    let table = neighbours::compute(retriever, store, NEIGHBOURS, Progress::Silent)?;
+    let table = neighbours::compute(retriever, store, NEIGHBOURS, Ranking::Vectors, Progress::Silent)?;
     let rows = Order::new(store, CHUNKS, BATCH_TOKENS, 0).batch(0);
     let batch = assemble(store, &rows, &Device::Cpu)?;
     let retrieved = gather(

@@ -16,6 +16,7 @@ pub mod model;
 pub mod pool;
 pub mod progress;
 pub mod quickstart;
+pub mod ranking;
 pub mod reader;
 pub mod retriever;
 mod sealed;

@@ -224,6 +224,31 @@ fn neighbours_bring_the_text_that_is_learnt() {
     }
 }
 
+/// A model goes on looking up by what its neighbours were found by.
+#[test]
+fn a_model_looks_up_as_it_learnt_to() {
+    let place = workplace();
+    let dir = place.path();
+    write_scratch(dir);
+    succeed(dir, "neighbours index -k 2 --ranking hybrid --out neighbours --force");
+    let said = fail(dir, &format!("train scratch.toml {FROM_SCRATCH}"));
+    assert!(
+        ["held-out", "found by vectors", "--ranking hybrid"].iter().all(|word| said.contains(word)),
+        "{said}"
+    );
+    succeed(dir, "neighbours index --queries held.jsonl -k 2 --ranking hybrid --out held-out --force");
+    let report = succeed(dir, &format!("train scratch.toml {FROM_SCRATCH}"));
+    let config = fs::read_to_string(dir.join("scratch/model/config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["retro"]["ranking"], "hybrid", "{config}");
+    // What was kept for training and what is looked up when it is asked are the same.
+    let eval = succeed(dir, "eval perplexity scratch/model --corpus held.jsonl --index index");
+    let (kept, asked) =
+        (report["held_out_loss"].as_f64().unwrap(), eval["perplexity"].as_f64().unwrap().ln());
+    assert!((kept - asked).abs() < 1e-5, "{kept}, {asked}");
+    text_of(sidenote(dir, "generate scratch/model river --index index --max-tokens 9"));
+}
+
 /// What `sidenote train retro.toml` leaves is found again wherever both folders go together, and refuses another base.
 #[test]
 fn a_retrofit_stands_on_its_base_and_no_other() {

@@ -6,7 +6,8 @@ SIMPLEWIKI is a folder with train-*.jsonl and valid.jsonl ({"id", "title", "text
 decoder of 128 numbers and 4 layers that is trained here first, and `smollm2`), each kind of text (`ordinary`: random articles;
 `templated`: articles that share at least a fifth of their 8-grams of words with another one) and each start of the new
 layers (`random`, `gate`: at random behind a gate that is shut at first, `copy`; `-last`: one layer of one wide head
-after the last attention, instead of the paper's every third), RETRO's layers are trained on the frozen base (`kind = "retrofit"`) for the
+after the last attention, instead of the paper's every third; `-10`: reading ten neighbours a chunk instead of two, `-words` and
+`-hybrid`: found by words or by both instead of by vectors), RETRO's layers are trained on the frozen base (`kind = "retrofit"`) for the
 same number of steps, and the perplexity of held-out articles of the same kind is measured with retrieval on, off, and
 shuffled. With the base `scratch` decoder and layers are trained together, from nothing, for as many steps as `small` was trained
 alone (`kind = "retro"`), which it is compared with; layers that copy learn at a tenth of the rate there, which is named in brackets. Held-out templated articles share a fifth of their 8-grams with articles that are in the index, by construction.
@@ -30,9 +31,9 @@ from cells import HERE, arguments, run_cells, sidenote
 sys.path.insert(0, os.path.join(HERE, "..", "..", "scripts"))
 import text_overlap  # noqa: E402
 
-STARTS = ["random", "gate", "copy", "random-last", "copy-last"]
+STARTS = ["random", "gate", "copy", "random-last", "copy-last", "copy-last-10", "copy-last-10-words", "copy-last-10-hybrid"]
 CHUNK = 32
-NEIGHBOURS = 2
+NEIGHBOURS, MANY = 2, 10
 SMALL = dict(articles=4000, held=80, base_steps=900, steps=150, batch=2048, width=128, blocks=4)
 SIZES = {  # articles to train on, held out; steps of the base and of RETRO's layers, tokens a batch
     "small": SMALL,
@@ -96,16 +97,25 @@ def prepare(args, base, text):
 def cell(args, base, text, start):
     size = SIZES[base]
     folder, model = prepare(args, base, text)
+    start, *found = start.split("-10")
+    neighbours = os.path.join(folder, "neighbours")
+    count = MANY if found else NEIGHBOURS
+    if found:
+        ranking = found[0].removeprefix("-") or "vectors"
+        neighbours += f"-{count}-{ranking}"
+        if not os.path.exists(os.path.join(neighbours, "manifest.json")):
+            sidenote(args, "neighbours", f"{folder}/index", "-k", count, "--ranking", ranking, "--out", neighbours)
     scratch = base == "scratch"
-    out = os.path.join(folder, f"scratch-{start}" if scratch else start)
+    name = "-10".join([start, *found])
+    out = os.path.join(folder, f"scratch-{name}" if scratch else name)
     kind, beginning = ("retro", decoder(size)) if scratch else ("retrofit", f'base = "{model}"\n')
     rate, warmup = ("3e-3", 50) if scratch else ("1e-3", 10)
     if base == "smollm2" and start.startswith("copy"):
         rate = "1e-4"  # at 1e-3 it is unlearnt
     with open(f"{out}.toml", "w") as file:
         file.write(
-            f'kind = "{kind}"\nout = "{out}"\nindex = "{folder}/index"\nneighbours = "{folder}/neighbours"\n'
-            f"{beginning}[retro]\nneighbours = {NEIGHBOURS}\n"
+            f'kind = "{kind}"\nout = "{out}"\nindex = "{folder}/index"\nneighbours = "{neighbours}"\n'
+            f"{beginning}[retro]\nneighbours = {count}\n"
             f"[training]\nsteps = {size['steps']}\nbatch_tokens = {size['batch']}\nchunks = 8\n"
             f"precision = \"{size.get('precision', 'f32')}\"\n"
             f"learning_rate = {rate}\nwarmup_steps = {warmup}\ndecay_steps = {size['steps'] // 3}\n"

@@ -125,6 +125,7 @@ fn build(args: BuildArgs, console: Console) -> anyhow::Result<()> {
     let found = match (&args.neighbours, &args.text_of) {
         (Some(dir), Some(index)) => {
             let (found, k) = (Neighbours::open_for(dir, index)?, wanted(&model)?);
+            found.check_ranking(model.network.ranking())?;
             if found.k() < k || found.len() != text.chunks() {
                 let why = format!(
                     "{}: {} each of {} chunks, but the model reads {k} each of the index's {}",
@@ -175,7 +176,7 @@ fn tune(args: TuneArgs, console: Console) -> anyhow::Result<()> {
         Some(dir) => {
             let (retriever, k) = (Retriever::open(dir, None)?, wanted(&model)?);
             model.check_fits(retriever.store())?;
-            let table = neighbours::compute(&retriever, &text, k, console.progress)?;
+            let table = neighbours::compute(&retriever, &text, k, model.network.ranking(), console.progress)?;
             Some((retriever, table, k))
         }
         None => None,

@@ -8,8 +8,8 @@ use serde_json::json;
 use super::Console;
 use super::index::load_encoder;
 use crate::corpus::OnError;
-use crate::retriever::Retriever;
 use crate::retriever::neighbours::{ABSENT, precompute};
+use crate::retriever::{Ranking, Retriever};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
@@ -24,6 +24,9 @@ pub struct Args {
     /// Neighbours a chunk.
     #[arg(short, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1000))]
     k: u32,
+    /// What they are found by. A model that is trained with them looks up by the same.
+    #[arg(long, value_enum, default_value_t = Ranking::Vectors)]
+    ranking: Ranking,
     /// Folder to write the neighbours to.
     #[arg(long)]
     out: PathBuf,
@@ -43,12 +46,14 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let encoder = args.encoder.as_deref().map(load_encoder).transpose()?;
     let retriever = Retriever::open(&args.dir, encoder)?;
     let queries = (!args.queries.is_empty()).then_some((args.queries.as_slice(), args.on_error));
-    let found = precompute(&retriever, queries, args.k as usize, &args.out, args.force, console.progress)?;
+    let (k, ranking) = (args.k as usize, args.ranking);
+    let found = precompute(&retriever, queries, k, ranking, &args.out, args.force, console.progress)?;
     let absent = (0..found.len()).flat_map(|c| found.of(c)).filter(|&&id| id == ABSENT).count();
     let report = json!({
         "out": args.out.display().to_string(),
         "chunks": found.len(),
         "k": found.k(),
+        "ranking": found.ranking(),
         "absent": absent,
         "identity": found.identity(),
         "index": found.index_identity(),

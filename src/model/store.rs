@@ -21,6 +21,7 @@ use super::whole::whole_tensors;
 use crate::corpus::Store;
 use crate::corpus::Tokenizer;
 use crate::error::{Error, Result};
+use crate::ranking::Ranking;
 use crate::sealed;
 
 const KIND: &str = "model";
@@ -50,6 +51,14 @@ impl Network {
         match self {
             Self::Plain(_) => 0,
             Self::Retro(retro) => retro.config().neighbours,
+        }
+    }
+
+    /// What the neighbours that it reads are found by.
+    pub fn ranking(&self) -> Ranking {
+        match self {
+            Self::Plain(_) => Ranking::default(),
+            Self::Retro(retro) => retro.config().ranking,
         }
     }
 

@@ -14,8 +14,8 @@ use crate::eval::overlap::{filtered_bits, overlap};
 use crate::eval::perplexity::{self, Neighbourhood, Scores, shuffled};
 use crate::model::{Initialisation, LanguageModel, Trainable};
 use crate::progress::Progress;
-use crate::retriever::Retriever;
 use crate::retriever::neighbours::{Neighbours, precompute, tokens_of};
+use crate::retriever::{Ranking, Retriever};
 use crate::train::config::{Kind, ModelSection, RetroSection, TrainConfig, TrainingSection};
 use crate::train::{self, Curve, Outcome, checkpoint_folder, plot};
 
@@ -132,11 +132,19 @@ pub fn run(
     let index = retriever.dir();
     let k = settings.neighbours;
     let clock = Instant::now();
-    precompute(retriever, None, k, &out.join("neighbours"), false, progress)?;
+    precompute(retriever, None, k, Ranking::Vectors, &out.join("neighbours"), false, progress)?;
     let neighbour_seconds = clock.elapsed().as_secs_f64();
     let queries = (std::slice::from_ref(&files.held_out), OnError::Fail);
     let held_out = out.join("held-out");
-    precompute(retriever, Some(queries), OVERLAP_NEIGHBOURS.max(k), &held_out, false, progress)?;
+    precompute(
+        retriever,
+        Some(queries),
+        OVERLAP_NEIGHBOURS.max(k),
+        Ranking::Vectors,
+        &held_out,
+        false,
+        progress,
+    )?;
 
     let train = |config: TrainConfig, name: &str| -> Result<Outcome> {
         config.check()?;

@@ -3,39 +3,20 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
+use rayon::prelude::*;
 use sidenote_index::Hit;
 
 use super::bm25::Bm25;
-use super::{Filter, Passage, Retriever};
+use super::{Allow, Filter, Passage, Retriever};
 use crate::Result;
 use crate::corpus::{ChunkStore, Store};
+use crate::ranking::Ranking;
 
 /// k of reciprocal rank fusion, as in its paper.
 const RANK_CONSTANT: f32 = 60.0;
 
 /// How deep the two lists go that are fused, at least.
 const DEPTH: usize = 100;
-
-/// What ranks the passages.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Ranking {
-    /// The encoder's vectors, by its metric.
-    #[default]
-    Vectors,
-    /// Their words, by BM25.
-    Words,
-    /// Both, by reciprocal rank fusion of the first hundred.
-    Hybrid,
-}
-
-impl Ranking {
-    /// Both, or vectors alone.
-    pub fn hybrid(hybrid: bool) -> Self {
-        if hybrid { Self::Hybrid } else { Self::Vectors }
-    }
-}
 
 /// How to search.
 #[derive(Debug, Clone, Default)]
@@ -54,28 +35,47 @@ impl Retriever {
     /// What the encoder or the index refuses.
     pub fn search_with(&self, query: &str, k: usize, options: &SearchOptions) -> Result<Vec<Passage>> {
         let allowed = (!options.filter.is_empty()).then(|| options.filter.allowed(self.store()));
-        let document_is_allowed = |id: u32| match &allowed {
+        let may = |_, id: u32| match &allowed {
             Some(allowed) => allowed.get(self.store().document_of(id as usize)),
             None => true,
         };
-        let by_vectors = |depth: usize| -> Result<Vec<Hit>> {
-            let vector = self.query_encoder().encode_queries(&[query])?;
-            let near = self.search_vectors(&vector, depth, Some(&|_, id| document_is_allowed(id)))?;
-            Ok(near.into_iter().next().unwrap_or_default())
-        };
+        let vector = || self.query_encoder().encode_queries(&[query]);
+        let found = self.rank(&[query], vector, k, options.ranking, Some(&may))?;
+        Ok(found.into_iter().flatten().map(|hit| self.passage(hit)).collect())
+    }
+
+    /// The `k` best chunks for each of `texts`, whose vectors `[texts, dim]` are asked for where they are needed, best first.
+    /// What is found for a text does not depend on the others.
+    pub(super) fn rank(
+        &self,
+        texts: &[&str],
+        vectors: impl FnOnce() -> Result<Vec<f32>>,
+        k: usize,
+        ranking: Ranking,
+        allow: Allow,
+    ) -> Result<Vec<Vec<Hit>>> {
+        let by_vectors = |depth: usize| self.search_vectors(&vectors()?, depth, allow);
         let by_words = |depth: usize| {
-            let store = self.store();
-            let may = |id: u32| {
-                store.is_live(id as usize) && store.has_text(id as usize) && document_is_allowed(id)
+            let (store, words) = (self.store(), self.words()?);
+            let of_text = |(at, text): (usize, &&str)| {
+                let may = |id: u32| {
+                    store.is_live(id as usize)
+                        && store.has_text(id as usize)
+                        && allow.is_none_or(|allow| allow(at, id))
+                };
+                words.search(text, depth, &may)
             };
-            self.words()?.search(query, depth, &may)
+            texts.par_iter().enumerate().map(of_text).collect::<Result<Vec<_>>>()
         };
-        let hits = match options.ranking {
-            Ranking::Vectors => by_vectors(k)?,
-            Ranking::Words => by_words(k)?,
-            Ranking::Hybrid => fuse(&[by_vectors(k.max(DEPTH))?, by_words(k.max(DEPTH))?], k),
-        };
-        Ok(hits.into_iter().map(|hit| self.passage(hit)).collect())
+        match ranking {
+            Ranking::Vectors => by_vectors(k),
+            Ranking::Words => by_words(k),
+            Ranking::Hybrid => {
+                let depth = k.max(DEPTH);
+                let both = by_vectors(depth)?.into_iter().zip(by_words(depth)?);
+                Ok(both.map(|(near, said)| fuse(&[near, said], k)).collect())
+            }
+        }
     }
 
     /// The index of the chunks' words, opened or made when it is first needed.

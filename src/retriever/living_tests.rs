@@ -75,7 +75,7 @@ fn assert_same(ours: &Retriever, fresh: &Retriever) {
     }
     let scores = |retriever: &Retriever| {
         let store = retriever.store();
-        let table = compute(retriever, store, 3, Progress::Silent).unwrap();
+        let table = compute(retriever, store, 3, Ranking::Vectors, Progress::Silent).unwrap();
         let mut of_chunk = BTreeMap::new();
         for c in 0..store.chunks() {
             assert!(table.of(c).iter().all(|&id| id == ABSENT || store.is_live(id as usize)));
@@ -272,7 +272,7 @@ fn readers_go_on_with_the_generation_that_they_opened() {
     let reader = index_of(dir.path(), 60);
     let (index, more) = (dir.path().join("index"), dir.path().join("more.jsonl"));
     let out = dir.path().join("neighbours");
-    precompute(&reader, None, 2, &out, false, Progress::Silent).unwrap();
+    precompute(&reader, None, 2, Ranking::Vectors, &out, false, Progress::Silent).unwrap();
     Neighbours::open_for(&out, &index).unwrap();
     let before = reader.search("w1 w2 w3", 20).unwrap();
     write_corpus(&more, 55, 20);

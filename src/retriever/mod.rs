@@ -37,11 +37,13 @@ pub use build::{BuildOptions, Existing, build};
 pub use encode_again::encode_again;
 pub use filter::{Condition, Filter};
 pub use generation::bytes_in;
-pub use hybrid::{Ranking, SearchOptions, fuse};
+pub use hybrid::{SearchOptions, fuse};
 pub use living::{AddOptions, Added, Compacted, Deleted, add, compact, delete};
 pub use meta::{Counts, Dead, EncoderMeta, IndexMeta, IndexPart, Piece, Settings};
 pub use tune::{TuneOptions, Tuned, tune};
 pub use verify::verify;
+
+pub use crate::ranking::Ranking;
 
 use bm25::Bm25;
 use living::live_runs;
@@ -211,7 +213,7 @@ impl Retriever {
         Ok(found)
     }
 
-    /// The `k` nearest chunks to each text, none of them from the document whose id `exclude`
+    /// The `k` best chunks for each text by `ranking`, none of them from the document whose id `exclude`
     /// gives at the same place: retrieval while a text is being written or evaluated.
     ///
     /// # Errors
@@ -221,6 +223,7 @@ impl Retriever {
         texts: &[&str],
         exclude: &[Option<&str>],
         k: usize,
+        ranking: Ranking,
     ) -> Result<Vec<Vec<Hit>>> {
         if texts.len() != exclude.len() {
             let why = format!("{} texts, but {} exclusions", texts.len(), exclude.len());
@@ -230,12 +233,9 @@ impl Retriever {
             .iter()
             .map(|id| id.map(|id| self.same().by_id(&self.store, id)).unwrap_or_default())
             .collect();
-        let queries = self.encode(texts)?;
-        let mut found = self.search_vectors(
-            &queries,
-            k,
-            Some(&|query, id| !excluded[query].contains(&(self.store.document_of(id as usize) as u32))),
-        )?;
+        let may =
+            |query: usize, id: u32| !excluded[query].contains(&(self.store.document_of(id as usize) as u32));
+        let mut found = self.rank(texts, || self.encode(texts), k, ranking, Some(&may))?;
         for (hits, text) in found.iter_mut().zip(texts) {
             if text.is_empty() {
                 hits.clear();
@@ -336,12 +336,14 @@ mod tests {
         let store = retriever.store();
         let c = store.chunks_of(17).start;
         let text = store.chunk(c).text;
-        let found = retriever.neighbour_search(&[text, text, ""], &[None, Some("doc-17"), None], 3).unwrap();
+        let found = retriever
+            .neighbour_search(&[text, text, ""], &[None, Some("doc-17"), None], 3, Ranking::Vectors)
+            .unwrap();
         assert_eq!(store.document_of(found[0][0].id as usize), 17);
         assert!(found[1].iter().all(|hit| store.document_of(hit.id as usize) != 17));
         assert_eq!((found[1].len(), found[2].len()), (3, 0));
-        assert!(retriever.neighbour_search(&[text], &[], 3).is_err());
-        let alone = retriever.neighbour_search(&[text], &[Some("doc-17")], 3).unwrap();
+        assert!(retriever.neighbour_search(&[text], &[], 3, Ranking::Vectors).is_err());
+        let alone = retriever.neighbour_search(&[text], &[Some("doc-17")], 3, Ranking::Vectors).unwrap();
         assert_eq!(alone[0], found[1], "a text's neighbours do not depend on the batch");
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::generation::{is_there, place, remove, sweep};
-use super::{IndexMeta, Retriever};
+use super::{IndexMeta, Ranking, Retriever};
 use crate::artefact::{self, ArtefactError, Manifest, Writer};
 use crate::corpus::{Mapped, OnError, Store, build_store, bytes_of};
 use crate::progress::Progress;
@@ -38,6 +38,8 @@ struct Meta {
     index: String,
     index_chunks: usize,
     encoder: String,
+    #[serde(default, skip_serializing_if = "Ranking::is_vectors")]
+    ranking: Ranking,
     queries: String,
     /// The folder of the query store, where it is not the index's own.
     queries_folder: Option<String>,
@@ -87,7 +89,7 @@ impl NeighbourTable {
     }
 }
 
-/// Finds the `k` nearest chunks of `retriever`'s index for every chunk of `queries`, which may be
+/// Finds the `k` best chunks of `retriever`'s index by `ranking` for every chunk of `queries`, which may be
 /// the index's own store.
 ///
 /// A neighbour never comes from the chunk's own document: the one with the same number (in the
@@ -101,6 +103,7 @@ pub fn compute(
     retriever: &Retriever,
     queries: &Store,
     k: usize,
+    ranking: Ranking,
     progress: Progress,
 ) -> Result<NeighbourTable> {
     if k == 0 {
@@ -117,13 +120,13 @@ pub fn compute(
             return Err(Error::Interrupted("no neighbours were written; run the command again".into()));
         }
         let last = chunks.min(first + SEARCH_BATCH);
-        let vectors = if own {
-            (first..last)
+        // What is behind a chunk is not known yet when its neighbours are looked up: not even the rest of a word that it cuts.
+        let texts: Vec<_> = (first..last).map(|c| queries.chunk(c).text).collect();
+        let vectors = || match own {
+            true => Ok((first..last)
                 .flat_map(|c| retriever.index().vector(c as u32).unwrap_or_default().into_owned())
-                .collect()
-        } else {
-            let texts: Vec<_> = (first..last).map(|c| queries.chunk(c).text).collect();
-            retriever.encode(&texts)?
+                .collect()),
+            false => retriever.encode(&texts),
         };
         // Chunks are in the order of their documents, so a document's exclusions are found once.
         let mut excluded: Vec<(usize, Vec<u32>)> = Vec::new();
@@ -140,7 +143,7 @@ pub fn compute(
         let may = |query: usize, id: u32| {
             !excluded[of_query[query]].1.contains(&(store.document_of(id as usize) as u32))
         };
-        let found = retriever.search_vectors(&vectors, k, Some(&may))?;
+        let found = retriever.rank(&texts, vectors, k, ranking, Some(&may))?;
         for (c, hits) in (first..last).zip(found) {
             if queries.has_text(c) && queries.is_live(c) {
                 for (rank, hit) in hits.iter().enumerate() {
@@ -165,6 +168,7 @@ pub fn precompute(
     retriever: &Retriever,
     queries: Option<(&[PathBuf], OnError)>,
     k: usize,
+    ranking: Ranking,
     out: &Path,
     replace: bool,
     progress: Progress,
@@ -178,7 +182,7 @@ pub fn precompute(
     let (table, identity, queries_folder) = match queries {
         None => {
             let store = retriever.store();
-            (compute(retriever, store, k, progress)?, store.identity().to_string(), None)
+            (compute(retriever, store, k, ranking, progress)?, store.identity().to_string(), None)
         }
         Some((corpus, on_error)) => {
             let new = out.join("queries-new");
@@ -186,7 +190,7 @@ pub fn precompute(
             let own = retriever.store();
             let outcome = build_store(corpus, own.tokenizer(), own.chunk_size(), on_error, &new, progress)
                 .and_then(|_| Store::open(&new))
-                .and_then(|store| Ok((compute(retriever, &store, k, progress)?, store)));
+                .and_then(|store| Ok((compute(retriever, &store, k, ranking, progress)?, store)));
             let (table, store) = outcome.inspect_err(|_| drop(remove(&new)))?;
             let identity = store.identity().to_string();
             drop(store);
@@ -199,6 +203,7 @@ pub fn precompute(
         index: retriever.identity(),
         index_chunks: retriever.store().chunks(),
         encoder: retriever.encoder().identity().into(),
+        ranking,
         queries: identity,
         queries_folder,
     };
@@ -276,6 +281,27 @@ impl Neighbours {
     /// Neighbours a chunk.
     pub fn k(&self) -> usize {
         self.meta.k
+    }
+
+    /// What they are the best by.
+    pub fn ranking(&self) -> Ranking {
+        self.meta.ranking
+    }
+
+    /// Refuses a model that looks up by another ranking.
+    ///
+    /// # Errors
+    /// Names both.
+    pub fn check_ranking(&self, wanted: Ranking) -> Result<()> {
+        if self.meta.ranking == wanted {
+            return Ok(());
+        }
+        Err(Error::Mismatch {
+            what: format!("the neighbours in {} and the model", self.dir.display()),
+            left: format!("neighbours found by {}", self.meta.ranking),
+            right: format!("a model that reads what is found by {wanted}"),
+            hint: format!("run `sidenote neighbours` with --ranking {wanted}"),
+        })
     }
 
     /// Number of chunks that have neighbours here.
@@ -394,9 +420,9 @@ mod tests {
     fn the_index_s_own_chunks_get_the_nearest_of_other_documents() {
         let dir = tempfile::tempdir().unwrap();
         let retriever = index_of(dir.path(), 90);
-        let table = compute(&retriever, retriever.store(), 3, Progress::Silent).unwrap();
+        let table = compute(&retriever, retriever.store(), 3, Ranking::Vectors, Progress::Silent).unwrap();
         check(&retriever, retriever.store(), &table);
-        assert!(compute(&retriever, retriever.store(), 0, Progress::Silent).is_err());
+        assert!(compute(&retriever, retriever.store(), 0, Ranking::Vectors, Progress::Silent).is_err());
     }
 
     #[test]
@@ -416,7 +442,7 @@ mod tests {
         build_store(&[queries], &tokenizer(), 16, OnError::Fail, &store, Progress::Silent).unwrap();
         let queries = Store::open(&store).unwrap();
         assert_eq!(queries.documents(), 19);
-        let table = compute(&retriever, &queries, 4, Progress::Silent).unwrap();
+        let table = compute(&retriever, &queries, 4, Ranking::Vectors, Progress::Silent).unwrap();
         check(&retriever, &queries, &table);
         let copy = queries.chunks_of(14).start;
         assert_eq!(queries.document(14).id, "copy-4");
@@ -425,14 +451,53 @@ mod tests {
     }
 
     #[test]
+    fn words_find_what_shares_them_and_both_are_fused() {
+        let dir = tempfile::tempdir().unwrap();
+        let retriever = index_of(dir.path(), 90);
+        let store = retriever.store();
+        let by = |ranking| compute(&retriever, store, 3, ranking, Progress::Silent).unwrap();
+        let (near, said, both) = (by(Ranking::Vectors), by(Ranking::Words), by(Ranking::Hybrid));
+        assert!(near != said && said != both && near != both);
+        for c in 0..store.chunks() {
+            let words: Vec<&str> = store.chunk(c).text.split_whitespace().collect();
+            for &id in said.of(c).iter().filter(|id| **id != ABSENT) {
+                let id = id as usize;
+                assert_ne!(store.document_of(id), store.document_of(c));
+                // A word that the chunk's border cuts counts as a whole in what is found.
+                let other = store.document(store.document_of(id));
+                let shares = |word: &&str| other.text.contains(*word) || other.title.contains(*word);
+                assert!(words.iter().any(shares), "{c}, {id}");
+            }
+            assert!(
+                both.of(c)
+                    .iter()
+                    .all(|&id| id == ABSENT || store.document_of(id as usize) != store.document_of(c))
+            );
+            assert!(
+                said.scores_of(c).is_sorted_by(|a, b| a >= b)
+                    && both.scores_of(c).is_sorted_by(|a, b| a >= b)
+            );
+        }
+        // Only what is known when they are looked up counts: the chunk's text, whatever follows.
+        let texts: Vec<&str> = (0..store.chunks()).map(|c| store.chunk(c).text).collect();
+        let ids: Vec<_> =
+            (0..store.chunks()).map(|c| Some(store.document(store.document_of(c)).id)).collect();
+        let found = retriever.neighbour_search(&texts, &ids, 3, Ranking::Words).unwrap();
+        for (c, hits) in found.iter().enumerate() {
+            let kept: Vec<u32> = said.of(c).iter().copied().filter(|id| *id != ABSENT).collect();
+            assert_eq!(hits.iter().map(|hit| hit.id).collect::<Vec<_>>(), kept, "chunk {c}");
+        }
+    }
+
+    #[test]
     fn too_few_documents_leave_neighbours_absent() {
         let dir = tempfile::tempdir().unwrap();
         let retriever = index_of(dir.path(), 1);
-        let table = compute(&retriever, retriever.store(), 2, Progress::Silent).unwrap();
+        let table = compute(&retriever, retriever.store(), 2, Ranking::Vectors, Progress::Silent).unwrap();
         assert!(table.of(0) == [ABSENT, ABSENT]);
         let dir = tempfile::tempdir().unwrap();
         let retriever = index_of(dir.path(), 2);
-        let table = compute(&retriever, retriever.store(), 50, Progress::Silent).unwrap();
+        let table = compute(&retriever, retriever.store(), 50, Ranking::Vectors, Progress::Silent).unwrap();
         check(&retriever, retriever.store(), &table);
         assert!(table.of(0)[0] != ABSENT && table.of(0)[49] == ABSENT);
     }
@@ -442,26 +507,45 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let retriever = index_of(dir.path(), 90);
         let out = dir.path().join("out");
-        let kept = precompute(&retriever, None, 3, &out, false, Progress::Silent).unwrap();
-        let table = compute(&retriever, retriever.store(), 3, Progress::Silent).unwrap();
+        let kept = precompute(&retriever, None, 3, Ranking::Vectors, &out, false, Progress::Silent).unwrap();
+        let table = compute(&retriever, retriever.store(), 3, Ranking::Vectors, Progress::Silent).unwrap();
         for c in 0..table.len() {
             assert_eq!((kept.of(c), kept.scores_of(c)), (table.of(c), table.scores_of(c)));
         }
         assert!(kept.queries().unwrap().is_none());
         assert_eq!(kept.queries_identity(), retriever.store().identity());
-        let error = precompute(&retriever, None, 3, &out, false, Progress::Silent).err().unwrap().to_string();
+        let error = precompute(&retriever, None, 3, Ranking::Vectors, &out, false, Progress::Silent)
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains("--force"), "{error}");
-        assert!(precompute(&retriever, None, 3, &dir.path().join("index"), true, Progress::Silent).is_err());
+        assert!(
+            precompute(
+                &retriever,
+                None,
+                3,
+                Ranking::Vectors,
+                &dir.path().join("index"),
+                true,
+                Progress::Silent
+            )
+            .is_err()
+        );
 
         let corpus = [dir.path().join("queries.jsonl")];
         write_corpus(&corpus[0], 300, 20);
         let queries = Some((&corpus[..], OnError::Fail));
-        let kept = precompute(&retriever, queries, 2, &out, true, Progress::Silent).unwrap();
+        let kept =
+            precompute(&retriever, queries, 2, Ranking::Vectors, &out, true, Progress::Silent).unwrap();
         let store = kept.queries().unwrap().unwrap();
         assert_eq!((store.documents(), store.chunks(), store.chunk_size()), (20, kept.len(), 16));
-        check(&retriever, &store, &compute(&retriever, &store, 2, Progress::Silent).unwrap());
+        check(
+            &retriever,
+            &store,
+            &compute(&retriever, &store, 2, Ranking::Vectors, Progress::Silent).unwrap(),
+        );
         let again = dir.path().join("again");
-        precompute(&retriever, queries, 2, &again, false, Progress::Silent).unwrap();
+        precompute(&retriever, queries, 2, Ranking::Vectors, &again, false, Progress::Silent).unwrap();
         assert_eq!(files(&out), files(&again), "nothing of the first neighbours is left");
 
         write_corpus(&corpus[0], 400, 40);
@@ -479,7 +563,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let retriever = index_of(dir.path(), 30);
         let out = dir.path().join("out");
-        let chunks = precompute(&retriever, None, 2, &out, false, Progress::Silent).unwrap().len();
+        let chunks =
+            precompute(&retriever, None, 2, Ranking::Vectors, &out, false, Progress::Silent).unwrap().len();
         let ids = files(&out).into_keys().find(|name| name.to_str().unwrap().starts_with("ids.")).unwrap();
         let bytes = fs::read(out.join(&ids)).unwrap();
         let mut outside = bytes.clone();

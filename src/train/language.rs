@@ -18,7 +18,7 @@ use crate::model::batch::{Batch, IGNORE, gather};
 use crate::model::{Initialisation, LanguageModel, Network, Retrieved, Retro, Trainable};
 use crate::progress::Progress;
 use crate::retriever::neighbours::{Neighbours, tokens_of};
-use crate::retriever::open_store;
+use crate::retriever::{Ranking, open_store};
 
 /// Held-out documents that are measured while training.
 pub(super) const HELD_OUT_DOCUMENTS: usize = 48;
@@ -64,7 +64,8 @@ impl<'a> LanguageLearner<'a> {
             let why = format!("{} chunks, but the text has {}", neighbours.len(), text.chunks());
             return Err(Error::setting("neighbours", why));
         }
-        let model = open_model(config, &library, start, device)?;
+        let ranking = neighbours.as_ref().map(Neighbours::ranking).unwrap_or_default();
+        let model = open_model(config, &library, ranking, start, device)?;
         let training = &config.training;
         let order = Order::new(text, training.chunks, training.batch_tokens, training.seed);
         let order = match config.trime.as_ref().map(|trime| trime.memory) {
@@ -78,8 +79,15 @@ impl<'a> LanguageLearner<'a> {
         }
         let held_out = HeldOut::open(config, &library)?;
         let k = model.network.neighbours();
-        enough_neighbours(neighbours.as_ref(), config.neighbours.as_deref(), k)?;
-        enough_neighbours(held_out.as_ref().map(|h| &h.neighbours), config.held_out.as_deref(), k)?;
+        for (found, dir) in [
+            (neighbours.as_ref(), config.neighbours.as_deref()),
+            (held_out.as_ref().map(|held_out| &held_out.neighbours), config.held_out.as_deref()),
+        ] {
+            if let (Some(found), Some(dir), 1..) = (found, dir, k) {
+                enough_neighbours(found, dir, k)?;
+                found.check_ranking(model.network.ranking())?;
+            }
+        }
         let examples = Examples::new(text, &config.objectives, training.seed, device)?;
         let longest = examples.longest(training.chunks * text.chunk_size());
         let positions = model.network.decoder().config().max_position_embeddings;
@@ -188,6 +196,7 @@ impl Learner for LanguageLearner<'_> {
 fn open_model(
     config: &TrainConfig,
     library: &Store,
+    ranking: Ranking,
     start: Option<&Path>,
     device: &Device,
 ) -> Result<LanguageModel> {
@@ -211,7 +220,7 @@ fn open_model(
             let frozen = LanguageModel::load(base, Trainable::Nothing, device)?;
             let section = config.retro.clone().unwrap_or_default();
             let decoder = frozen.network.decoder().config();
-            let retro = section.config(decoder, library.chunk_size(), true);
+            let retro = section.config(decoder, library.chunk_size(), true, ranking);
             LanguageModel::retrofit(base, &retro, training.seed, device)?
         }
         (None, None, Some(section)) => {
@@ -220,7 +229,7 @@ fn open_model(
             let retro = match config.kind {
                 Kind::Retro => {
                     let section = config.retro.clone().unwrap_or_default();
-                    Some(section.config(&decoder, library.chunk_size(), false))
+                    Some(section.config(&decoder, library.chunk_size(), false, ranking))
                 }
                 _ => None,
             };
@@ -233,8 +242,7 @@ fn open_model(
 }
 
 /// Refuses neighbours that are fewer a chunk than the model reads.
-fn enough_neighbours(neighbours: Option<&Neighbours>, dir: Option<&Path>, k: usize) -> Result<()> {
-    let (Some(neighbours), Some(dir)) = (neighbours, dir) else { return Ok(()) };
+fn enough_neighbours(neighbours: &Neighbours, dir: &Path, k: usize) -> Result<()> {
     if neighbours.k() >= k {
         return Ok(());
     }

@@ -136,7 +136,8 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     if let Some(retriever) = &retriever {
         model.check_fits(retriever.store())?;
         let wanted = k.max(OVERLAP_NEIGHBOURS);
-        table = Some(neighbours::compute(retriever, &text, wanted, console.progress)?);
+        table =
+            Some(neighbours::compute(retriever, &text, wanted, model.network.ranking(), console.progress)?);
     }
     let mut around = None;
     if let (Some(retriever), Some(table), true) = (&retriever, &table, reads) {

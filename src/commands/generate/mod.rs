@@ -139,13 +139,14 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         let reader = reader.with_context(|| format!("{}: {why}", args.model.display()))?;
         reader.check_fits(retriever.store())?;
     }
-    let k = reader.map_or(0, |model| model.network.neighbours());
+    let (k, ranking) =
+        reader.map_or_else(Default::default, |model| (model.network.neighbours(), model.network.ranking()));
     let looked_up = Cell::new(0);
     let find = |chunk: &[u32]| match &retriever {
         Some(retriever) => {
             looked_up.set(looked_up.get() + 1);
             let text = model.tokenizer().decode(chunk)?;
-            let found = retriever.neighbour_search(&[&text], &[None], k)?;
+            let found = retriever.neighbour_search(&[&text], &[None], k, ranking)?;
             Ok(found
                 .into_iter()
                 .flatten()

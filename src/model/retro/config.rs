@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::model::decoder::DecoderConfig;
+use crate::ranking::Ranking;
 
 /// How the parts that RETRO adds to a decoder start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,9 @@ pub struct RetroConfig {
     pub chunk_size: usize,
     /// Neighbours a chunk, k, in training; any number may be given later.
     pub neighbours: usize,
+    /// What neighbours are found by, in training and later.
+    #[serde(default, skip_serializing_if = "Ranking::is_vectors")]
+    pub ranking: Ranking,
     /// Decoder blocks with chunked cross-attention, counted from 1 (the paper's P).
     pub layers: Vec<usize>,
     /// Heads of the chunked cross-attention.
@@ -57,6 +61,7 @@ impl RetroConfig {
         Self {
             chunk_size,
             neighbours: 2,
+            ranking: Ranking::Vectors,
             layers: every_third(blocks, first),
             heads: decoder.num_attention_heads,
             head_dim: decoder.head_dim,

@@ -10,6 +10,7 @@ use crate::model::decoder::{Decoder, DecoderConfig};
 use crate::model::normal::normal;
 use crate::model::testing::assert_alike_when_recomputed;
 use crate::model::weights::Weights;
+use crate::ranking::Ranking;
 
 const VOCABULARY: u32 = 31;
 const M: usize = 5;
@@ -36,6 +37,7 @@ fn model_of(initialisation: Initialisation, layers: Vec<usize>) -> (Retro, Vec<(
     let config = RetroConfig {
         chunk_size: M,
         neighbours: K,
+        ranking: Ranking::Vectors,
         layers,
         heads: 2,
         head_dim: 14,
