@@ -12,6 +12,7 @@ use sidenote::model::retro::State;
 use sidenote::model::{
     Cache, Decoder, Initialisation, LanguageModel, Network, Retrieved, RetroConfig, Trainable,
 };
+use sidenote::ranking::Ranking;
 
 const FAMILIES: [&str; 9] =
     ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "stablelm", "gpt2", "opt", "bloom"];
@@ -243,6 +244,7 @@ fn retro_reads_over_any_decoder() {
     let retro = RetroConfig {
         chunk_size: M,
         neighbours: 2,
+        ranking: Ranking::Vectors,
         layers: vec![2],
         heads: 3,
         head_dim: 5,
