@@ -17,7 +17,8 @@ and test.jsonl. For each corpus a tokenizer of 4,096 tokens is trained that all 
     retro-shuffled  the same model, reading some other chunk's neighbours
     retro+knn       the same model, with a datastore of the training text as well, made while it reads
     longer-...      cache, knn-lm, retro, retro-shuffled, retro+knn over plain-longer's model in place of plain's, which is
-                    what they add to as much training; retro-10, which reads ten neighbours a chunk; and trime-external,
+                    what they add to as much training; retro-10, which reads ten neighbours a chunk, and retro-unseen, the same with its
+                    layers fitted to the validation text, which the decoder has not learnt; and trime-external,
                     whose second N steps are TRIME's over plain's, so that it is trained as long as well
 
 A cell is one system on one corpus with one seed. Its result is a line of memory.jsonl beside this file, appended as soon
@@ -43,7 +44,7 @@ from cells import arguments, once, run_cells, sidenote
 OVER_A_MODEL = ["cache", "knn-lm", "retro", "retro-shuffled", "retro+knn"]
 SYSTEMS = [
     "plain", "plain-longer", *OVER_A_MODEL[:2], "trime-local", "trime-long", "trime-external", *OVER_A_MODEL[2:],
-    *(f"longer-{system}" for system in (*OVER_A_MODEL[:2], "trime-external", *OVER_A_MODEL[2:], "retro-10")),
+    *(f"longer-{system}" for system in (*OVER_A_MODEL[:2], "trime-external", *OVER_A_MODEL[2:], "retro-10", "retro-unseen")),
 ]  # fmt: skip
 CHUNK, CHUNKS, BATCH = 32, 8, 2048
 FIT_STEPS = 256
@@ -170,15 +171,16 @@ def cell(args, corpus, seed, system):
         memory = datastore(args, folder, f"{out}/model")
         options = ["--memory", memory]
     elif added.startswith("retro"):
-        k = MOST if added == "retro-10" else 2
+        k = 2 if added in OVER_A_MODEL else MOST
+        chunks_of = "held-out" if added == "retro-unseen" else "neighbours"
         sections = (
-            f'neighbours = "{folder}/neighbours"\nbase = "{out}/model"\n[retro]\nneighbours = {k}\nlayers = [4]\nheads = 1\nhead_dim = 128\n'
+            f'neighbours = "{folder}/{chunks_of}"\nbase = "{out}/model"\n[retro]\nneighbours = {k}\nlayers = [4]\nheads = 1\nhead_dim = 128\n'
             f"encoder_hidden_size = 256\nencoder_intermediate_size = 128\nencoder_heads = 8\nencoder_layers = 1\n"
             f'initialisation = "copy"'
         )
         fitted = dict(steps=FIT_STEPS, decay=FIT_STEPS // 4, rate=1e-3)
         run = "longer-retro" if longer else "retro"
-        out, fit = train(args, folder, seed, run if k == 2 else f"{run}-{k}", sections, **fitted)
+        out, fit = train(args, folder, seed, run if k == 2 else system, sections, **fitted)
         report = {**fit, "seconds": fit["seconds"] + report["seconds"]}
         options = ["--index", f"{folder}/index"]
         if added == "retro-shuffled":
