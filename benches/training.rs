@@ -52,7 +52,7 @@ fn training(criterion: &mut Criterion) {
         initialisation: None,
         gate: None,
     }
-    .config(&decoder, common::CHUNK_TOKENS, true, Ranking::Vectors);
+    .config(&decoder, common::CHUNK_TOKENS, true);
     let retro = LanguageModel::retrofit(&base, &retro, 0, &Device::Cpu).expect("a plain base");
 
     let mut group = criterion.benchmark_group("training step");

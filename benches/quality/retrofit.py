@@ -97,7 +97,8 @@ def prepare(args, base, text):
 def cell(args, base, text, start):
     size = SIZES[base]
     folder, model = prepare(args, base, text)
-    start, *found = start.split("-10")
+    name = start
+    start, *found = name.split("-10")
     neighbours = os.path.join(folder, "neighbours")
     count = MANY if found else NEIGHBOURS
     if found:
@@ -106,7 +107,6 @@ def cell(args, base, text, start):
         if not os.path.exists(os.path.join(neighbours, "manifest.json")):
             sidenote(args, "neighbours", f"{folder}/index", "-k", count, "--ranking", ranking, "--out", neighbours)
     scratch = base == "scratch"
-    name = "-10".join([start, *found])
     out = os.path.join(folder, f"scratch-{name}" if scratch else name)
     kind, beginning = ("retro", decoder(size)) if scratch else ("retrofit", f'base = "{model}"\n')
     rate, warmup = ("3e-3", 50) if scratch else ("1e-3", 10)

@@ -288,6 +288,22 @@ impl Neighbours {
         self.meta.ranking
     }
 
+    /// Refuses a model that reads more neighbours a chunk, `k`.
+    ///
+    /// # Errors
+    /// Names both numbers.
+    pub fn check_enough(&self, k: usize) -> Result<()> {
+        if self.k() >= k {
+            return Ok(());
+        }
+        let why = format!(
+            "{k}, but {} holds {} a chunk; set it to that, or run `sidenote neighbours` with -k {k}",
+            self.dir.display(),
+            self.k()
+        );
+        Err(Error::setting("retro.neighbours", why))
+    }
+
     /// Refuses a model that looks up by another ranking.
     ///
     /// # Errors

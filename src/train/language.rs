@@ -15,7 +15,9 @@ use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{self, Neighbourhood};
 use crate::model::batch::{Batch, IGNORE, gather};
-use crate::model::{Initialisation, LanguageModel, Network, Retrieved, Retro, Trainable};
+use crate::model::{
+    DecoderConfig, Initialisation, LanguageModel, Network, Retrieved, Retro, RetroConfig, Trainable,
+};
 use crate::progress::Progress;
 use crate::retriever::neighbours::{Neighbours, tokens_of};
 use crate::retriever::{Ranking, open_store};
@@ -53,10 +55,7 @@ impl<'a> LanguageLearner<'a> {
             Some(dir) => Some(Neighbours::open_for(dir, &config.index)?),
             None => None,
         };
-        let other = match &neighbours {
-            Some(neighbours) => neighbours.queries()?,
-            None => None,
-        };
+        let other = neighbours.as_ref().map(Neighbours::queries).transpose()?.flatten();
         let text = other.as_ref().unwrap_or(&library);
         if let Some(neighbours) = &neighbours
             && neighbours.len() != text.chunks()
@@ -74,17 +73,14 @@ impl<'a> LanguageLearner<'a> {
             Some(TrimeKind::External) => order.by_words(text)?,
         };
         if order.is_empty() {
-            let at = if other.is_some() { config.neighbours.as_ref() } else { None };
-            return Err(Error::file(at.unwrap_or(&config.index), "holds no text to train on"));
+            let at = other.as_ref().and(config.neighbours.as_ref()).unwrap_or(&config.index);
+            return Err(Error::file(at, "holds no text to train on"));
         }
         let held_out = HeldOut::open(config, &library)?;
         let k = model.network.neighbours();
-        for (found, dir) in [
-            (neighbours.as_ref(), config.neighbours.as_deref()),
-            (held_out.as_ref().map(|held_out| &held_out.neighbours), config.held_out.as_deref()),
-        ] {
-            if let (Some(found), Some(dir), 1..) = (found, dir, k) {
-                enough_neighbours(found, dir, k)?;
+        for found in neighbours.iter().chain(held_out.as_ref().map(|held_out| &held_out.neighbours)) {
+            if k > 0 {
+                found.check_enough(k)?;
                 found.check_ranking(model.network.ranking())?;
             }
         }
@@ -201,6 +197,10 @@ fn open_model(
     device: &Device,
 ) -> Result<LanguageModel> {
     let training = &config.training;
+    let retro = |decoder: &DecoderConfig, frozen: bool| {
+        let section = config.retro.clone().unwrap_or_default();
+        RetroConfig { ranking, ..section.config(decoder, library.chunk_size(), frozen) }
+    };
     let trainable = match config.base {
         Some(_) => Trainable::RetroOnly,
         None => Trainable::Everything,
@@ -218,40 +218,19 @@ fn open_model(
         }
         (None, Some(base), _) => {
             let frozen = LanguageModel::load(base, Trainable::Nothing, device)?;
-            let section = config.retro.clone().unwrap_or_default();
-            let decoder = frozen.network.decoder().config();
-            let retro = section.config(decoder, library.chunk_size(), true, ranking);
+            let retro = retro(frozen.network.decoder().config(), true);
             LanguageModel::retrofit(base, &retro, training.seed, device)?
         }
         (None, None, Some(section)) => {
             let tokenizer = library.tokenizer().clone();
             let decoder = section.decoder(tokenizer.vocab_size());
-            let retro = match config.kind {
-                Kind::Retro => {
-                    let section = config.retro.clone().unwrap_or_default();
-                    Some(section.config(&decoder, library.chunk_size(), false, ranking))
-                }
-                _ => None,
-            };
+            let retro = (config.kind == Kind::Retro).then(|| retro(&decoder, false));
             LanguageModel::new(&decoder, retro.as_ref(), tokenizer, training.seed, device)?
         }
         (None, None, None) => return Err(Error::setting("model", "give [model] or a base")),
     };
     model.check_fits(library)?;
     Ok(model)
-}
-
-/// Refuses neighbours that are fewer a chunk than the model reads.
-fn enough_neighbours(neighbours: &Neighbours, dir: &Path, k: usize) -> Result<()> {
-    if neighbours.k() >= k {
-        return Ok(());
-    }
-    let why = format!(
-        "{k}, but {} holds {} a chunk; set it to that, or run `sidenote neighbours` with -k {k}",
-        dir.display(),
-        neighbours.k()
-    );
-    Err(Error::setting("retro.neighbours", why))
 }
 
 /// Held-out text that is measured while training.

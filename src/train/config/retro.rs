@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::{DecoderConfig, Initialisation, RetroConfig};
-use crate::ranking::Ranking;
 
 /// RETRO's layers; what is left out is chosen for the decoder.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -36,13 +35,7 @@ pub struct RetroSection {
 impl RetroSection {
     /// Fills in what is best for layers that start by copying, which they do unless this says otherwise
     /// (benches/quality/retrofit.md), or the paper's choices, for a decoder from scratch or one that stays as it is.
-    pub fn config(
-        &self,
-        decoder: &DecoderConfig,
-        chunk_size: usize,
-        frozen: bool,
-        ranking: Ranking,
-    ) -> RetroConfig {
+    pub fn config(&self, decoder: &DecoderConfig, chunk_size: usize, frozen: bool) -> RetroConfig {
         let paper = match frozen {
             true => RetroConfig::for_frozen(decoder, chunk_size),
             false => RetroConfig::for_decoder(decoder, chunk_size),
@@ -52,7 +45,7 @@ impl RetroSection {
         RetroConfig {
             chunk_size,
             neighbours: self.neighbours.unwrap_or(paper.neighbours),
-            ranking,
+            ranking: paper.ranking,
             layers: self.layers.clone().unwrap_or(paper.layers),
             heads: self.heads.unwrap_or(paper.heads),
             head_dim: self.head_dim.unwrap_or(paper.head_dim),
