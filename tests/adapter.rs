@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sidenote::adapter::{Adapter, Method};
 use sidenote::model::source::Source;
 use sidenote::model::{Cache, EncoderDecoder, LanguageModel, Network, Wanted, WritingModel};
@@ -268,6 +268,33 @@ fn what_does_not_fit_is_named() {
     )
     .unwrap();
     assert!(refused("llama", &strange).contains("use_dora"));
+    // What would be read as something else: parts of the model underneath, other layers, other tokens.
+    let with = |field: &str, value: Value| {
+        let mut config: Value = serde_json::from_str(&config).unwrap();
+        config[field] = value;
+        fs::write(strange.join("adapter_config.json"), config.to_string()).unwrap();
+    };
+    for (field, value) in [
+        ("init_lora_weights", json!("pissa")),
+        ("init_lora_weights", json!("pissa_niter_16")),
+        ("init_lora_weights", json!("olora")),
+        ("init_lora_weights", json!("corda")),
+        ("init_lora_weights", json!("loftq")),
+        ("layer_replication", json!([[0, 2], [1, 3]])),
+        ("alora_invocation_tokens", json!([5, 6])),
+        ("trainable_token_indices", json!([5])),
+        ("trainable_token_indices", json!({"embed_tokens": [5]})),
+    ] {
+        with(field, value.clone());
+        let why = refused("llama", &strange);
+        assert!(why.contains("adapter_config.json") && why.contains(field), "{field} {value}: {why}");
+    }
+    for start in
+        [json!(true), json!(false), Value::Null, json!("gaussian"), json!("eva"), json!("orthogonal")]
+    {
+        with("init_lora_weights", start.clone());
+        assert!(Adapter::open(&strange).is_ok(), "{start}");
+    }
     fs::write(strange.join("adapter_config.json"), config.replace("\"LORA\"", "\"VERA\"")).unwrap();
     assert!(refused("llama", &strange).contains("VERA"));
 }

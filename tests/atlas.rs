@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{fail, files, kill_at, sidenote, succeed, write_lines};
+use common::{fail, files, kill_at, sidenote, succeed, together, write_lines};
 use serde_json::{Value, json};
 
 const ATLAS: &str = r#"
@@ -189,6 +189,31 @@ fn an_index_is_encoded_again_when_the_schedule_says() {
     assert!(said.contains("index encode") && said.contains("fresh/model"), "{said}");
     succeed(dir, "index encode index --encoder fresh/model/retriever --out own");
     succeed(dir, "eval qa fresh/model --index own --data held.jsonl --max-tokens 3");
+}
+
+/// Two processes with a batch each take the steps of one with two, to the last bit, with the index that the first of them encodes; also
+/// where they go on.
+#[test]
+fn processes_that_train_together_are_one_that_asks_as_much() {
+    let place = workplace();
+    let dir = place.path();
+    for lag in [0, 1] {
+        let settings = format!("--set atlas.refresh=3 --set atlas.refresh_lag={lag} --set atlas.rerank=5");
+        let alone = succeed(
+            dir,
+            &format!("train atlas.toml {settings} --set training.accumulate=2 --set out=alone-{lag}"),
+        );
+        let run = format!("train atlas.toml {settings} --set out=together-{lag}");
+        let report = together(dir, &run, 2);
+        assert_eq!((&report["steps"], &report["tokens"]), (&alone["steps"], &alone["tokens"]));
+        let model = |run: &str| files(&dir.join(format!("{run}-{lag}/model")));
+        let whole = model("together");
+        assert!(whole == model("alone"), "lag {lag}");
+        // From step 4, when the index of step 3 is in use or just about to be.
+        fs::remove_dir_all(dir.join(format!("together-{lag}/model"))).unwrap();
+        together(dir, &format!("{run} --resume"), 2);
+        assert!(whole == model("together"), "lag {lag}, resumed");
+    }
 }
 
 #[test]

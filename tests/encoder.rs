@@ -191,6 +191,38 @@ fn t5_gives_the_vectors_of_sentence_transformers() {
     assert!(blank.iter().all(|x| *x == 0.0));
 }
 
+/// Older T5 repositories have a SentencePiece model alone. Fails when it gives other tokens than `tokenizer.json`, or is no
+/// part of the identity.
+#[test]
+fn t5_is_read_with_a_sentencepiece_model_alone() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models");
+    let dir = tempfile::tempdir().unwrap();
+    copy(&models.join("t5_v1_0"), dir.path());
+    let whole = load(dir.path());
+    fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    let alone = load(dir.path());
+    let texts = ["The moon moves around the Earth.", "a", "Two moons, and the text of them all"];
+    assert_eq!(alone.encode(&texts).unwrap(), whole.encode(&texts).unwrap());
+    assert_ne!(alone.identity(), whole.identity());
+    // A field that nobody reads.
+    let mut model = fs::read(dir.path().join("spiece.model")).unwrap();
+    model.extend([0x78, 0]);
+    fs::write(dir.path().join("spiece.model"), model).unwrap();
+    let other = load(dir.path());
+    assert_eq!(other.encode(&texts).unwrap(), whole.encode(&texts).unwrap());
+    assert_ne!(other.identity(), alone.identity());
+    fs::write(dir.path().join("spiece.model"), "no model").unwrap();
+    assert!(complaint(dir.path()).contains("spiece.model"));
+    fs::remove_file(dir.path().join("spiece.model")).unwrap();
+    assert!(complaint(dir.path()).contains("tokenizer.json"));
+
+    let encoder = load(&models.join("t5_v1_1"));
+    assert_eq!(encoder.dim(), 26);
+    let vectors = encoder.encode(&texts[..2]).unwrap();
+    assert!(vectors.iter().all(|x| x.is_finite()));
+    assert_ne!(vectors[..26], vectors[26..]);
+}
+
 #[test]
 fn static_tables_give_the_vectors_of_model2vec() {
     let difference = largest_difference(&*load(&data("model2vec")), &data("model2vec/golden.json"));

@@ -242,7 +242,7 @@ fn filters_and_words_find_what_was_meant() {
     let bytes = fs::read(dir.join(&words)).unwrap();
     fs::write(dir.join(&words), &bytes[1..]).unwrap();
     let output = sidenote(dir, "index verify index").output().unwrap();
-    assert!(String::from_utf8_lossy(&output.stdout).contains("--hybrid makes it again"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("search by words makes it again"));
     assert_eq!(found(dir, "becomes", "--hybrid -k 1"), ["b"]);
     assert_eq!(succeed(dir, "index verify index")["sound"], true);
     let ask = |options: &str| {

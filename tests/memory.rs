@@ -84,6 +84,10 @@ fn a_memory_makes_what_was_read_likelier_and_says_nothing_at_a_share_of_nothing(
     assert!(loss(dir, "held.jsonl", "--memory memory") < alone);
     let kept = succeed(dir, "memory info memory");
     assert_eq!(kept["interpolation"], tuned["interpolation"]);
+    // One share for all does no better here, and what is better stays.
+    let again = succeed(dir, "memory tune memory plain/model --corpus valid.jsonl -k 4");
+    assert!(again["better"] == false && again["loss_after"] == again["loss_before"], "{again}");
+    assert_eq!(succeed(dir, "memory info memory")["interpolation"], kept["interpolation"]);
     // Most contexts of this small language were read before, so that few distances tell them apart.
     assert!(!kept["interpolation"]["edges"].as_array().unwrap().is_empty(), "{kept}");
     assert_eq!(succeed(dir, "memory verify memory")["sound"], true);
@@ -217,6 +221,7 @@ fn what_does_not_belong_together_or_is_damaged_is_told() {
     assert!(said.contains("models"), "{said}");
     for (option, name) in [
         ("--lambda 1.5", "lambda"),
+        ("--lambda 1", "below 1"),
         ("--temperature 0", "temperature"),
         ("-k 0", "k"),
         ("--lambda NaN", "lambda"),
@@ -225,8 +230,15 @@ fn what_does_not_belong_together_or_is_damaged_is_told() {
             fail(dir, &format!("eval perplexity plain/model --corpus held.jsonl --memory memory {option}"));
         assert!(said.contains(name), "{option}: {said}");
     }
-    let said = fail(dir, "eval perplexity plain/model --corpus held.jsonl --cache 5 --cache-lambda 1");
-    assert!(said.contains("cache-lambda"), "{said}");
+    for (option, name) in [
+        ("--cache-lambda 1", "cache-lambda"),
+        ("--cache-theta nan", "cache-theta"),
+        ("--cache-theta inf", "cache-theta"),
+        ("--cache-theta=-1", "cache-theta"),
+    ] {
+        let said = fail(dir, &format!("eval perplexity plain/model --corpus held.jsonl --cache 5 {option}"));
+        assert!(said.contains(name), "{option}: {said}");
+    }
     assert!(fail(dir, "memory info nowhere").contains("nowhere"));
 
     let tokens = fs::read_dir(dir.join("memory")).unwrap().flatten().map(|e| e.path());

@@ -55,6 +55,11 @@ fn each_format_is_found_by_its_content() {
         "cluster": "paraphrase identification", "source": "p3"});
     assert_eq!(p3, [wanted]);
 
+    let native =
+        r#"{"inputs": [1, 2], "inputs_pretokenized": "Same?", "targets": [4], "targets_pretokenized": "no"}"#;
+    let native = one("glue_qqp_answer.jsonl", native, "glue_qqp_answer.jsonl");
+    assert_eq!((&native[0]["input"], &native[0]["target"]), (&json!("Same?"), &json!("no")));
+
     let recross = r#"{"input": "A or B?", "targets": ["A"], "id": "super_glue-copa|train|C1 or C2|#165"}"#;
     let recross = one("copa.jsonl", recross, "copa.jsonl");
     assert_eq!(
@@ -84,9 +89,21 @@ fn each_format_is_found_by_its_content() {
             .contains("Positive Example 1 -\nInput: Spain\nOutput: Madrid\n\nNow")
     );
 
+    // As they are, with Python's NaN; beside them lies a table, which is none of them.
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("tasks")).unwrap();
+    let with_nan = sni.replacen("\"Source\"", "\"URL\": [NaN],\n\"Source\"", 1);
+    fs::write(dir.path().join("tasks/task9_capital.json"), with_nan).unwrap();
+    build(dir.path(), "tasks --out found");
+    fs::write(dir.path().join("tasks/tasks.tsv"), "name\tcategory\n").unwrap();
+    build(dir.path(), "sni:tasks --out said");
+    assert_eq!(instances(dir.path(), "found"), zero);
+    assert_eq!(instances(dir.path(), "said"), zero);
+
     let alpaca = json!([{"instruction": "Add.", "input": "1 1", "output": "2"}, {"instruction": "Sing.", "output": "La"}]);
     let alpaca = one("alpaca.json", &alpaca.to_string(), "alpaca.json");
     assert_eq!((&alpaca[0]["input"], &alpaca[1]["input"]), (&json!("Add.\n\n1 1"), &json!("Sing.")));
+    assert_eq!((&alpaca[0]["own"], &alpaca[1]["own"]), (&json!("1 1"), &Value::Null));
     let own = r#"{"name": "t", "instruction": "Add.", "instances": [{"input": "1", "output": "2"}, {"input": "2", "output": "3"}]}"#;
     assert_eq!(one("seed.jsonl", own, "seed.jsonl").len(), 2);
     let unnatural = r#"{"instruction": "Add.", "instances": [{"instruction_with_input": "Add 1.", "input": "1", "constraints": "A number.", "output": "2"}], "reformulations": [{"instruction": "Plus.", "instruction_with_input": "Plus 1.", "input": "1", "output": "2"}]}"#;
@@ -99,9 +116,14 @@ fn each_format_is_found_by_its_content() {
     let messages = r#"{"dataset": "talk", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}"#;
     let messages = one("tulu.jsonl", messages, "tulu.jsonl");
     assert_eq!(messages, [json!({"input": "Hi", "target": "Ho", "source": "talk"})]);
+    let parts = r#"{"messages": [{"role": "system", "content": null}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": "Ho"}]}"#;
+    assert_eq!(one("chat.jsonl", parts, "chat.jsonl")[0]["input"], "system: \n\nuser: Hi");
 
     let deft = r#"{"input": "Is it?", "answer_choices": ["no", "yes"], "target": "yes"}"#;
     assert_eq!(one("0_seed.jsonl", deft, "0_seed.jsonl")[0]["choices"], json!(["no", "yes"]));
+    let array = format!("\u{FEFF}[{deft}, {}]", deft.replace("\"yes\"}", "0}"));
+    let array = one("array.json", &array, "array.json");
+    assert_eq!((&array[0]["target"], &array[1]["target"]), (&json!("yes"), &json!("no")));
     let induction =
         r#"{"metadata": {"num_examples": 1}, "examples": {"1": {"input": "sane", "output": "insane"}}}"#;
     assert_eq!(one("antonyms.json", induction, "antonyms.json")[0]["task"], "antonyms");
@@ -144,10 +166,16 @@ templates:
     assert_eq!((&found[0]["task"], &found[0]["template"]), (&json!("super_glue_rte"), &json!("follows")));
     assert_eq!(found[1]["input"], "Which is it: It ||| rains. or Wet.? a");
     assert_eq!(found[1]["choices"], json!(["It ||| rains.", "Wet."]));
+    assert_eq!(found[0]["own"], "It ||| rains.\nWet");
+    assert_eq!(found[1]["own"], "It ||| rains.", "a word among the answers may be the template's");
 
     fs::write(dir.join("rows.jsonl"), "{\"premise\": \"It rains.\", \"label\": 0}\n").unwrap();
     let said = fail(dir, "promptsource:templates.yaml=rows.jsonl --out other");
-    assert!(said.contains("row 1") && said.contains("follows"), "{said}");
+    assert!(["row 1", "follows", "no field hypothesis"].iter().all(|word| said.contains(word)), "{said}");
+    let named = json!({"premise": "It rains.", "hypothesis": "Wet.", "label": "entailment"});
+    fs::write(dir.join("rows.jsonl"), named.to_string()).unwrap();
+    let said = fail(dir, "promptsource:templates.yaml=rows.jsonl --out other");
+    assert!(said.contains("the label is the text \"entailment\"") && said.contains("number"), "{said}");
     assert!(fail(dir, "templates.yaml --out other").contains("TEMPLATES=ROWS"));
     assert!(fail(dir, "promptsource:templates.yaml --out other").contains("TEMPLATES=ROWS"));
 }
@@ -169,8 +197,11 @@ fn flans_pairs_have_options_and_inverted_forms() {
         (&json!("Write a {premise}: yes"), &json!("Rain."))
     );
     assert_eq!(found[1]["template"], "2, inverted");
+    assert_eq!(found[0]["own"], "Rain.\nwet");
     fs::write(dir.join("rows.jsonl"), "{\"premise\": \"Rain.\"}").unwrap();
     assert!(fail(dir, "flan:flan.json=rows.jsonl --out other").contains("hypothesis"));
+    fs::write(dir.join("rows.jsonl"), "{\"premise\": \"Rain.\", \"hypothesis\": \"wet\"}").unwrap();
+    assert!(fail(dir, "flan:flan.json=rows.jsonl --out other").contains("\"options\""));
 }
 
 #[test]
@@ -224,6 +255,36 @@ fn duplicates_excluded_tasks_and_evaluated_texts_are_left_out() {
     fs::write(part.unwrap(), "").unwrap();
     let broken = run(dir, "select pool --method random -n 2 --out chosen.jsonl");
     assert!(String::from_utf8_lossy(&broken.stderr).contains("damaged"));
+}
+
+/// The instruction is long, what tells the instances apart is short.
+#[test]
+fn what_an_instruction_is_asked_of_is_no_duplicate_and_what_nobody_can_learn_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let instruction: String = (0..80).map(|i| format!("word{i} ")).collect();
+    let of = |country: &str| {
+        let input = format!("{country} is rich");
+        json!({"instruction_with_input": format!("{instruction}{input}"), "input": input, "output": "yes"})
+    };
+    let instances = ["Spain", "Norway", "Peru", "Peru,"].map(of);
+    let record = json!({"instruction": instruction, "instances": instances});
+    fs::write(dir.join("core.jsonl"), record.to_string()).unwrap();
+    let report = build(dir, "core.jsonl --out pool");
+    assert_eq!(
+        (&report["kept"], &report["near_duplicates"]),
+        (&json!(3), &json!({"unknown": 1})),
+        "{report}"
+    );
+
+    let lines = [
+        json!({"input": "which?", "target": "maybe", "choices": ["yes", "no"], "task": "t"}),
+        json!({"input": " ", "target": "yes", "task": "t"}),
+        json!({"input": "which?", "target": "no", "choices": ["yes", "no"], "task": "t"}),
+    ];
+    fs::write(dir.join("lines.jsonl"), lines.map(|line| line.to_string()).join("\n")).unwrap();
+    let report = build(dir, "lines.jsonl --out sound");
+    assert_eq!((&report["kept"], &report["unsound"]), (&json!(1), &json!({"t": 2})), "{report}");
 }
 
 #[test]

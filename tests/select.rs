@@ -166,7 +166,13 @@ fn words_choose_the_targets_task_too() {
         );
     }
     let said = fail(dir, "pool.jsonl --method bm25 --target target.jsonl -n 63 --out x.jsonl", 1);
-    assert!(said.contains("-k") || said.contains("together"), "{said}");
+    assert!(
+        said.contains("only 14 rows were found, and 63 are wanted") && said.contains("lower -n"),
+        "{said}"
+    );
+    assert!(!said.contains("-k"), "{said}");
+    let said = fail(dir, "pool.jsonl --method bm25 --target target.jsonl -n 63 -k 2 --out x.jsonl", 1);
+    assert!(said.contains("raise -k, leave it out, or lower -n"), "{said}");
     let said =
         fail(dir, "pool.jsonl --method dsir --target target.jsonl -n 8 --out x.jsonl --scores s.jsonl", 1);
     assert!(said.contains("--scores"), "{said}");
@@ -266,6 +272,22 @@ fn what_cannot_be_done_is_said() {
         fail(dir, "pool.jsonl --method random -n 1 --out out.jsonl --scores s.jsonl", 1).contains("--scores")
     );
     assert!(fail(dir, "pool.jsonl --method random -k 3 --out out.jsonl", 1).contains("-n"));
+    // A random choice reads no target, but says where there is none.
+    assert!(
+        fail(dir, "pool.jsonl --method random --target none.jsonl -n 1 --out out.jsonl", 1)
+            .contains("none.jsonl")
+    );
+    for method in [
+        "bm25 --target target.jsonl",
+        "dsir --target target.jsonl",
+        "two-stage --first dsir --encoder encoder --target target.jsonl",
+        "random",
+        "random-balanced",
+    ] {
+        let said = fail(dir, &format!("pool.jsonl --method {method} -n 1 --out out.jsonl --vectors kept"), 1);
+        let name = method.split(' ').next().unwrap();
+        assert!(said.contains("--vectors") && said.contains(&format!("the method {name} ")), "{said}");
+    }
     let dsir = "pool.jsonl --method dsir --target target.jsonl -n 1 --out out.jsonl --smoothing 1";
     assert!(fail(dir, dsir, 1).contains("--smoothing"));
     // Wrong usage.
@@ -317,11 +339,6 @@ fn examples_take_turns_and_so_do_targets() {
         assert_eq!(report["targets"][1], json!({"target": "colours.jsonl", "rows": 4}));
         assert!(report["tasks"]["colours"].as_u64().unwrap() >= 4, "{method}: {report}");
     }
-    // Copies of a row say nothing new to the second stage: it takes other rows than the nearest ones.
-    let kinds = |name: &str| {
-        let rows = rows(&dir.join(name));
-        rows.iter().map(|row| row["input"].to_string()).collect::<std::collections::HashSet<_>>().len()
-    };
     succeed(
         dir,
         "pool.jsonl --method two-stage --encoder encoder --first encoder --target target.jsonl -n 8 -k 3 --out apart.jsonl --scores s.jsonl",
@@ -334,8 +351,25 @@ fn examples_take_turns_and_so_do_targets() {
         assert!(ids.len() == 3 && ids.iter().all(|id| chosen.contains(id)), "{line}");
         assert!(distances.iter().map(|d| d.as_f64().unwrap()).is_sorted(), "{line}");
     }
+    // Copies of a row say nothing new to the second stage: it takes other rows than the nearest ones.
+    let mut copies = String::new();
+    for first in TOPICS[0] {
+        for second in TOPICS[0] {
+            let row = json!({"input": format!("{first} {second}"), "target": "yes"});
+            copies.push_str(&format!("{row}\n").repeat(if first == second { 8 } else { 1 }));
+        }
+    }
+    fs::write(dir.join("copies.jsonl"), copies).unwrap();
+    let kinds = |method: &str| {
+        let options = "--encoder encoder --target target.jsonl -n 8 --out of-copies.jsonl";
+        succeed(dir, &format!("copies.jsonl --method {method} {options}"));
+        let rows = rows(&dir.join("of-copies.jsonl"));
+        rows.iter().map(|row| row["input"].to_string()).collect::<std::collections::HashSet<_>>().len()
+    };
+    // Eight rows say "dog dog" and eight "cat cat".
+    assert_eq!(kinds("rds+"), 2);
+    assert!(kinds("two-stage --first encoder") > 2);
     succeed(dir, "pool.jsonl --method rds+ --encoder encoder --target target.jsonl -n 8 --out near.jsonl");
-    assert!(kinds("apart.jsonl") >= kinds("near.jsonl"));
     succeed(
         dir,
         "pool.jsonl --method rds+ --encoder encoder --vectors kept --target target.jsonl -n 8 --out again.jsonl",

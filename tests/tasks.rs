@@ -28,6 +28,20 @@ fn lines(path: &Path) -> Vec<Value> {
     fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// The share of `answers` whose highest choice by `score` is the right one.
+fn share_right(answers: &[Value], score: impl Fn(&Value) -> f64) -> f64 {
+    let is_right = |answer: &&Value| {
+        let scores: Vec<f64> = answer["choices"].as_array().unwrap().iter().map(&score).collect();
+        let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        answer["right"] == json!(scores.iter().position(|score| *score == highest).unwrap())
+    };
+    answers.iter().filter(is_right).count() as f64 / answers.len() as f64
+}
+
+fn number(choice: &Value, name: &str) -> f64 {
+    choice[name].as_f64().unwrap()
+}
+
 /// Fails when a choice is tokenised, scored or normalised otherwise than lm-evaluation-harness does it.
 #[test]
 fn the_numbers_are_those_of_lm_evaluation_harness() {
@@ -136,13 +150,18 @@ fn every_format_is_asked_and_answered() {
     )
     .unwrap();
     for name in ["llama", "t5_v1_1"] {
-        let cb = succeed(dir, &format!("eval tasks {name} --data cb.jsonl --choices-from-targets"));
+        let asked = format!("eval tasks {name} --data cb.jsonl --choices-from-targets --out cb.answers");
+        let cb = succeed(dir, &asked);
         let task = &cb["tasks"][0];
         assert_eq!(
             (&task["templates"], &task["examples"], &task["items"]),
             (&json!(2), &json!(6), &json!(12))
         );
-        assert!(task["scores"]["per_token"]["mean"].is_f64(), "{cb}");
+        // Both templates have as many items.
+        let answers = lines(&dir.join("cb.answers"));
+        let per_token = |choice: &Value| number(choice, "logprob") / number(choice, "tokens");
+        let (found, right) = (number(&task["scores"]["per_token"], "mean"), share_right(&answers, per_token));
+        assert!((found - right).abs() < 1e-9, "{found} {right}: {cb}");
         let written = succeed(
             dir,
             &format!("eval tasks {name} --data cb.jsonl --max-tokens 4 --limit 2 --out w.jsonl"),
@@ -151,9 +170,11 @@ fn every_format_is_asked_and_answered() {
         assert_eq!(lines(&dir.join("w.jsonl")).len(), 4);
         let shown = "eval tasks {} --data sky_test.csv --shots sky_dev.csv -k 1 --calibrate --out s.jsonl --max-question-tokens 60";
         let mmlu = succeed(dir, &shown.replace("{}", name));
-        assert!(mmlu["tasks"][0]["scores"]["calibrated"]["mean"].is_f64(), "{mmlu}");
         assert_eq!(mmlu["tasks"][0]["task"], "sky");
         let with = lines(&dir.join("s.jsonl"));
+        let calibrated = |choice: &Value| number(choice, "logprob") - number(choice, "without_content");
+        let found = number(&mmlu["tasks"][0]["scores"]["calibrated"], "mean");
+        assert_eq!(found, share_right(&with, calibrated), "{mmlu}");
         succeed(
             dir,
             &format!("eval tasks {name} --data sky_test.csv --out s.jsonl --max-question-tokens 60"),
@@ -179,6 +200,64 @@ fn every_format_is_asked_and_answered() {
     );
     write_lines(&dir.join("bad.jsonl"), &[json!({"input": "a"})]);
     assert!(fail(dir, "eval tasks llama --data bad.jsonl").contains("bad.jsonl:1"));
+}
+
+/// Fails when what choices are calibrated by is read after anything else than the question with N/A in place of what it is about.
+#[test]
+fn a_choice_is_calibrated_by_its_question_s_format() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fs::write(dir.join("sky_test.csv"), "question,choice0,choice1,answer\n\"blue, or?\",b,c,0\n").unwrap();
+    fs::write(dir.join("ade.csv"), "Sentence,ID,Label\nThe moon,0,far\na king,1,near\n").unwrap();
+    let item =
+        |input: &str, choices: [&str; 2]| json!({"input": input, "target": choices[0], "choices": choices});
+    let mut own = item("Moon and text. Is it so?", ["yes", "no"]);
+    own["own"] = "Moon and text.".into();
+    write_lines(&dir.join("items.jsonl"), &[own, item("Is it so?", ["yes", "no"])]);
+    let by_hand = [
+        item("N/A\nA. N/A\nB. N/A\nAnswer:", ["A", "B"]),
+        item("Sentence: N/A\nLabel:", ["far", "near"]),
+        item("Sentence: N/A\nLabel:", ["far", "near"]),
+        item("N/A Is it so?", ["yes", "no"]),
+        item("N/A", ["yes", "no"]),
+    ];
+    write_lines(&dir.join("by_hand.jsonl"), &by_hand);
+    for name in ["llama", "t5_v1_1"] {
+        model(dir, name);
+        let asked = format!("eval tasks {name} --out answers --data");
+        let choices = |data: &str| -> Vec<Value> {
+            succeed(dir, &format!("{asked} {data}"));
+            let answers = lines(&dir.join("answers"));
+            answers.iter().flat_map(|answer| answer["choices"].as_array().unwrap().clone()).collect()
+        };
+        let found = choices("sky_test.csv ade.csv items.jsonl --calibrate");
+        let by_hand = choices("by_hand.jsonl");
+        assert_eq!((found.len(), by_hand.len()), (10, 10));
+        for (found, by_hand) in found.iter().zip(&by_hand) {
+            let (found, right) = (number(found, "without_content"), number(by_hand, "logprob"));
+            assert!((found - right).abs() < 1e-4, "{name}: {found} {right}");
+        }
+    }
+}
+
+/// The model of llama2.c reads 512 tokens.
+#[test]
+fn what_does_not_fit_the_model_is_named_by_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let model = data("models/llama2c/stories260K.bin");
+    let long = "moon ".repeat(700);
+    let item = |input: &str, wrong: &str| json!({"input": input, "own": "It is.", "target": "yes", "choices": ["yes", wrong]});
+    let fine = item("It is. Is it so?", "no");
+    write_lines(&dir.join("choices.jsonl"), &[fine.clone(), item("It is. Is it so?", &long)]);
+    write_lines(&dir.join("asked.jsonl"), &[fine, item(&format!("It is. {long}"), "no")]);
+    let said = fail(dir, &format!("eval tasks {} --data choices.jsonl", model.display()));
+    assert!(said.contains("choices.jsonl:2: choices: ") && said.contains("reads at most 512"), "{said}");
+    // Of what is asked the beginning is left out; an instruction that is scored has to fit.
+    let asked = format!("eval tasks {} --data asked.jsonl", model.display());
+    assert_eq!(succeed(dir, &asked)["tasks"][0]["items"], 2);
+    let said = fail(dir, &format!("{asked} --flipped"));
+    assert!(said.contains("asked.jsonl:2: instruction: ") && said.contains("reads at most 512"), "{said}");
 }
 
 /// Fails when what is read before an instruction, or the instruction itself, is not what flipped.rs says.

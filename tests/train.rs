@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{fail, failure_of, json_of, kill_at, sidenote, succeed, text_of, write_lines};
+use common::{fail, failure_of, json_of, kill_at, sidenote, succeed, text_of, together, write_lines};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::SafeTensors;
@@ -153,9 +153,12 @@ fn a_plain_decoder_and_three_ways_to_retro() {
     assert_eq!(plain["trained_parameters"], plain["parameters"]);
     let base = tensors(&weights(&dir.join("plain")));
 
-    let copy = succeed(dir, "train retro.toml");
+    let copy = succeed(dir, "train retro.toml --set training.keep_checkpoints=9");
     check_run(dir, &copy, "retro", 24);
-    let random = succeed(dir, "train retro.toml --set out=random --set retro.initialisation=random");
+    let random = succeed(
+        dir,
+        "train retro.toml --set out=random --set retro.initialisation=random --set training.keep_checkpoints=9",
+    );
     check_run(dir, &random, "random", 24);
     for (out, report) in [("retro", &copy), ("random", &random)] {
         let added = report["parameters"].as_u64().unwrap() - plain["parameters"].as_u64().unwrap();
@@ -221,6 +224,11 @@ fn neighbours_bring_the_text_that_is_learnt() {
     for wrong in ["--neighbours 0 --index index", "--neighbours 1"] {
         let command = format!("eval perplexity own/model --corpus held.jsonl {wrong}");
         assert!(failure_of(sidenote(dir, &command), 2).contains("--"));
+    }
+    succeed(dir, "train plain.toml --set out=base");
+    for nothing in ["own/model --retrieval off", "base/model"] {
+        let command = format!("eval perplexity {nothing} --corpus held.jsonl --index index --neighbours 1");
+        assert!(fail(dir, &command).contains("--neighbours"), "{nothing}");
     }
 }
 
@@ -534,32 +542,53 @@ fn processes_that_train_together_are_one_that_reads_as_much() {
     let place = workplace();
     let dir = place.path();
     let alone = succeed(dir, "train plain.toml --set training.accumulate=3 --set out=alone");
+    let report = together(dir, "train plain.toml --set out=together", 3);
+    assert_eq!((&report["steps"], &report["tokens"]), (&alone["steps"], &alone["tokens"]));
+    assert!(weights(&dir.join("together")) == weights(&dir.join("alone")));
+    let said = fail(dir, "train plain.toml --set out=x --together 127.0.0.1:0 --rank 3 --of 3");
+    assert!(said.contains("--rank"), "{said}");
+}
+
+/// Those that would not train one model, or not go on with the one that was begun, are told.
+#[test]
+fn processes_and_runs_that_differ_are_refused() {
+    let place = workplace();
+    let dir = place.path();
     let address = {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         free.local_addr().unwrap().to_string()
     };
-    let command = |rank: usize| {
-        sidenote(
-            dir,
-            &format!(
-                "train plain.toml --set out=together --together {address} --rank {rank} --of 3 --json --quiet"
-            ),
-        )
-    };
-    let others: Vec<_> = [2, 1]
-        .map(|rank| command(rank).stdout(std::process::Stdio::null()).spawn().unwrap())
-        .into_iter()
-        .collect();
-    let first = command(0).output().unwrap();
-    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
-    for mut other in others {
-        assert!(other.wait().unwrap().success());
+    for different in
+        ["training.seed=5", "held_out=neighbours", "continue_from=plain/checkpoints/step-0000010"]
+    {
+        let process = |rank: usize, more: &str| {
+            sidenote(
+                dir,
+                &format!("train plain.toml --set out=apart --together {address} --rank {rank} --of 2 {more}"),
+            )
+        };
+        let other = process(1, &format!("--set {different}")).spawn().unwrap();
+        let first = process(0, "").output().unwrap();
+        for output in [first, other.wait_with_output().unwrap()] {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!output.status.success() && said.contains("different settings"), "{different}: {said}");
+        }
+        assert!(!dir.join("apart").exists());
     }
-    let report: Value = serde_json::from_slice(&first.stdout).unwrap();
-    assert_eq!((&report["steps"], &report["tokens"]), (&alone["steps"], &alone["tokens"]));
-    assert!(weights(&dir.join("together")) == weights(&dir.join("alone")));
-    let said = fail(dir, &format!("train plain.toml --set out=x --together {address} --rank 3 --of 3"));
-    assert!(said.contains("--rank"), "{said}");
+    let report = succeed(dir, "train plain.toml --set training.checkpoint_every=10");
+    let steps = report["steps"].as_u64().unwrap();
+    fs::remove_dir_all(dir.join("plain/model")).unwrap();
+    let build = BUILD.replace("corpus.jsonl", "held.jsonl");
+    succeed(dir, &format!("{build} --out other-text"));
+    let said =
+        fail(dir, "train plain.toml --resume --set training.checkpoint_every=10 --set index=other-text");
+    assert!(said.contains("index") && said.contains("continue_from"), "{said}");
+    fs::rename(dir.join("index"), dir.join("moved")).unwrap();
+    succeed(dir, "train plain.toml --resume --set training.checkpoint_every=10 --set index=moved");
+    fs::rename(dir.join("moved"), dir.join("index")).unwrap();
+    let on = "--set continue_from=plain/checkpoints/step-0000030 --set training.steps=30 --set out=on";
+    let said = fail(dir, &format!("train plain.toml {on}"));
+    assert!(steps > 30 && said.contains("training.steps") && said.contains("step 30"), "{said}");
 }
 
 /// Computing activations again changes how much memory a run takes, and nothing else.

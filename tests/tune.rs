@@ -150,7 +150,12 @@ fn mistakes_are_named() {
         said
     };
     assert!(error("").contains("[tune]"));
-    assert!(error(&format!("{DATA}held_out_clusters = [\"order\"]")).contains("pool.jsonl:1: is of order"));
+    // Clusters and tasks, in capitals or not.
+    for name in ["order", "Order", "FIRST"] {
+        let said = error(&format!("{DATA}held_out_clusters = [\"{name}\"]"));
+        assert!(said.contains(&format!("pool.jsonl:1: is of {name}")), "{said}");
+        assert!(said.contains("tune.held_out_clusters"), "{said}");
+    }
     assert!(error(&format!("{DATA}mixing = \"uniform\"\ncap = 3")).contains("tune.mixing"));
     assert!(error(&format!("{DATA}losses = []")).contains("tune.losses"));
     assert!(error(&format!("{DATA}max_examples = 0")).contains("tune.max_examples"));
@@ -164,6 +169,14 @@ fn mistakes_are_named() {
     assert!(adapter("method = \"lora\"\nranks = 3").contains("ranks"));
     assert!(adapter("method = \"lora\"\ntargets = [\"query\"]").contains("q_proj"));
     assert!(adapter("method = \"dora\"").contains("dora"));
+    let unranked = json!({"input": "Is it moon?", "own": "moon", "target": "yes"});
+    write_lines(&dir.join("pool.jsonl"), &[unranked]);
+    for settings in
+        ["losses = [\"lm\", \"length-normalised\"]", "losses = [\"unlikelihood\"]\nlearn = \"instruction\""]
+    {
+        let said = error(&format!("{DATA}{settings}"));
+        assert!(said.contains("tune.losses: none of the 1 instances has choices"), "{said}");
+    }
     write_lines(&dir.join("pool.jsonl"), &[json!({"input": "", "target": "x"})]);
     assert!(error(DATA).contains("pool.jsonl:1"));
 }

@@ -48,8 +48,21 @@ struct Fields {
 }
 
 /// Fields that ask for what is not done here, where they are neither null, false nor empty.
-const REFUSED: [&str; 6] =
-    ["use_dora", "lora_bias", "alpha_pattern", "modules_to_save", "prefix_projection", "megatron_config"];
+const REFUSED: [&str; 9] = [
+    "use_dora",
+    "lora_bias",
+    "alpha_pattern",
+    "modules_to_save",
+    "prefix_projection",
+    "megatron_config",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "trainable_token_indices",
+];
+
+/// How A and B may have begun, beside true and false. Any other beginning (PiSSA, OLoRA, CorDA, LoftQ and their like) changes the
+/// model underneath, and A and B fit only what is left of it.
+const STARTS: (&str, [&str; 3]) = ("init_lora_weights", ["gaussian", "eva", "orthogonal"]);
 
 impl Adapter {
     /// Reads the adapter in the folder `dir`, PEFT's or our own. Every byte of one with a manifest is checked.
@@ -69,6 +82,14 @@ impl Adapter {
         };
         if let Some(name) = REFUSED.iter().find(|name| fields.rest.get(**name).is_some_and(|v| !empty(v))) {
             return Err(Error::file(&path, format!("{name}: {} is not done here", fields.rest[*name])));
+        }
+        let (name, harmless) = STARTS;
+        if let Some(Value::String(start)) = fields.rest.get(name)
+            && !harmless.contains(&start.as_str())
+        {
+            let why = format!("{name}: {start:?} changes the model underneath, which is not done here");
+            let hint = "let PEFT save it as a plain LoRA adapter (path_initial_model_for_weight_conversion)";
+            return Err(Error::file(&path, format!("{why}; {hint}")));
         }
         let weights = dir.join(WEIGHTS);
         let tensors = candle_core::safetensors::load(&weights, &Device::Cpu)

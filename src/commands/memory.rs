@@ -20,7 +20,7 @@ use crate::retriever::{Retriever, bytes_in, open_store};
 pub enum Command {
     /// Let a model read a corpus, and keep every context with the token that came after it (kNN-LM).
     Build(BuildArgs),
-    /// Find out on held-out text how much a memory should say, and keep that in it.
+    /// Find out on held-out text how much a memory should say, and keep that in it where it is better.
     Tune(TuneArgs),
     /// Say what a memory holds.
     #[command(after_help = "Example:\n  sidenote memory info runs/memory")]
@@ -189,11 +189,14 @@ fn tune(args: TuneArgs, console: Console) -> anyhow::Result<()> {
     let trime = args.trime.map(|window| window as usize);
     let tuned =
         memory::tune(&memory, &model, &text, around.as_ref(), trime, args.adaptive, most, console.progress)?;
-    TokenMemory::keep(&args.dir, &tuned.interpolation)?;
+    if tuned.better {
+        TokenMemory::keep(&args.dir, &tuned.interpolation)?;
+    }
     console.report(&json!(tuned), || {
+        let outcome = if tuned.better { "" } else { "nothing better than before; " };
         format!(
-            "{}: k {}, temperature {}, share {:.3?}; perplexity {:.3} without the memory, {:.3} before, {:.3} now ({} \
-             tokens)",
+            "{}: {outcome}k {}, temperature {}, share {:.3?}; perplexity {:.3} without the memory, {:.3} before, {:.3} \
+             now ({} tokens)",
             args.dir.display(),
             tuned.interpolation.k,
             tuned.interpolation.temperature,

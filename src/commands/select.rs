@@ -33,8 +33,8 @@ enum Command {
 struct Select {
     /// The instances to choose from: a folder that `pool build` made, or JSON Lines, plain, .gz or .zst.
     pool: PathBuf,
-    /// Examples of a task to choose for, which need no labels but for "less"; several tasks take turns. Some methods do not
-    /// read them.
+    /// Examples of a task to choose for, which need no labels but for "less"; several tasks take turns. Some methods choose
+    /// without them.
     #[arg(long = "target", value_name = "FILE", required_if_eq_any([("method", "deft"), ("method", "rds+"), ("method", "task-aware"), ("method", "bm25"), ("method", "dsir"), ("method", "less"), ("method", "two-stage")]))]
     targets: Vec<PathBuf>,
     /// How to choose (rows without a task count as the task "unknown").
@@ -56,7 +56,8 @@ struct Select {
     /// What turns text into vectors: "default", or an encoder's folder, or a decoder's folder or file.
     #[arg(long, value_name = "NAME|PATH", default_value = "default")]
     encoder: String,
-    /// Keep the pool's vectors here: the next selection from the same pool finds them, and a run that was cut off goes on.
+    /// Keep the pool's vectors here, of a method that makes some: the next selection from the same pool finds them, and a run that was
+    /// cut off goes on.
     #[arg(long, value_name = "DIR")]
     vectors: Option<PathBuf>,
     /// What looks at every row first, of two stages: "dsir", or an encoder as for --encoder.

@@ -103,8 +103,13 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         for (name, loss) in &outcome.held_out_losses {
             held_out += &format!(", of held-out {name} {loss:.3}");
         }
+        let loss = outcome.loss.map_or("no loss".to_string(), |loss| format!("loss {loss:.3}"));
+        if outcome.skipped_steps > 0 {
+            let skipped = outcome.skipped_steps;
+            held_out += &format!(", {skipped} steps left out because a gradient was not finite");
+        }
         format!(
-            "{}: {} parameters ({} trained), {} steps, {} tokens in {:.0} s ({:.0}/s), loss {:.3}{held_out}",
+            "{}: {} parameters ({} trained), {} steps, {} tokens in {:.0} s ({:.0}/s), {loss}{held_out}",
             outcome.model.display(),
             outcome.parameters,
             outcome.trained_parameters,
@@ -112,7 +117,6 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
             outcome.tokens,
             outcome.seconds,
             outcome.tokens as f64 / outcome.seconds.max(1e-9),
-            outcome.loss,
         )
     })
 }

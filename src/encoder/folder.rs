@@ -19,6 +19,8 @@ use crate::model::source::{Source, Stored};
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const WEIGHTS: &str = "model.safetensors";
+const SENTENCEPIECE: &str = "spiece.model";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// The tensor with the scales of the rounded tensor `name`.
 pub(super) fn scale_of(name: &str) -> String {
@@ -131,10 +133,32 @@ impl Files {
     /// Reads the tokenizer, without the padding and truncation that its file may ask for.
     pub fn tokenizer(&mut self) -> Result<Tokenizer> {
         let bytes = self.read(TOKENIZER)?;
-        let mut tokenizer =
-            Tokenizer::from_bytes(&bytes).map_err(|e| self.fault(TOKENIZER, e.to_string()))?;
+        self.plain(TOKENIZER, &bytes)
+    }
+
+    /// The same of a T5, whose older repositories have a SentencePiece model alone: as models read it.
+    pub fn t5_tokenizer(&mut self) -> Result<Tokenizer> {
+        let Some(folder) = self.folder.clone().filter(|_| self.tokenizer_file() == SENTENCEPIECE) else {
+            return self.tokenizer();
+        };
+        self.read(SENTENCEPIECE)?;
+        // Says how many sentinels come after its pieces.
+        self.read_optional(TOKENIZER_CONFIG)?;
+        let tokenizer = Source::open(&folder)?.tokenizer()?;
+        self.plain(SENTENCEPIECE, tokenizer.json())
+    }
+
+    /// The file that the tokenizer is in.
+    pub fn tokenizer_file(&self) -> &'static str {
+        let there = |file: &str| self.path(file).exists();
+        if !there(TOKENIZER) && there(SENTENCEPIECE) { SENTENCEPIECE } else { TOKENIZER }
+    }
+
+    /// The tokenizer of `file`, which a `tokenizer.json` describes.
+    fn plain(&self, file: &str, json: &[u8]) -> Result<Tokenizer> {
+        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| self.fault(file, e.to_string()))?;
         tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|e| self.fault(TOKENIZER, e.to_string()))?;
+        tokenizer.with_truncation(None).map_err(|e| self.fault(file, e.to_string()))?;
         Ok(tokenizer)
     }
 

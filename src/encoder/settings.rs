@@ -6,7 +6,7 @@ use sidenote_index::Metric;
 use tokenizers::{Tokenizer, TruncationParams};
 
 use super::config::{Config, Family};
-use super::folder::{CONFIG, Files, TOKENIZER};
+use super::folder::{CONFIG, Files};
 use crate::error::{Error, Result};
 
 const MODULES: &str = "modules.json";
@@ -63,7 +63,7 @@ impl Settings {
             _ => Metric::InnerProduct,
         };
         let max_length = read_limit(files)?.min(config.tokens);
-        let tokenizer = read_tokenizer(files, max_length)?;
+        let tokenizer = truncating(files.tokenizer()?, max_length, files)?;
         let settings = Self { tokenizer, pooling, prompts, metric };
         settings.check_vocabulary(files, config.vocab_size)?;
         Ok((config, settings))
@@ -79,7 +79,7 @@ impl Settings {
         }
         let _: serde_json::Value = files.json(CONFIG)?;
         let max_length = read_limit(files)?;
-        let tokenizer = read_tokenizer(files, max_length)?;
+        let tokenizer = truncating(files.t5_tokenizer()?, max_length, files)?;
         let metric = if normalised == Some(true) { Metric::Cosine } else { Metric::InnerProduct };
         Ok((Self { tokenizer, pooling, prompts: Prompts::default(), metric }, dense))
     }
@@ -89,7 +89,7 @@ impl Settings {
         match self.tokenizer.get_vocab(true).into_values().max() {
             Some(largest) if largest as usize >= rows => {
                 let why = format!("holds ids up to {largest}, but {CONFIG} says vocab_size {rows}");
-                Err(files.fault(TOKENIZER, why))
+                Err(files.fault(files.tokenizer_file(), why))
             }
             _ => Ok(()),
         }
@@ -111,10 +111,10 @@ impl Settings {
     }
 }
 
-fn read_tokenizer(files: &mut Files, max_length: usize) -> Result<Tokenizer> {
-    let mut tokenizer = files.tokenizer()?;
+fn truncating(mut tokenizer: Tokenizer, max_length: usize, files: &Files) -> Result<Tokenizer> {
     let truncation = TruncationParams { max_length, ..Default::default() };
-    tokenizer.with_truncation(Some(truncation)).map_err(|e| files.fault(TOKENIZER, e.to_string()))?;
+    let fault = |e: tokenizers::Error| files.fault(files.tokenizer_file(), e.to_string());
+    tokenizer.with_truncation(Some(truncation)).map_err(fault)?;
     Ok(tokenizer)
 }
 

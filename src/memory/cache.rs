@@ -30,7 +30,8 @@ impl Cache {
             .iter()
             .map(|(other, next)| {
                 let cosine: f32 = context.iter().zip(other).map(|(a, b)| a * b).sum();
-                (self.theta * cosine, *next == token)
+                // Rounded to more than 1, it could take a large θ to infinity.
+                (self.theta * cosine.clamp(-1.0, 1.0), *next == token)
             })
             .collect();
         let highest = scores.iter().map(|(score, _)| *score).fold(f32::NEG_INFINITY, f32::max);
@@ -78,5 +79,16 @@ mod tests {
         assert_eq!(cache.probability(&[5.0, 0.0], 1), Some(0.0));
         cache.clear();
         assert_eq!(cache.probability(&[1.0, 0.0], 7), None);
+    }
+
+    #[test]
+    fn the_largest_theta_takes_what_is_nearest() {
+        for i in 1..200u8 {
+            let context = [1.0, f32::from(i) / 7.0, f32::from(i) / 3.0];
+            let mut cache = Cache::new(2, f32::MAX);
+            cache.push(&context, 7);
+            cache.push(&context.map(|x| -x), 8);
+            assert_eq!(cache.probability(&context, 7), Some(1.0), "{context:?}");
+        }
     }
 }

@@ -46,8 +46,9 @@ impl Interpolation {
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return Err(Error::setting("temperature", "must be a positive number"));
         }
-        if self.lambda.iter().any(|lambda| !(0.0..=1.0).contains(lambda)) {
-            return Err(Error::setting("lambda", "is a share, from 0 to 1"));
+        // At 1 a token that no neighbour has would be impossible.
+        if self.lambda.iter().any(|lambda| !(0.0..1.0).contains(lambda)) {
+            return Err(Error::setting("lambda", "is a share, from 0 on, and must be below 1"));
         }
         let ascending = self.edges.windows(2).all(|pair| pair[0] <= pair[1]);
         if self.lambda.len() != self.edges.len() + 1 || !ascending {
@@ -223,6 +224,7 @@ mod tests {
             (Interpolation { k: 0, ..Default::default() }, "k"),
             (Interpolation { temperature: 0.0, ..Default::default() }, "temperature"),
             (Interpolation { lambda: vec![1.5], ..Default::default() }, "lambda"),
+            (Interpolation { lambda: vec![1.0], ..Default::default() }, "below 1"),
             (Interpolation { lambda: vec![], ..Default::default() }, "lambda"),
         ] {
             assert!(wrong.check().unwrap_err().to_string().contains(name));

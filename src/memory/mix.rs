@@ -30,6 +30,9 @@ impl CacheSettings {
         if !(0.0..1.0).contains(&self.lambda) {
             return Err(Error::setting("cache-lambda", "is a share, from 0 to below 1"));
         }
+        if !(self.theta.is_finite() && self.theta >= 0.0) {
+            return Err(Error::setting("cache-theta", "must be a number, 0 or more"));
+        }
         match self.window {
             0 => Err(Error::setting("cache", "must remember at least 1 context")),
             _ => Ok(()),
@@ -162,5 +165,24 @@ mod tests {
         assert!((mixed[1] + (0.5f64 / 8.0 + 0.5).ln()).abs() < 1e-6);
         reader.new_document();
         assert!((reader.mix(&[1.0], &[5], &[nats], &[0.0]).unwrap()[0] - f64::from(nats)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn what_makes_no_distribution_is_refused() {
+        let fine = CacheSettings::default();
+        for theta in [0.0, f32::MAX] {
+            CacheSettings { theta, ..fine }.check().unwrap();
+        }
+        for (wrong, name) in [
+            (CacheSettings { theta: f32::NAN, ..fine }, "cache-theta"),
+            (CacheSettings { theta: f32::INFINITY, ..fine }, "cache-theta"),
+            (CacheSettings { theta: -1.0, ..fine }, "cache-theta"),
+            (CacheSettings { lambda: 1.0, ..fine }, "cache-lambda"),
+            (CacheSettings { lambda: f64::NAN, ..fine }, "cache-lambda"),
+            (CacheSettings { window: 0, ..fine }, "cache"),
+        ] {
+            let said = wrong.check().unwrap_err().to_string();
+            assert!(said.starts_with(&format!("{name}:")), "{wrong:?}: {said}");
+        }
     }
 }

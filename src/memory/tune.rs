@@ -25,13 +25,15 @@ const ROUNDS: usize = 60;
 pub struct Tuned {
     /// The settings with the highest likelihood.
     pub interpolation: Interpolation,
+    /// Whether they are others than before: not where none of those that were tried is better.
+    pub better: bool,
     /// Tokens of the text.
     pub tokens: usize,
     /// Mean negative log likelihood without the memory, nats a token.
     pub loss_without: f64,
     /// The same with the memory as it was read before.
     pub loss_before: f64,
-    /// The same with what was found.
+    /// The same with the settings with the highest likelihood.
     pub loss_after: f64,
 }
 
@@ -43,8 +45,9 @@ struct Looked {
 }
 
 /// Finds k, the temperature and the memory's share λ, one for all or, with `adaptive`, by the distance of the nearest
-/// neighbour, that make `text` likeliest. At most `most` of the memory's are looked up; `neighbours` are what a RETRO model
-/// reads beside the text, which is without retrieval where there are none; `trime` is as in [`Memories`].
+/// neighbour, that make `text` likeliest, unless what the memory has makes it likelier. At most `most` of the memory's
+/// are tried; `neighbours` are what a RETRO model reads beside the text, which is without retrieval where there are none;
+/// `trime` is as in [`Memories`].
 ///
 /// # Errors
 /// A model that the memory was not made with; text without a token to predict.
@@ -106,9 +109,12 @@ fn fit(looked: &[Looked], before: &Interpolation, adaptive: bool, most: usize) -
         .min_by(|a, b| a.0.total_cmp(&b.0));
     let as_before: Vec<f64> = looked.iter().map(|l| remembered(l, before.k, before.temperature)).collect();
     let loss_before = loss(looked, &as_before, before);
-    let (loss_after, interpolation) = best.unwrap_or((loss_before, before.clone()));
+    let best = best.filter(|(loss, _)| *loss < loss_before);
+    let better = best.is_some();
+    let (loss_after, interpolation) = best.unwrap_or_else(|| (loss_before, before.clone()));
     Tuned {
         interpolation,
+        better,
         tokens: looked.len(),
         loss_without: looked.iter().map(|l| -l.p.ln()).sum::<f64>() / looked.len() as f64,
         loss_before,
@@ -202,5 +208,12 @@ mod tests {
         let lambda = |distance| adaptive.interpolation.lambda_at(distance);
         assert!(lambda(0.1) > 0.9 && lambda(5.02) < 0.1);
         adaptive.interpolation.check().unwrap();
+        // Nor is it given up for one share, which is worse, or for itself.
+        assert!(adaptive.better);
+        for by_distance in [false, true] {
+            let again = fit(&looked, &adaptive.interpolation, by_distance, 64);
+            assert!(!again.better && again.interpolation == adaptive.interpolation, "{again:?}");
+            assert_eq!(again.loss_after, again.loss_before);
+        }
     }
 }

@@ -74,6 +74,8 @@ pub struct BuildReport {
     pub duplicates: usize,
     /// Left out as nearly the same as another, of each task.
     pub near_duplicates: BTreeMap<String, usize>,
+    /// Left out because nothing is asked or the target is none of the choices, of each task.
+    pub unsound: BTreeMap<String, usize>,
     /// Instances that share text with an evaluation file.
     pub contaminated: usize,
     /// Whether these were left out.
@@ -115,6 +117,7 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<BuildReport> 
         unused_patterns: Vec::new(),
         duplicates: 0,
         near_duplicates: BTreeMap::new(),
+        unsound: BTreeMap::new(),
         contaminated: 0,
         dropped_contaminated: options.drop_contaminated,
         contamination: Vec::new(),
@@ -136,6 +139,9 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<BuildReport> 
             let task = instance.task.as_deref().unwrap_or(UNKNOWN_TASK);
             if patterns.excludes(&instance) {
                 return count(&mut report.excluded, task);
+            }
+            if !instance.is_sound() {
+                return count(&mut report.unsound, task);
             }
             match duplicates.add(&instance)? {
                 Seen::New => {}
@@ -245,11 +251,13 @@ impl BuildReport {
             self.seconds
         );
         text += &format!(
-            "left out: {} of {} excluded tasks, {} duplicates, {} near-duplicates\n",
+            "left out: {} of {} excluded tasks, {} duplicates, {} near-duplicates, {} that ask nothing or whose target is none \
+             of their choices\n",
             sum(&self.excluded),
             self.excluded.len(),
             self.duplicates,
-            sum(&self.near_duplicates)
+            sum(&self.near_duplicates),
+            sum(&self.unsound)
         );
         for (name, counts) in [("source", &self.sources), ("cluster", &self.clusters), ("task", &self.tasks)]
         {
@@ -274,6 +282,9 @@ impl BuildReport {
                 found.tasks.len(),
                 if self.dropped_contaminated { ", which were left out" } else { "" }
             );
+            if found.too_short > 0 {
+                text += &format!("  {} examples are too short to be looked for\n", found.too_short);
+            }
             let mut tasks: Vec<_> = found.tasks.iter().collect();
             tasks.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
             tasks.iter().take(5).for_each(|(task, count)| text += &format!("  {task:<48}  {count:>9}\n"));

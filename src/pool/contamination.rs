@@ -16,8 +16,8 @@ const FEWEST: usize = 6;
 
 /// Runs of words of the evaluation files.
 pub struct Evaluation {
-    /// Runs of each length that there are, and the example that had it first.
-    runs: BTreeMap<usize, HashMap<u64, u32>>,
+    /// Runs of each length that there are, and the examples that have them.
+    runs: BTreeMap<usize, HashMap<u64, Vec<u32>>>,
     /// The file of each example.
     file_of: Vec<u32>,
     found: HashSet<u32>,
@@ -31,6 +31,8 @@ pub struct Contamination {
     pub file: PathBuf,
     /// Its examples.
     pub examples: usize,
+    /// Those without a text that is long enough to be looked for.
+    pub too_short: usize,
     /// How many of them share a run of 13 words with some row of the pool, or stand in one whole.
     pub found: usize,
     /// Rows of the pool that do so, of each task.
@@ -49,46 +51,60 @@ impl Evaluation {
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
-        let mut examples = 0;
+        let (mut examples, mut too_short) = (0, 0);
         records_of(path, &mut |_, row| {
             let example = self.file_of.len() as u32;
             self.file_of.push(self.files.len() as u32);
             examples += 1;
-            row.values().for_each(|value| self.add_texts(value, example));
+            let texts: usize = row.values().map(|value| self.add_texts(value, example)).sum();
+            too_short += usize::from(texts == 0);
             Ok(())
         })?;
         if examples == 0 {
             return Err(Error::file(path, "there is no example here; give an evaluation file with some"));
         }
-        self.files.push(Contamination { file: path.to_path_buf(), examples, ..Contamination::default() });
+        self.files.push(Contamination {
+            file: path.to_path_buf(),
+            examples,
+            too_short,
+            ..Contamination::default()
+        });
         Ok(())
     }
 
-    fn add_texts(&mut self, value: &Value, example: u32) {
+    /// How many texts there are that are long enough.
+    fn add_texts(&mut self, value: &Value, example: u32) -> usize {
         match value {
             Value::String(text) => {
                 let words = ngrams::words(text);
                 let n = words.len().min(WORDS);
-                if n >= FEWEST {
-                    let of_length = self.runs.entry(n).or_default();
-                    ngrams::runs(&words, n).for_each(|run| {
-                        of_length.entry(run).or_insert(example);
-                    });
+                if n < FEWEST {
+                    return 0;
                 }
+                let of_length = self.runs.entry(n).or_default();
+                for run in ngrams::runs(&words, n) {
+                    let examples = of_length.entry(run).or_default();
+                    if examples.last() != Some(&example) {
+                        examples.push(example);
+                    }
+                }
+                1
             }
-            Value::Array(list) => list.iter().for_each(|value| self.add_texts(value, example)),
-            Value::Object(fields) => fields.values().for_each(|value| self.add_texts(value, example)),
-            _ => {}
+            Value::Array(list) => list.iter().map(|value| self.add_texts(value, example)).sum(),
+            Value::Object(fields) => fields.values().map(|value| self.add_texts(value, example)).sum(),
+            _ => 0,
         }
     }
 
     /// Whether an evaluation file has a run of words of this instance; counted if so.
     pub fn touches(&mut self, instance: &Instance) -> bool {
         let mut files = HashSet::new();
-        for text in [instance.own_text(), &instance.target] {
+        // An instruction of no named task may hold the text itself.
+        let asked = if instance.task.is_some() { instance.own_text() } else { &instance.input };
+        for text in [asked, &instance.target] {
             let words = ngrams::words(text);
             for (n, of_length) in &self.runs {
-                for evaluated in ngrams::runs(&words, *n).filter_map(|run| of_length.get(&run)) {
+                for evaluated in ngrams::runs(&words, *n).filter_map(|run| of_length.get(&run)).flatten() {
                     self.found.insert(*evaluated);
                     files.insert(self.file_of[*evaluated as usize]);
                 }
@@ -138,6 +154,16 @@ mod tests {
         let report = evaluation.report();
         assert_eq!((report[0].examples, report[0].found), (3, 2));
         assert_eq!(report[0].tasks["t"], 2);
+        assert_eq!(report[0].too_short, 0);
+        // Two files with a text in common both have it, and what is too short is said.
+        let other = dir.path().join("other.jsonl");
+        let same = serde_json::json!({"passage": format!("{} then", long.join(" ")), "question": "Why?"});
+        std::fs::write(&other, format!("{same}\n{same}\n{{\"text\": \"too short\"}}\n")).unwrap();
+        let mut evaluation = Evaluation::open(&[path.clone(), other]).unwrap();
+        assert!(evaluation.touches(&Instance { input: long.join(" "), ..Instance::default() }));
+        let found: Vec<_> =
+            evaluation.report().iter().map(|of| (of.examples, of.found, of.too_short)).collect();
+        assert_eq!(found, [(3, 1, 0), (3, 2, 1)]);
         std::fs::write(&path, "\n").unwrap();
         assert!(Evaluation::open(&[path]).is_err());
     }

@@ -46,8 +46,8 @@ impl Duplicates {
 
     /// Whether `instance` is new; if so, later ones are compared with it.
     ///
-    /// Near are instances of one task and template with the same target: what is alike then are the examples' own texts, not
-    /// the instructions before them.
+    /// Near are instances of one task (or, where none is named, one instruction) and template with the same target: what is alike
+    /// then are the examples' own texts, not the instructions before them.
     pub fn add(&mut self, instance: &Instance) -> Result<Seen> {
         let mut hasher = blake3::Hasher::new();
         for part in [&instance.input, &instance.target] {
@@ -90,7 +90,12 @@ fn kin(instance: &Instance) -> u64 {
     // A target of signs alone is told apart by them.
     let target = if target == 1 { text_hash(&instance.target) } else { target };
     let of = |name: &Option<String>| name.as_deref().map_or(7, text_hash);
-    ngrams::mix(ngrams::mix(target ^ of(&instance.task)) ^ of(&instance.template))
+    // Where no task is named, it is what the words around the example's own text say.
+    let task = match (&instance.task, &instance.own) {
+        (None, Some(own)) => text_hash(&instance.input.replacen(own, "", 1)),
+        (task, _) => of(task),
+    };
+    ngrams::mix(ngrams::mix(target ^ task) ^ of(&instance.template))
 }
 
 fn text_hash(text: &str) -> u64 {
@@ -197,6 +202,18 @@ mod tests {
         let mut again = example("a", &format!("{} bees!", text(0)), "yes");
         again.own = Some("Bees!".to_string());
         assert_eq!(seen.add(&again).unwrap(), Seen::Nearly);
+        let unnamed = |instruction: &str, own: &str| Instance {
+            input: format!("{} {instruction} {own}", text(0)),
+            target: "yes".to_string(),
+            own: Some(own.to_string()),
+            ..Instance::default()
+        };
+        for (instruction, own) in
+            [("Is it rich?", "Spain is rich"), ("Is it rich?", "Peru is rich"), ("Is it?", "Peru is rich")]
+        {
+            assert_eq!(seen.add(&unnamed(instruction, own)).unwrap(), Seen::New, "{instruction} {own}");
+        }
+        assert_eq!(seen.add(&unnamed("Is it?", "Peru is rich!")).unwrap(), Seen::Nearly);
         let mut exact_only = Duplicates::new(false, dir.path()).unwrap();
         assert_eq!(exact_only.add(&example("a", &text(0), "yes")).unwrap(), Seen::New);
         assert_eq!(exact_only.add(&example("a", &text(1), "yes")).unwrap(), Seen::New);

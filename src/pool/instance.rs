@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 /// What a model is given and what it should answer, with where both come from.
@@ -29,7 +29,12 @@ pub struct Instance {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// The answers to choose between; none where the answer is free text.
-    #[serde(default, alias = "answer_choices", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        alias = "answer_choices",
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_is_none"
+    )]
     pub choices: Vec<String>,
     /// The example's own text, where `input` has more than that: an instruction, a template's words, or other examples. It is
     /// what tells instances of one task from each other.
@@ -37,24 +42,32 @@ pub struct Instance {
     pub own: Option<String>,
 }
 
+fn null_is_none<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<String>, D::Error> {
+    Ok(Option::deserialize(list)?.unwrap_or_default())
+}
+
 impl Instance {
+    /// Whether a model can learn it: something is asked, and the answer is one of the choices where there are any.
+    pub fn is_sound(&self) -> bool {
+        !self.input.trim().is_empty() && (self.choices.is_empty() || self.choices.contains(&self.target))
+    }
+
     /// The text by which it is told from others of its task.
     pub fn own_text(&self) -> &str {
         self.own.as_deref().unwrap_or(&self.input)
     }
 }
 
-/// Puts the right choice in place of its number, where a line has a number as its `target`, as T-Few's and DEFT's files have; says
-/// whether it has.
+/// Puts the right choice in place of its number, where a line has a number as its `target`, as T-Few's and DEFT's files have.
 ///
 /// # Errors
 /// A number that is none of the choices'.
-pub fn name_choice(line: &mut Value) -> Result<bool, String> {
-    let Some(number) = line["target"].as_u64() else { return Ok(false) };
+pub fn name_choice(line: &mut Value) -> Result<(), String> {
+    let Some(number) = line["target"].as_u64() else { return Ok(()) };
     let choices = line.get("choices").or(line.get("answer_choices"));
     let right = choices.and_then(|choices| choices.get(usize::try_from(number).ok()?)).cloned();
     line["target"] = right.ok_or_else(|| format!("the target {number} is none of the choices"))?;
-    Ok(true)
+    Ok(())
 }
 
 /// The task of a file that T-Few has drawn, `TASK/32_shot/0_seed.jsonl`; none for other names.
@@ -81,5 +94,9 @@ mod tests {
             r#"{"input":"i","target":"a","choices":["a"]}"#
         );
         assert!(serde_json::from_str::<Instance>(r#"{"input":"i"}"#).is_err());
+        let of = |line: &str| serde_json::from_str::<Instance>(line).unwrap();
+        assert!(of(r#"{"input":"i","target":"","choices":null}"#).is_sound());
+        assert!(!of(r#"{"input":" ","target":"a"}"#).is_sound());
+        assert!(!of(r#"{"input":"i","target":"c","choices":["a","b"]}"#).is_sound());
     }
 }

@@ -6,18 +6,25 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
+/// What some editors begin a UTF-8 text with.
+const MARK: &[u8] = "\u{FEFF}".as_bytes();
+
 /// Reads the file at `path`, decompressed if its name ends in `.gz` or `.zst`.
 pub fn reader(path: &Path) -> Result<Box<dyn BufRead>> {
     let file = BufReader::new(File::open(path).map_err(Error::io(path))?);
     let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
-    Ok(match extension.as_deref() {
+    let mut reader: Box<dyn BufRead> = match extension.as_deref() {
         Some("gz") => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(file))),
         Some("zst") => {
             let decoder = zstd::stream::read::Decoder::with_buffer(file).map_err(Error::io(path))?;
             Box::new(BufReader::new(decoder))
         }
         _ => Box::new(file),
-    })
+    };
+    if reader.fill_buf().map_err(Error::io(path))?.starts_with(MARK) {
+        reader.consume(MARK.len());
+    }
+    Ok(reader)
 }
 
 /// The lines of a text file that is plain, gzip (`.gz`) or Zstandard (`.zst`).

@@ -56,13 +56,13 @@ fn walk(path: &Path, format: Option<Format>, named: bool, files: &mut Vec<Source
         }
         return Ok(());
     }
-    let is_data = |path: &Path| {
+    let holds = |format: Format| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        let name = name.trim_end_matches(".gz").trim_end_matches(".zst").to_string();
-        [".json", ".jsonl", ".ndjson", ".tsv"].iter().any(|ending| name.ends_with(ending))
+        let name = name.trim_end_matches(".gz").trim_end_matches(".zst");
+        format.endings().iter().any(|ending| name.ends_with(ending))
     };
     let format = match (format, named) {
-        (Some(format), named) => (named || is_data(path)).then_some(format),
+        (Some(format), named) => (named || holds(format)).then_some(format),
         (None, true) => Some(detect(path)?.ok_or_else(|| {
             let why =
                 format!("the name does not say what it holds; say it as FORMAT:PATH, of {}", Format::names());

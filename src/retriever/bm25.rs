@@ -246,7 +246,7 @@ pub(super) fn verify(dir: &Path, key: &str) -> Vec<String> {
     if !place.exists() {
         return Vec::new();
     }
-    let hint = "the next search with --hybrid makes it again";
+    let hint = "the next search by words makes it again";
     let problems = match artefact::verify(&place) {
         Ok(problems) => problems.iter().map(|problem| format!("{problem} ({hint})")).collect::<Vec<_>>(),
         Err(e) => vec![format!("{e} ({hint})")],
@@ -258,7 +258,7 @@ pub(super) fn verify(dir: &Path, key: &str) -> Vec<String> {
 }
 
 fn fault(error: TantivyError) -> Error {
-    Error::setting("--hybrid", format!("the word index: {error}"))
+    Error::setting("the word index", error.to_string())
 }
 
 #[cfg(test)]

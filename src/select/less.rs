@@ -116,6 +116,7 @@ impl Selector for Less {
                     example: String::new(),
                     path: pool.path().to_path_buf(),
                     line: number as u64 + 1,
+                    without_content: None,
                 };
                 let step = adam(&run.of(&item)?, &moments);
                 let step = unit(projection.apply(&step));

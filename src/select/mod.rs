@@ -42,6 +42,9 @@ pub use selector::{Neighbours, Ranked, Ranking, Selector};
 pub use vectors::Place;
 use view::View;
 
+/// The first of two stages that is no encoder.
+const DSIR: &str = "dsir";
+
 /// A way of choosing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Method {
@@ -197,16 +200,16 @@ pub fn run(job: &Job, progress: Progress) -> Result<Report> {
     Ok(Report::new(job, &pool, &selection, &baseline, started.elapsed()))
 }
 
-/// The targets' examples, for a method that looks at them.
+/// The targets' examples, for a method that looks at them. For any other they are read and left out: a file that is not there is a
+/// mistake all the same.
 fn targets(job: &Job) -> Result<Vec<Target>> {
-    if !job.method.wants_target() {
-        return Ok(Vec::new());
-    }
-    if job.targets.is_empty() {
+    let wanted = job.method.wants_target();
+    if wanted && job.targets.is_empty() {
         let why = format!("the method {} needs the target's examples; name their file", job.method);
         return Err(Error::setting("--target", why));
     }
-    job.targets.iter().map(|path| Target::open(path)).collect()
+    let targets: Vec<Target> = job.targets.iter().map(|path| Target::open(path)).collect::<Result<_>>()?;
+    Ok(if wanted { targets } else { Vec::new() })
 }
 
 /// The target, for a method that cannot do without.
@@ -242,7 +245,7 @@ fn selector(job: &Job) -> Result<Box<dyn Selector>> {
         }
         Method::TwoStage => {
             let first = match job.first.as_str() {
-                "dsir" => Box::new(dsir::Importance::new(None, job.smoothing)),
+                DSIR => Box::new(dsir::Importance::new(None, job.smoothing)),
                 encoder => by_vectors(encoder, View::Input, Order::RoundRobin, None)?,
             };
             Box::new(two_stage::TwoStage::new(first, encoder::load(&job.encoder)?, job.k))
@@ -267,6 +270,16 @@ fn check(job: &Job) -> Result<()> {
     if job.scores.is_some() && !job.method.names_neighbours() {
         let why = format!("the method {} asks no neighbours, so it has none to write", job.method);
         return Err(Error::setting("--scores", why));
+    }
+    let makes_vectors = match job.method {
+        Method::Deft | Method::RdsPlus | Method::TaskAware => true,
+        Method::TwoStage => job.first != DSIR,
+        _ => false,
+    };
+    if job.vectors.is_some() && !makes_vectors {
+        let first = if job.method == Method::TwoStage { " with --first dsir" } else { "" };
+        let why = format!("the method {}{first} makes no vectors of the pool; leave it out", job.method);
+        return Err(Error::setting("--vectors", why));
     }
     let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
         (Ok(a), Ok(b)) => a == b,

@@ -119,9 +119,12 @@ fn take(pool: &Pool, rankings: Vec<Ranking>, n: usize, keep_depth: bool) -> Resu
             }
         }
         if count == before {
-            let why = format!(
-                "only {count} rows were found, and {n} are wanted; raise -k, leave it out, or lower -n"
-            );
+            // Of a method that was not told how deep to look, nothing is left to find.
+            let hint = match keep_depth {
+                true => "raise -k, leave it out, or lower -n",
+                false => "the target's examples have nothing in common with more; lower -n",
+            };
+            let why = format!("only {count} rows were found, and {n} are wanted; {hint}");
             return Err(Error::setting("-n", why));
         }
     }

@@ -22,8 +22,8 @@ pub fn step_of(dir: &Path) -> Option<usize> {
     dir.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
 }
 
-/// Saves what `model` writes, and the optimiser, after `step` steps, whole or not at all, and removes what is older
-/// than the last `keep`, but for `pinned`.
+/// Saves what `model` writes, and the optimiser, after `step` steps, whole or not at all, and removes all but
+/// the last `keep` and those in `pinned`.
 pub fn save(
     out: &Path,
     step: usize,
@@ -46,12 +46,18 @@ pub fn save(
     save_tensors(&unfinished.join(OPTIMISER), &optimiser.state()?)?;
     fs::rename(&unfinished, &dir).map_err(Error::io(&dir))?;
     crate::artefact::sync_dir(&out.join("checkpoints"))?;
-    let old: Vec<usize> = list(out)?.into_iter().filter(|other| !pinned.contains(other)).collect();
-    for step in old.iter().take(old.len().saturating_sub(keep)) {
-        let dir = folder(out, *step);
+    for step in stale(&list(out)?, keep, pinned) {
+        let dir = folder(out, step);
         fs::remove_dir_all(&dir).map_err(Error::io(dir))?;
     }
     Ok(())
+}
+
+/// Those of `steps`, which ascend, that are neither pinned nor among the last `keep`; pinned ones count as well, lest
+/// each of the last that is pinned keep an older one alive.
+fn stale(steps: &[usize], keep: usize, pinned: &[usize]) -> Vec<usize> {
+    let old = &steps[..steps.len().saturating_sub(keep)];
+    old.iter().copied().filter(|step| !pinned.contains(step)).collect()
 }
 
 /// Writes what a learner needs beside its weights into the checkpoint `dir`, where it needs anything.
@@ -98,4 +104,20 @@ pub fn list(out: &Path) -> Result<Vec<usize>> {
 pub fn load_optimiser(dir: &Path, optimiser: &mut Optimiser) -> Result<()> {
     let path = dir.join(OPTIMISER);
     optimiser.load_state(&load_tensors(&path)?).map_err(|e| Error::file(&path, e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_and_the_pinned_stay() {
+        let steps = [5, 10, 15, 20, 25];
+        assert_eq!(stale(&steps, 2, &[]), [5, 10, 15]);
+        assert_eq!(stale(&steps, 2, &[10]), [5, 15]);
+        // The best one is often among the last.
+        assert_eq!(stale(&steps, 2, &[25, 20]), [5, 10, 15]);
+        assert_eq!(stale(&steps, 1, &[25, 5]), [10, 15, 20]);
+        assert!(stale(&steps, 9, &[]).is_empty());
+    }
 }

@@ -142,7 +142,9 @@ fn read(section: &ObjectiveSection, tokenizer: &Tokenizer) -> Result<(f64, Objec
             level = *asked;
             let (prefix, suffix, middle) = (token(prefix)?, token(suffix)?, token(middle)?);
             let end = tokenizer.end_of_text();
-            Objective::Infilling(Infilling { prefix, suffix, middle, end, spm_rate: *spm_rate })
+            let infilling = Infilling { prefix, suffix, middle, end, spm_rate: *spm_rate };
+            infilling.check(tokenizer)?;
+            Objective::Infilling(infilling)
         }
         ObjectiveSection::Spans { density, mean_length, sentinel, .. } => {
             let first = token(&format!("{sentinel}0>"))?;

@@ -14,6 +14,7 @@ use super::trime::{self, Seen};
 use crate::corpus::Store;
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{self, Neighbourhood};
+use crate::memory::Memories;
 use crate::model::batch::{Batch, IGNORE, gather};
 use crate::model::{
     DecoderConfig, Initialisation, LanguageModel, Network, Retrieved, Retro, RetroConfig, Trainable,
@@ -181,7 +182,11 @@ impl Learner for LanguageLearner<'_> {
 
     fn held_out(&self) -> Result<Option<f64>> {
         let Some(held_out) = &self.held_out else { return Ok(None) };
-        held_out.loss(&self.model, &self.library, self.model.network.neighbours()).map(Some)
+        // A model that learns with memories is asked with the contexts that a sequence has.
+        let sequence = self.config.training.chunks * self.library.chunk_size();
+        let memories =
+            Memories { trime: self.config.trime.as_ref().map(|_| sequence), ..Memories::default() };
+        held_out.loss(&self.model, &self.library, self.model.network.neighbours(), &memories).map(Some)
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
@@ -252,13 +257,20 @@ impl HeldOut {
         Ok(Some(Self { text, neighbours }))
     }
 
-    fn loss(&self, model: &LanguageModel, library: &Store, k: usize) -> Result<f64> {
+    fn loss(&self, model: &LanguageModel, library: &Store, k: usize, memories: &Memories) -> Result<f64> {
         let documents = 0..self.text.documents().min(HELD_OUT_DOCUMENTS);
         let around = (k > 0).then(|| Neighbourhood {
             of: Box::new(|chunk| tokens_of(library, self.neighbours.of(chunk))),
             k,
         });
-        let scores = perplexity::score(model, &self.text, documents, around.as_ref(), Progress::Silent)?;
+        let scores = perplexity::score_with(
+            model,
+            &self.text,
+            documents,
+            around.as_ref(),
+            memories,
+            Progress::Silent,
+        )?;
         Ok(scores.loss())
     }
 }

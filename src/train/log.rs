@@ -22,16 +22,26 @@ impl Log {
     /// came after its checkpoint.
     pub fn open(out: &Path, step: usize) -> Result<(Self, Vec<Measurement>)> {
         let path = out.join("metrics.jsonl");
-        let kept: Vec<Measurement> = fs::read_to_string(&path)
-            .unwrap_or_default()
-            .lines()
-            // A line that a crash cut short is measured again as well.
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .filter(|line: &Measurement| line.step <= step)
-            .collect();
-        let mut text = String::new();
-        for line in &kept {
-            text += &(Self::line(&path, line)? + "\n");
+        let there = fs::read_to_string(&path).unwrap_or_default();
+        // As they were written: numbers that are read and written again can change in the last digit.
+        let (mut kept, mut text) = (Vec::new(), String::new());
+        let mut lines = there.lines().enumerate().peekable();
+        while let Some((number, line)) = lines.next() {
+            match serde_json::from_str::<Measurement>(line) {
+                Ok(measured) if measured.step <= step => {
+                    text += &format!("{line}\n");
+                    kept.push(measured);
+                }
+                Ok(_) => {}
+                // A line that a crash cut short is measured again as well.
+                Err(_) if lines.peek().is_none() => {}
+                Err(e) => {
+                    let why = format!(
+                        "{e}; this is no measurement of a run: mend the line, or choose another `out`"
+                    );
+                    return Err(Error::line(&path, number as u64 + 1, why));
+                }
+            }
         }
         crate::artefact::write_atomically(&path, text.as_bytes())?;
         let file = OpenOptions::new().append(true).open(&path).map_err(Error::io(&path))?;
@@ -41,13 +51,9 @@ impl Log {
 
     /// Appends one line.
     pub fn write(&mut self, line: &Measurement) -> Result<()> {
-        let text = Self::line(&self.path, line)?;
+        let text = serde_json::to_string(line).map_err(|e| Error::file(&self.path, e.to_string()))?;
         writeln!(self.file, "{text}").map_err(Error::io(&self.path))?;
         self.events.write(line)
-    }
-
-    fn line(path: &Path, line: &Measurement) -> Result<String> {
-        serde_json::to_string(line).map_err(|e| Error::file(path, e.to_string()))
     }
 }
 
@@ -60,14 +66,16 @@ pub struct Curve {
 }
 
 impl Curve {
-    /// Held-out loss over training tokens; the training loss where nothing was held out.
+    /// Held-out loss over training tokens, where it is a number; the training loss where nothing was held out.
     pub fn of(name: &str, measurements: &[Measurement]) -> Self {
         let held_out: Vec<(f64, f64)> =
             measurements.iter().filter_map(|m| Some((m.tokens as f64, m.held_out_loss?))).collect();
         let points = match held_out.is_empty() {
-            true => measurements.iter().map(|m| (m.tokens as f64, m.loss)).collect(),
+            true => measurements.iter().filter_map(|m| Some((m.tokens as f64, m.loss?))).collect(),
             false => held_out,
         };
+        // A run that diverged has others, which no axis has a place for.
+        let points = points.into_iter().filter(|(_, loss): &(f64, f64)| loss.is_finite()).collect();
         Self { name: name.into(), points }
     }
 }
@@ -121,4 +129,60 @@ pub fn plot(path: &Path, title: &str, curves: &[Curve]) -> Result<()> {
         Ok(())
     };
     draw().map_err(|e| failed(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(step: usize, held_out_loss: f64) -> Measurement {
+        Measurement {
+            step,
+            tokens: 10 * step as u64,
+            seconds: 1.0,
+            loss: Some(1.624_530_434_608_459_5),
+            gradient_norm: None,
+            learning_rate: 0.1,
+            skipped_steps: step,
+            held_out_loss: Some(held_out_loss),
+            held_out_losses: Default::default(),
+        }
+    }
+
+    /// Lines stay as they are, whatever their numbers; what was cut short is dropped, and nothing else.
+    #[test]
+    fn a_log_that_goes_on_keeps_its_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, kept) = Log::open(dir.path(), 0).unwrap();
+        assert!(kept.is_empty());
+        // All of a diverged run's steps are left out, and none of its losses is a number.
+        for (step, held_out_loss) in [(1, 2.0), (2, f64::NAN), (3, 1.0)] {
+            log.write(&measured(step, held_out_loss)).unwrap();
+        }
+        let path = dir.path().join("metrics.jsonl");
+        let whole =
+            fs::read_to_string(&path).unwrap().replace("1.6245304346084595", "1.62453043460845970001");
+        fs::write(&path, format!("{whole}{{\"step\": 4, \"tok")).unwrap();
+        let (_, kept) = Log::open(dir.path(), 2).unwrap();
+        assert_eq!(
+            kept.iter().map(|line| (line.step, line.skipped_steps)).collect::<Vec<_>>(),
+            [(1, 1), (2, 2)]
+        );
+        let two: String = whole.lines().take(2).map(|line| format!("{line}\n")).collect();
+        assert_eq!(fs::read_to_string(&path).unwrap(), two);
+        fs::write(&path, format!("what\n{two}")).unwrap();
+        let said = Log::open(dir.path(), 2).err().unwrap().to_string();
+        assert!(said.contains("metrics.jsonl:1:"), "{said}");
+    }
+
+    #[test]
+    fn a_run_that_diverged_has_a_curve() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("curve.svg");
+        for losses in [&[f64::NAN, f64::NAN][..], &[2.0, f64::INFINITY], &[2.0, 1.0]] {
+            let lines: Vec<_> = losses.iter().enumerate().map(|(step, loss)| measured(step, *loss)).collect();
+            plot(&path, "a run", &[Curve::of("run", &lines)]).unwrap();
+        }
+        assert!(fs::read_to_string(path).unwrap().contains("a run"));
+    }
 }

@@ -13,10 +13,10 @@ pub struct Measurement {
     pub tokens: u64,
     /// Seconds spent training so far, measurements and checkpoints not counted.
     pub seconds: f64,
-    /// Mean negative log likelihood of the training text since the last line, nats a token.
-    pub loss: f64,
-    /// Norm of the last gradient before clipping.
-    pub gradient_norm: f64,
+    /// Mean negative log likelihood of the training text since the last line, nats a token; none where all steps were left out.
+    pub loss: Option<f64>,
+    /// Norm of the last gradient before clipping; none where it was not finite.
+    pub gradient_norm: Option<f64>,
     /// Learning rate of the last step.
     pub learning_rate: f64,
     /// Steps left out so far because a gradient was not finite.

@@ -7,6 +7,7 @@ mod contrastive;
 pub mod copy;
 mod examples;
 mod group;
+mod inputs;
 pub mod instance_gradients;
 mod language;
 mod log;

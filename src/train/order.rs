@@ -47,7 +47,7 @@ impl Order {
             .filter(|document| store.document_is_live(*document))
             .flat_map(|document| {
                 let all = store.chunks_of(document);
-                all.clone().step_by(chunks).map(move |start| start..(start + chunks).min(all.end))
+                all.clone().step_by(chunks).map(move |start| start..start.saturating_add(chunks).min(all.end))
             })
             // A single token has nothing to predict.
             .filter(|window| window.len() > 1 || store.chunk(window.start).tokens.len() > 1)
@@ -151,7 +151,9 @@ impl Order {
 
     /// Shuffles the windows and groups those of equal length.
     fn of_one_length(&self, rng: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
-        let mut waiting: Vec<Vec<usize>> = vec![Vec::new(); self.longest + 1];
+        // No longer than there are: windows may be allowed more chunks than any document has.
+        let longest = self.windows.iter().map(Range::len).max().unwrap_or(0);
+        let mut waiting: Vec<Vec<usize>> = vec![Vec::new(); longest + 1];
         let mut plan = Vec::new();
         for window in Self::shuffled(self.windows.len(), rng) {
             let chunks = self.windows[window].len();
@@ -248,6 +250,14 @@ mod tests {
         all.sort_unstable();
         assert_eq!(all, (0..17).collect::<Vec<_>>(), "{plan:?}");
         assert!(plan.iter().all(|batch| (1..=4).contains(&batch.len())), "{plan:?}");
+    }
+
+    #[test]
+    fn windows_may_be_allowed_more_than_any_document_has() {
+        let plan = order(Together::Length).plan_epoch(0);
+        all_once(&plan);
+        let allowed = Order { longest: usize::MAX, ..order(Together::Length) };
+        assert_eq!(allowed.plan_epoch(0), plan);
     }
 
     #[test]

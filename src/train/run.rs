@@ -8,6 +8,7 @@ use super::atlas::AtlasLearner;
 use super::checkpoint;
 use super::config::{Kind, Schedule, TrainConfig};
 use super::group::{Alone, Group};
+use super::inputs::Inputs;
 use super::language::LanguageLearner;
 use super::pairs::PairLearner;
 use super::retriever::RetrieverLearner;
@@ -45,19 +46,25 @@ pub fn run_in(
         let why = "this run was started before; go on with --resume, or remove the folder";
         return Err(Error::file(out, why));
     }
-    if !steps_there.is_empty() {
-        check_same_run(config)?;
-    }
-    if group.rank() == 0 {
-        fs::create_dir_all(out).map_err(Error::io(out))?;
-        save_config(config)?;
-    }
+    let inputs = Inputs::of(config, group.size())?;
     let start = match steps_there.last() {
         Some(step) => Some(checkpoint::folder(out, *step)),
         None => config.continue_from.clone(),
     };
-    if config.kind == Kind::Atlas && group.size() > 1 {
-        return Err(Error::setting("--of", "a reader and its retriever are trained by one process"));
+    let step = start.as_deref().and_then(checkpoint::step_of).unwrap_or(0);
+    inputs.agree(group, config, step)?;
+    if !steps_there.is_empty() {
+        check_same_run(config)?;
+        inputs.check_started(out)?;
+    } else if step > 0 && step >= config.training.steps {
+        let why =
+            format!("the checkpoint to continue from is of step {step} already; give more steps than that");
+        return Err(Error::setting("training.steps", why));
+    }
+    if group.rank() == 0 {
+        fs::create_dir_all(out).map_err(Error::io(out))?;
+        save_config(config)?;
+        inputs.save(out)?;
     }
     let queue = config.retriever.as_ref().map_or(0, |section| section.queue);
     if queue > 0 && group.size() > 1 {
@@ -79,7 +86,10 @@ pub fn run_in(
     match config.kind {
         Kind::T5 => run.through(PairLearner::open(config, start.as_deref(), device)?, progress),
         Kind::Retriever => run.through(RetrieverLearner::open(config, start.as_deref(), device)?, progress),
-        Kind::Atlas => run.through(AtlasLearner::open(config, start.as_deref(), device)?, progress),
+        Kind::Atlas => {
+            let encodes = run.group.rank() == 0;
+            run.through(AtlasLearner::open(config, start.as_deref(), device, encodes)?, progress)
+        }
         Kind::Tune => run.through(TuneLearner::open(config, start.as_deref(), device)?, progress),
         _ => run.through(LanguageLearner::open(config, start.as_deref(), device)?, progress),
     }

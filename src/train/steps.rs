@@ -48,6 +48,14 @@ pub trait Learner {
         Ok(())
     }
 
+    /// Done once before the batches of `step` are read, by all processes of `group`.
+    ///
+    /// # Errors
+    /// As the learner has them; a process that is gone.
+    fn prepare(&mut self, _step: usize, _group: &mut dyn Group) -> Result<()> {
+        Ok(())
+    }
+
     /// Batch `number` of the run, from 0.
     ///
     /// # Errors
@@ -117,8 +125,8 @@ pub struct Outcome {
     pub seconds: f64,
     /// Steps left out because a gradient was not finite.
     pub skipped_steps: usize,
-    /// Last training loss, nats a token.
-    pub loss: f64,
+    /// Last training loss, nats a token; none where the last steps were all left out, and of a process that does not write.
+    pub loss: Option<f64>,
     /// Last held-out loss, nats a token, on a part of the held-out text.
     pub held_out_loss: Option<f64>,
     /// The same of what else is held out and reported apart, by name.
@@ -191,6 +199,7 @@ impl Run<'_> {
         let (mut sum, mut count) = (0.0, 0usize);
         while step < training.steps {
             let clock = Instant::now();
+            learner.prepare(step, group)?;
             let first = (step * group.size() + group.rank()) * training.accumulate;
             let numbers = first..first + training.accumulate;
             let batches = numbers.clone().map(|number| learner.read(number)).collect::<Result<Vec<_>>>()?;
@@ -251,8 +260,8 @@ impl Run<'_> {
                     step,
                     tokens,
                     seconds,
-                    loss: sum / count.max(1) as f64,
-                    gradient_norm: stats.grad_norm,
+                    loss: (count > 0).then(|| sum / count as f64),
+                    gradient_norm: Some(stats.grad_norm).filter(|norm| norm.is_finite()),
                     learning_rate: rate,
                     skipped_steps,
                     held_out_loss,
@@ -282,9 +291,9 @@ impl Run<'_> {
         drop(task);
         let model_dir = out.join("model");
         if writes {
+            learner.save(&model_dir)?;
             let title = format!("{what}: {}", out.display());
             plot(&out.join("curve.svg"), &title, &[Curve::of(what, &measurements)])?;
-            learner.save(&model_dir)?;
         }
         let last = measurements.last();
         Ok(Outcome {
@@ -295,7 +304,7 @@ impl Run<'_> {
             tokens,
             seconds,
             skipped_steps,
-            loss: last.map_or(f64::NAN, |m| m.loss),
+            loss: last.and_then(|m| m.loss),
             held_out_loss: last.and_then(|m| m.held_out_loss),
             held_out_losses: last.map(|m| m.held_out_losses.clone()).unwrap_or_default(),
             best: best.filter(|best| *best != step).map(|best| checkpoint::folder(out, best)),
@@ -399,7 +408,19 @@ mod tests {
         let (with, found) = through("with", 5, 2, None);
         assert_eq!((without.skipped_steps, with.skipped_steps), (0, 1));
         assert_eq!(found, expected);
-        assert!(with.measurements.iter().all(|line| line.loss.is_finite()), "{:?}", with.measurements);
+        assert!(
+            with.measurements.iter().all(|line| line.loss.is_some_and(f64::is_finite)),
+            "{:?}",
+            with.measurements
+        );
+        // Where all are left out there is no loss, and the run goes on to count them.
+        let out = place.path().join("bad");
+        fs::create_dir_all(&out).unwrap();
+        let training = TrainingSection { checkpoint_every: 4, ..TrainingSection::of(1) };
+        let run = Run { out: &out, training: &training, start: None, what: "small", group: &mut Alone };
+        let outcome = run.through(Small::new(0), Progress::Silent).unwrap();
+        assert_eq!((outcome.loss, outcome.skipped_steps), (None, 1));
+        assert_eq!(Log::open(&out, 1).unwrap().1[0].skipped_steps, 1);
         assert_eq!(through("with", 6, usize::MAX, Some(4)).0.skipped_steps, 1);
     }
 

@@ -40,10 +40,10 @@ impl Events {
     /// Appends one measurement.
     pub fn write(&mut self, line: &Measurement) -> Result<()> {
         let scalars = [
-            ("loss/train", Some(line.loss)),
+            ("loss/train", line.loss),
             ("loss/held_out", line.held_out_loss),
             ("learning_rate", Some(line.learning_rate)),
-            ("gradient_norm", Some(line.gradient_norm)),
+            ("gradient_norm", line.gradient_norm),
             ("tokens", Some(line.tokens as f64)),
         ];
         let parts =
@@ -114,8 +114,8 @@ mod tests {
             step,
             tokens: 300,
             seconds: 2.0,
-            loss: 1.5,
-            gradient_norm: 0.25,
+            loss: Some(1.5),
+            gradient_norm: Some(0.25),
             learning_rate: 0.125,
             skipped_steps: 0,
             held_out_loss,

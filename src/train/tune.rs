@@ -13,7 +13,7 @@ use super::mixture::{Mixture, Unit};
 use super::steps::Learner;
 use super::tune_examples::{self, Example};
 use super::tune_section::{TuneLoss, TuneSection};
-use super::tune_splits::Splits;
+use super::tune_splits::{Splits, evenly};
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 use crate::eval::tasks::{self, Item, ModelText};
@@ -91,20 +91,28 @@ impl<'a> TuneLearner<'a> {
             section.check_held_out_clusters(item)?;
             splits.check(item)
         })?;
-        let examples = |items: &[Item]| -> Result<Vec<Example>> {
-            items.iter().map(|item| Example::new(&text, item, &section)).collect()
-        };
+        if section.ranks() && read.iter().all(|one| one.example.choices() < 2) {
+            let why = format!(
+                "none of the {} instances has choices, so that there is no wrong answer to learn from; leave \"length-normalised\" and \
+                 \"unlikelihood\" out, or give data with choices",
+                read.len()
+            );
+            return Err(Error::setting("tune.losses", why));
+        }
+        let example = |item: &Item| Example::new(&text, item, &section);
         let held_out = match &config.held_out {
             Some(path) => {
+                // Over the whole file, which may be sorted by task.
                 let items = tasks::read(std::slice::from_ref(path))?;
-                examples(&items[..items.len().min(HELD_OUT)])?
+                let kept = evenly(items.len(), HELD_OUT).map(|number| example(&items[number]));
+                kept.collect::<Result<Vec<_>>>()?
             }
             None => Vec::new(),
         };
         let splits = splits
             .measured(HELD_OUT)?
             .into_iter()
-            .map(|(name, items)| Ok((name, examples(&items)?)))
+            .map(|(name, items)| Ok((name, items.iter().map(example).collect::<Result<Vec<_>>>()?)))
             .collect::<Result<Vec<_>>>()?;
         let (units, instances): (Vec<_>, Vec<_>) = read
             .into_iter()
@@ -196,7 +204,12 @@ impl<'a> TuneLearner<'a> {
     fn loss_of(&self, batch: &Tuned, (hidden, answers, head): (Tensor, Tensor, Tensor)) -> Result<Tensor> {
         if !batch.ranked {
             let options = CrossEntropyOptions::default();
-            return Ok(kernels::linear_cross_entropy(&hidden, &head, &answers, &options)?);
+            let nats = kernels::linear_cross_entropy(&hidden, &head, &answers, &options)?;
+            return match self.section.losses.contains(&TuneLoss::Lm) {
+                true => Ok(nats),
+                // The other losses have nothing to learn from. A zero by a tensor, not by a number, for which candle has no gradients.
+                false => Ok((&nats * nats.zeros_like()?)?),
+            };
         }
         let logprobs = log_probabilities(&hidden, &head, &answers)?;
         let losses = losses(&batch.rows, &logprobs, &self.section.losses)?;
@@ -387,7 +400,10 @@ impl WritingModel {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::super::config::TrainingSection;
+    use super::super::instance_gradients::warm_up;
     use super::*;
     use crate::train::steps::gradients_of;
 
@@ -455,10 +471,58 @@ mod tests {
         }
     }
 
+    /// A run that learns all weights of llama2.c's model as `section` says.
+    fn whole(section: TuneSection) -> TrainConfig {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/llama2c/stories260K.bin");
+        let config = warm_up(base, PathBuf::new(), PathBuf::new(), 3, 1e-3, 1);
+        TrainConfig { tune: Some(section), adapter: None, ..config }
+    }
+
+    /// Fails when what has no wrong answers is learnt from by a loss that nobody asked for.
+    #[test]
+    fn losses_of_wrong_answers_learn_nothing_where_there_are_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data.jsonl");
+        let plain = "{\"input\": \"once upon\", \"target\": \"a time\"}\n";
+        let ranked =
+            "{\"input\": \"once upon\", \"target\": \"a time\", \"choices\": [\"never\", \"a time\"]}\n";
+        let config = |losses: &[TuneLoss]| {
+            let losses = losses.to_vec();
+            whole(TuneSection { data: vec![data.clone()], losses, ..TuneSection::default() })
+        };
+        std::fs::write(&data, plain.repeat(2)).unwrap();
+        for loss in [TuneLoss::LengthNormalised, TuneLoss::Unlikelihood] {
+            for losses in [&[loss][..], &[TuneLoss::Lm, loss]] {
+                let config = config(losses);
+                let refused = TuneLearner::open(&config, None, &Device::Cpu).err();
+                let said = refused.map(|e| e.to_string()).unwrap_or_default();
+                assert!(said.starts_with("tune.losses: none of the 2 instances has choices"), "{said}");
+            }
+        }
+        // One has choices; the batch is of the other.
+        std::fs::write(&data, [plain, ranked].concat()).unwrap();
+        let learnt = |losses: &[TuneLoss]| {
+            let config = config(losses);
+            let learner = TuneLearner::open(&config, None, &Device::Cpu).unwrap();
+            let batch = learner.batch(&[&learner.instances[0]], 0);
+            let (loss, gradients) = gradients_of(&learner.loss(batch, 0).unwrap(), 1).unwrap();
+            let largest = |(_, variable): &(String, Var)| {
+                let slope = gradients.get(variable).unwrap().abs().unwrap().flatten_all().unwrap();
+                slope.max(0).unwrap().to_scalar::<f32>().unwrap()
+            };
+            (loss, learner.variables().iter().map(largest).fold(0f32, f32::max))
+        };
+        let (lm, slope) = learnt(&[TuneLoss::Lm]);
+        assert!(lm > 0.0 && slope > 0.0, "{lm} {slope}");
+        let others = [TuneLoss::LengthNormalised, TuneLoss::Unlikelihood];
+        assert_eq!(learnt(&others), (0.0, 0.0));
+        let (with, _) = learnt(&[&[TuneLoss::Lm][..], &others].concat());
+        assert!((with - lm).abs() < 1e-5 * lm, "{with} {lm}");
+    }
+
     /// The same losses and gradients whether texts stand side by side or one after another, and whether activations are kept.
     #[test]
     fn packing_and_computing_again_change_nothing_that_is_learnt() {
-        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/llama2c/stories260K.bin");
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data.jsonl");
         let line = |i: usize| {
@@ -470,11 +534,9 @@ mod tests {
         std::fs::write(&data, (0..6).map(line).collect::<String>()).unwrap();
         let learn = |packing: bool, recompute: usize, losses: Vec<TuneLoss>| {
             let section = TuneSection { data: vec![data.clone()], packing, losses, ..TuneSection::default() };
-            let out = dir.path().join("out");
-            let config =
-                super::super::instance_gradients::warm_up(base.clone(), data.clone(), out, 3, 1e-3, 1);
+            let config = whole(section);
             let training = TrainingSection { recompute, ..config.training };
-            let config = TrainConfig { tune: Some(section), adapter: None, training, ..config };
+            let config = TrainConfig { training, ..config };
             let learner = TuneLearner::open(&config, None, &Device::Cpu).unwrap();
             let examples: Vec<&Example> = learner.instances.iter().collect();
             let both_ways = || gradients_of(&learner.loss(learner.batch(&examples, 0), 0)?, 1);

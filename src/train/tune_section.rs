@@ -31,7 +31,7 @@ pub struct TuneSection {
     /// How questions are asked.
     #[serde(skip_serializing_if = "FormatSection::is_plain")]
     pub formats: FormatSection,
-    /// Tasks or clusters that are evaluated afterwards: an instance of one of them is an error.
+    /// Tasks or clusters that are evaluated afterwards, in capitals or not: an instance of one of them is an error.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub held_out_clusters: Vec<String>,
     /// Held-out instances of three kinds, each measured apart.
@@ -39,7 +39,7 @@ pub struct TuneSection {
     pub splits: SplitSection,
     /// What is learnt of an instance: its "answer"; or, from its own text and the answer, its "instruction" (Flipped Learning).
     pub learn: Learn,
-    /// How it is learnt: "lm" alone, or with "length-normalised" and "unlikelihood" as T-Few does.
+    /// How it is learnt: "lm" alone, or with "length-normalised" and "unlikelihood" as T-Few does, from data with choices.
     pub losses: Vec<TuneLoss>,
     /// Whether the texts of a batch stand one after another in one row, none of which sees another, in place of side by side: nothing
     /// is filled up, and texts of any length come together. Of decoders.
@@ -94,8 +94,9 @@ impl TuneSection {
                 "names no cluster, so that nobody can tell whether it is held out (tune.held_out_clusters)";
             return Err(item.fault(why));
         };
-        let task = item.task();
-        match self.held_out_clusters.iter().find(|name| *name == cluster || **name == task) {
+        // Collections write the same name in capitals or not.
+        let own = [cluster.to_lowercase(), item.task().to_lowercase()];
+        match self.held_out_clusters.iter().find(|name| own.contains(&name.to_lowercase())) {
             None => Ok(()),
             Some(name) => Err(item.fault(format!(
                 "is of {name}, which is held out (tune.held_out_clusters); leave it out of the data"

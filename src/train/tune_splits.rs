@@ -167,18 +167,17 @@ impl Splits {
                 );
                 return Err(Error::setting(format!("tune.splits.{}", kind.name()), why));
             }
-            let count = items.len().min(most);
-            let kept = |number: usize| (number + 1) * count / items.len() > number * count / items.len();
-            let items: Vec<Item> = items
-                .iter()
-                .enumerate()
-                .filter(|(number, _)| kept(*number))
-                .map(|(_, item)| item.clone())
-                .collect();
-            measured.push((kind.name(), items));
+            let kept = evenly(items.len(), most).map(|number| items[number].clone()).collect();
+            measured.push((kind.name(), kept));
         }
         Ok(measured)
     }
+}
+
+/// The numbers of at most `most` out of `count`, evenly over all.
+pub(super) fn evenly(count: usize, most: usize) -> impl Iterator<Item = usize> {
+    let taken = count.min(most);
+    (1..=taken).map(move |number| (number * count).div_ceil(taken) - 1)
 }
 
 fn category(item: &Item) -> Result<&str> {
@@ -201,6 +200,19 @@ mod tests {
         };
         fs::write(dir.join(name), rows.iter().map(line).collect::<String>()).unwrap();
         dir.join(name)
+    }
+
+    /// Fails when only the beginning of a file is measured, whose other tasks come later.
+    #[test]
+    fn what_is_measured_comes_from_everywhere() {
+        let of = |count: usize, most: usize| evenly(count, most).collect::<Vec<_>>();
+        assert_eq!(of(3, 5), [0, 1, 2]);
+        assert_eq!(of(7, 3), [2, 4, 6]);
+        assert_eq!(of(10, 2), [4, 9]);
+        assert!(of(0, 5).is_empty() && of(5, 0).is_empty());
+        let many = of(1000, 256);
+        assert_eq!((many.len(), many[255]), (256, 999));
+        assert!(many.windows(2).all(|pair| (3..=4).contains(&(pair[1] - pair[0]))), "{many:?}");
     }
 
     fn section(dir: &Path) -> SplitSection {

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -58,6 +59,23 @@ pub fn succeed(dir: &Path, arguments: &str) -> Value {
 /// Runs a command that must fail with exit code 1; what it said.
 pub fn fail(dir: &Path, arguments: &str) -> String {
     failure_of(sidenote(dir, arguments), 1)
+}
+
+/// Runs a command that must succeed as `size` processes that train together, with `--json`; what the first of them reported.
+pub fn together(dir: &Path, arguments: &str, size: usize) -> Value {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let process = |rank: usize| {
+        let place = format!("--together {address} --rank {rank} --of {size}");
+        sidenote(dir, &format!("{arguments} {place} --json --quiet"))
+    };
+    let others: Vec<_> = (1..size).rev().map(|rank| process(rank).spawn().unwrap()).collect();
+    let first = process(0).output().unwrap();
+    for output in others.into_iter().map(|other| other.wait_with_output().unwrap()).chain([first.clone()]) {
+        assert!(output.status.success(), "{arguments}: {}", said(&output));
+    }
+    serde_json::from_slice(&first.stdout).unwrap()
 }
 
 /// Starts `command` and kills it `delay` after `sign` is seen. Whether it was still at work then.

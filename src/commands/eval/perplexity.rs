@@ -129,6 +129,10 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
             args.model.display()
         );
     }
+    if args.neighbours.is_some() && !reads {
+        let why = if k > 0 { "with --retrieval off" } else { "which is no RETRO model" };
+        anyhow::bail!("--neighbours: {}, {why}, reads none; leave it out", args.model.display());
+    }
     let scratch = tempfile::tempdir()?;
     let text = cut(&args.corpus, &model.tokenizer, chunk_size, OnError::Fail, scratch.path(), console)?;
 

@@ -55,7 +55,8 @@ pub struct Args {
     /// What comes before all; {task} is the task's name, \\n a new line.
     #[arg(long, value_name = "TEXT", default_value = "")]
     preamble: String,
-    /// Also measure the choices less what they have after N/A in place of the question.
+    /// Also measure the choices less what they have after the question with N/A in place of what it is about: of the texts of a CSV
+    /// file's row, of the item's own text where it says which that is (own), else of all of it.
     #[arg(long)]
     calibrate: bool,
     /// Also measure how likely each choice makes the instruction (Flipped Learning); items say what is their own text (own).

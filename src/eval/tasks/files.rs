@@ -45,7 +45,7 @@ pub fn for_each(path: &Path, visit: &mut dyn FnMut(Item) -> Result<()>) -> Resul
             }
             visit(item)
         };
-        if part.extension().is_some_and(|end| end == "csv") {
+        if csv::is(&part) {
             let text = fs::read_to_string(&part).map_err(Error::io(&part))?;
             csv::read(&part, &text)?.into_iter().try_for_each(&mut one)?;
             continue;
@@ -90,7 +90,7 @@ fn of_line(path: &Path, line: u64, text: &str) -> Result<Item> {
         return Err(fault(format!("the target {:?} is none of the choices", instance.target)));
     }
     let references = if references.is_empty() { vec![instance.target.clone()] } else { references };
-    Ok(Item { instance, references, example, path: path.into(), line })
+    Ok(Item { instance, references, example, path: path.into(), line, without_content: None })
 }
 
 /// Numbers the examples without a name: those of a task that have as many under each template are taken to come in the

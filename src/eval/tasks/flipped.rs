@@ -2,7 +2,7 @@
 //! <https://arxiv.org/abs/2210.02969>): the model reads an instance's own text and an answer, and guesses the instruction;
 //! the answer that makes the instruction likeliest is taken for the right one. The same texts are learnt and asked.
 
-use super::item::Item;
+use super::item::{Item, around};
 use crate::error::Result;
 
 /// What is read before the instruction, for the answer `choice` to a text that is the instance's own.
@@ -27,23 +27,10 @@ pub fn parts(item: &Item) -> Result<(String, &str)> {
     }
 }
 
-/// `input` without the text `own`: without all of it where it stands there, else without each of its lines in turn.
+/// `input` without the text `own`.
 fn without(input: &str, own: &str) -> Option<String> {
-    let own = own.trim();
-    let mut left: Vec<&str> = Vec::new();
-    let mut rest = input;
-    let pieces: Vec<&str> = match input.contains(own) {
-        true => vec![own],
-        false => own.lines().map(str::trim).filter(|line| !line.is_empty()).collect(),
-    };
-    for piece in pieces {
-        let (before, after) = rest.split_once(piece)?;
-        left.push(before);
-        rest = after;
-    }
-    left.push(rest);
-    let left: Vec<&str> = left.into_iter().map(str::trim).filter(|text| !text.is_empty()).collect();
-    Some(left.join(" "))
+    let left = around(input, own)?.into_iter().map(str::trim).filter(|text| !text.is_empty());
+    Some(left.collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]

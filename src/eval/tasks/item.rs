@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use crate::error::Error;
 use crate::pool::{Instance, few_shot_task};
 
+/// What stands in a question in place of what it is about, so that it has no content.
+pub(super) const NO_CONTENT: &str = "N/A";
+
 /// An instance, and what a file says of it beside that.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
@@ -18,6 +21,8 @@ pub struct Item {
     pub path: PathBuf,
     /// Its line there, from 1.
     pub line: u64,
+    /// What is asked, with `N/A` in place of what it is about, where the file's format says what that is.
+    pub without_content: Option<String>,
 }
 
 impl Item {
@@ -42,8 +47,41 @@ impl Item {
         self.instance.choices.iter().position(|choice| *choice == self.instance.target)
     }
 
+    /// What is asked, with `N/A` in place of what it is about, its own text; none where that is not said, or not found.
+    pub(super) fn without_content(&self) -> Option<String> {
+        if self.without_content.is_some() {
+            return self.without_content.clone();
+        }
+        let own = self.instance.own.as_deref().filter(|own| !own.trim().is_empty())?;
+        let around = around(&self.instance.input, own)?;
+        let last = around.len() - 1;
+        // Lines with nothing between them are one text.
+        let kept =
+            around.iter().enumerate().filter(|(i, text)| [0, last].contains(i) || !text.trim().is_empty());
+        Some(kept.map(|(_, text)| *text).collect::<Vec<_>>().join(NO_CONTENT))
+    }
+
     /// An error about it.
     pub fn fault(&self, why: impl Into<String>) -> Error {
         Error::Line { path: self.path.clone(), line: self.line, why: why.into() }
     }
+}
+
+/// What stands in `input` before, between and after the text `own`: around all of it where it stands there, else around each of its
+/// lines in turn.
+pub(super) fn around<'a>(input: &'a str, own: &str) -> Option<Vec<&'a str>> {
+    let own = own.trim();
+    let pieces: Vec<&str> = match input.contains(own) {
+        true => vec![own],
+        false => own.lines().map(str::trim).filter(|line| !line.is_empty()).collect(),
+    };
+    let mut around = Vec::with_capacity(pieces.len() + 1);
+    let mut rest = input;
+    for piece in pieces {
+        let (before, after) = rest.split_once(piece)?;
+        around.push(before);
+        rest = after;
+    }
+    around.push(rest);
+    Some(around)
 }

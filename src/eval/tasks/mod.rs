@@ -17,6 +17,7 @@ use crate::interrupt;
 use crate::model::WritingModel;
 use crate::model::generate::Options;
 use crate::progress::Progress;
+use item::NO_CONTENT;
 use pairs::{Pairs, Place, Scores};
 
 pub use csv::predictions;
@@ -95,8 +96,9 @@ pub struct Choice {
 /// - `per_token`, that divided by its tokens (T-Few);
 /// - `pmi`, that less its log-probability after nothing (acc_mutual_info; Holtzman et al. 2021,
 ///   <https://arxiv.org/abs/2104.08315>, equation 2);
-/// - `calibrated`, that less its log-probability after `N/A` in place of the question (Zhao et al. 2021,
-///   <https://arxiv.org/abs/2102.09690>, section 5), where it is asked for;
+/// - `calibrated`, that less its log-probability after the same question without content (Zhao et al. 2021,
+///   <https://arxiv.org/abs/2102.09690>, section 5), where it is asked for: `N/A` stands in place of the texts of a CSV file's row, of the
+///   item's own text where it says which that is, and else of all that is asked;
 /// - `flipped`, by the log-probability of the instruction after the item's own text and it ([`flipped`]), where it is asked for.
 ///
 /// Those without are answered in writing, and have `exact_match` and `f1` as SQuAD defines them, `rouge1`, `rouge2` and
@@ -200,16 +202,28 @@ impl Asker<'_> {
         Ok(asked + input)
     }
 
-    /// Adds `choices` after `input`; gives each one's place and tokens.
-    fn add(&self, input: &str, choices: &[String], pairs: &mut Pairs) -> Result<Vec<(Place, Vec<u32>)>> {
+    /// Adds `choices` after `input`; gives each one's place and tokens. `name` is what errors call them.
+    fn add(
+        &self,
+        name: &str,
+        input: &str,
+        choices: &[String],
+        pairs: &mut Pairs,
+    ) -> Result<Vec<(Place, Vec<u32>)>> {
         let answers: Vec<Vec<u32>> =
             choices.iter().map(|choice| self.text.answer(input, choice)).collect::<Result<_>>()?;
         if answers.iter().any(Vec::is_empty) {
-            return Err(Error::setting("choices", "one of them is empty"));
+            return Err(Error::setting(name, "one of them is empty"));
         }
         let longest = answers.iter().map(Vec::len).max().unwrap_or(0);
-        let room = self.text.longest().saturating_sub(longest).max(1);
-        let question = self.text.question(input, self.asking.longest.min(room))?;
+        let reads = self.text.longest();
+        if longest >= reads {
+            let why = format!(
+                "{longest} tokens, but the model reads at most {reads}, some of them the question's; shorten the text or leave the item out"
+            );
+            return Err(Error::setting(name, why));
+        }
+        let question = self.text.question(input, self.asking.longest.min(reads - longest))?;
         Ok(answers.into_iter().map(|answer| (pairs.add(&question, &answer), answer)).collect())
     }
 
@@ -219,10 +233,14 @@ impl Asker<'_> {
             true => None,
             false => Some(item.right().ok_or_else(|| Error::setting("target", "is none of the choices"))?),
         };
-        let asked = self.add(&self.asked(item, &item.instance.input)?, choices, pairs)?;
+        let asked = self.add("choices", &self.asked(item, &item.instance.input)?, choices, pairs)?;
         let nothing = self.text.nothing()?;
         let without_content = match self.asking.calibrate {
-            true => Some(self.add(&self.asked(item, "N/A")?, choices, pairs)?),
+            true => {
+                let nothing = item.without_content().unwrap_or_else(|| NO_CONTENT.into());
+                let asked = self.asked(item, &nothing)?;
+                Some(self.add("choices", &asked, choices, pairs)?)
+            }
             false => None,
         };
         let instructions = match self.asking.flipped {
@@ -243,7 +261,7 @@ impl Asker<'_> {
         let (instruction, own) = flipped::parts(item)?;
         let place = |choice: &String| {
             let asked = flipped::question(own, choice);
-            let added = self.add(&asked, std::slice::from_ref(&instruction), pairs)?;
+            let added = self.add("instruction", &asked, std::slice::from_ref(&instruction), pairs)?;
             Ok(added[0].0)
         };
         item.instance.choices.iter().map(place).collect()
@@ -427,6 +445,39 @@ fn of_task(task: &str, all: &[&Answered]) -> TaskScores {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Fails when calibration would ask without the format, or with what the item is about.
+    #[test]
+    fn a_question_without_content_is_what_is_left_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let mmlu =
+            write("sky_test.csv", "question,choice0,choice1,answer\nblue?,a,b,0\n\"red, or?\",A,B,1\n");
+        let raft = write("ade.csv", "Sentence,ID,Label\ne,7,far\n");
+        let lines = r#"{"input": "Does A b. hold? Yes or no?", "own": " A b.\n", "target": "no", "choices": ["yes", "no"]}
+{"input": "Given A b,\nand c. Does it follow that C d? ", "own": "A b,\n and c.\nC d", "target": "no", "choices": ["yes", "no"]}
+{"input": "all", "own": "all", "target": "no", "choices": ["yes", "no"]}
+{"input": "Is it so?", "own": "elsewhere", "target": "no", "choices": ["yes", "no"]}
+{"input": "Is it so?", "target": "no", "choices": ["yes", "no"]}"#;
+        let items = read(&[mmlu, raft, write("own.jsonl", lines)]).unwrap();
+        let found: Vec<Option<String>> = items.iter().map(Item::without_content).collect();
+        let lettered = "N/A\nA. N/A\nB. N/A\nAnswer:";
+        let wanted = [
+            Some(lettered),
+            Some(lettered),
+            Some("Sentence: N/A\nLabel:"),
+            Some("Does N/A hold? Yes or no?"),
+            Some("Given N/A Does it follow that N/A? "),
+            Some("N/A"),
+            None,
+            None,
+        ];
+        assert_eq!(found, wanted.map(|text| text.map(String::from)));
+    }
 
     #[test]
     fn a_task_is_the_mean_of_its_templates_however_many_items_they_have() {

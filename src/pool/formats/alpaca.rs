@@ -49,7 +49,7 @@ pub fn read(path: &Path, visit: Visit) -> Result<()> {
                 task: record.name.clone(),
                 template: Some(template.to_string()),
                 source: Some(source.clone()),
-                own: (!own.is_empty() && record.name.is_some()).then(|| own.to_string()),
+                own: (!is_none(own)).then(|| own.to_string()),
                 ..Instance::default()
             };
             visit(instance)
@@ -83,12 +83,16 @@ pub fn read(path: &Path, visit: Visit) -> Result<()> {
 }
 
 fn joined(instruction: &str, input: &str, constraint: Option<&str>) -> String {
-    let text = match input.trim() {
-        // Self-instruct's mark of an instruction that needs no input.
-        "" | "<noinput>" => instruction.trim().to_string(),
-        input => format!("{}\n\n{input}", instruction.trim()),
+    let text = match is_none(input) {
+        true => instruction.trim().to_string(),
+        false => format!("{}\n\n{}", instruction.trim(), input.trim()),
     };
     with_constraint(&text, constraint)
+}
+
+/// Whether the instruction needs no input, as self-instruct marks it.
+fn is_none(input: &str) -> bool {
+    matches!(input.trim(), "" | "<noinput>")
 }
 
 fn with_constraint(text: &str, constraint: Option<&str>) -> String {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::super::lines::{Lines, reader};
+use super::super::lines::Lines;
 use super::{Format, json};
 use crate::error::{Error, Result};
 
@@ -73,9 +73,7 @@ fn first_record(path: &Path, document: bool) -> Result<Option<Value>> {
     let line = lines.next()?.map(|(line, text)| (line, serde_json::from_str(text)));
     match line {
         Some((_, Ok(record))) => Ok(Some(record)),
-        Some(_) if document => serde_json::from_reader(reader(path)?)
-            .map(Some)
-            .map_err(|why| Error::line(path, why.line() as u64, format!("not JSON: {why}"))),
+        Some(_) if document => json::document(path, "not one JSON document, nor one a line").map(Some),
         Some((line, Err(why))) => Err(Error::line(path, line, format!("not JSON: {why}"))),
         None => Ok(None),
     }

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::super::Instance;
+use super::own::own_text;
 use super::{Visit, json, rows, t0};
 use crate::error::{Error, Result};
 
@@ -29,15 +30,17 @@ pub fn read(path: &Path, data: &Path, visit: Visit) -> Result<()> {
                     })
                 };
                 let inverted = !target.contains("{answer}");
+                let (input, target) = (filled(input)?, filled(target)?);
+                let answers: Vec<&str> = options.iter().chain([&target]).map(String::as_str).collect();
                 let instance = Instance {
-                    input: filled(input)?,
-                    target: filled(target)?,
+                    own: own_text(&row, &input, &answers),
+                    input,
+                    target,
                     cluster: t0::cluster(task).map(str::to_string),
                     task: Some(task.clone()),
                     template: Some(format!("{}{}", i + 1, if inverted { ", inverted" } else { "" })),
                     source: Some("flan".to_string()),
                     choices: if inverted { Vec::new() } else { options.clone() },
-                    own: None,
                 };
                 visit(instance)?;
             }
@@ -64,6 +67,7 @@ fn fill(template: &str, row: &Map<String, Value>, options: &[String]) -> std::re
             rest = after;
         } else if let Some((name, after)) = rest.split_once('}').filter(|_| brace == "{") {
             match name {
+                "options_" if options.is_empty() => return Err("options".to_string()),
                 "options_" => {
                     filled += "OPTIONS:";
                     options.iter().for_each(|option| filled += &format!("\n- {option}"));

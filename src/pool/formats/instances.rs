@@ -7,21 +7,36 @@ use serde_json::Value;
 
 use super::super::instance::{few_shot_task, name_choice};
 use super::super::lines::{Lines, reason};
-use super::Visit;
+use super::{Visit, json};
 use crate::error::Error;
 use crate::pool::Instance;
 
+const WANTED: &str = "an instance is an object with the strings \"input\" and \"target\"";
+
 pub fn read(path: &Path, visit: Visit) -> crate::error::Result<()> {
-    let mut lines = Lines::open(path)?;
     let task = few_shot_task(path);
-    while let Some((line, text)) = lines.next()? {
-        let mut instance = parse(text).map_err(|why| Error::line(path, line, why))?;
+    let mut named = |mut instance: Instance| {
         if instance.task.is_none() {
             instance.task.clone_from(&task);
         }
-        visit(instance)?;
+        visit(instance)
+    };
+    if json::is_array(path)? {
+        return json::records(path, WANTED, &mut |number, value: Value| {
+            named(numbered(value).map_err(|why| Error::file(path, format!("record {number}: {why}")))?)
+        });
+    }
+    let mut lines = Lines::open(path)?;
+    while let Some((line, text)) = lines.next()? {
+        named(parse(text).map_err(|why| Error::line(path, line, why))?)?;
     }
     Ok(())
+}
+
+/// An instance whose target may be a number.
+fn numbered(mut value: Value) -> Result<Instance, String> {
+    name_choice(&mut value)?;
+    serde_json::from_value(value).map_err(|why| format!("{why}; {WANTED}"))
 }
 
 fn parse(text: &str) -> Result<Instance, String> {
@@ -30,13 +45,10 @@ fn parse(text: &str) -> Result<Instance, String> {
         Ok(instance) => return Ok(instance),
         Err(why) => why,
     };
-    if let Ok(mut value) = serde_json::from_str::<Value>(text)
-        && name_choice(&mut value)?
-    {
-        return serde_json::from_value(value).map_err(|why| why.to_string());
+    match serde_json::from_str::<Value>(text) {
+        Ok(value) if value["target"].is_u64() => numbered(value),
+        _ => Err(format!("{}; {WANTED}", reason(&why))),
     }
-    let wanted = "an instance is an object with the strings \"input\" and \"target\"";
-    Err(format!("{}; {wanted}", reason(&why)))
 }
 
 #[cfg(test)]

@@ -20,7 +20,31 @@ struct Line {
 #[derive(Deserialize)]
 struct Said {
     role: String,
-    content: String,
+    content: Option<Content>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Content {
+    Text(String),
+    /// OpenAI's, of which the texts count.
+    Parts(Vec<Part>),
+}
+
+#[derive(Deserialize)]
+struct Part {
+    #[serde(default)]
+    text: String,
+}
+
+impl Said {
+    fn text(&self) -> String {
+        match &self.content {
+            None => String::new(),
+            Some(Content::Text(text)) => text.clone(),
+            Some(Content::Parts(parts)) => parts.iter().map(|part| part.text.as_str()).collect(),
+        }
+    }
 }
 
 pub fn read(path: &Path, visit: Visit) -> Result<()> {
@@ -34,16 +58,16 @@ pub fn read(path: &Path, visit: Visit) -> Result<()> {
             return Err(Error::file(path, why));
         };
         let input = match &line.messages[..last] {
-            [only] => only.content.clone(),
+            [only] => only.text(),
             several => several
                 .iter()
-                .map(|said| format!("{}: {}", said.role, said.content))
+                .map(|said| format!("{}: {}", said.role, said.text()))
                 .collect::<Vec<_>>()
                 .join("\n\n"),
         };
         let instance = Instance {
             input,
-            target: line.messages[last].content.clone(),
+            target: line.messages[last].text(),
             task: line.task,
             source: Some(line.dataset.unwrap_or_else(|| name.clone())),
             ..Instance::default()

@@ -8,6 +8,7 @@ mod induction;
 mod instances;
 mod json;
 mod messages;
+mod own;
 mod p3;
 mod promptsource;
 mod rows;
@@ -72,6 +73,14 @@ impl Format {
     /// All names, for messages.
     pub fn names() -> String {
         NAMES.map(|(_, name)| name).join(", ")
+    }
+
+    /// What the names of its files end in.
+    pub fn endings(self) -> &'static [&'static str] {
+        match self {
+            Self::FlanCot => &[".tsv"],
+            _ => &[".json", ".jsonl", ".ndjson"],
+        }
     }
 
     /// Whether it is templates that need rows to be applied to.

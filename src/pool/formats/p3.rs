@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::super::Instance;
-use super::super::lines::{Lines, reason};
-use super::{Visit, stem, t0};
+use super::{Visit, json, stem, t0};
 use crate::error::{Error, Result};
 
 /// What GPT's tokenizer ends a text with; it is no part of the answer.
@@ -15,47 +15,53 @@ const END: &str = "<|endoftext|>";
 
 #[derive(Deserialize)]
 struct Line {
-    #[serde(alias = "inputs_pretokenized", alias = "input", alias = "inputs")]
-    prompt: String,
-    #[serde(alias = "targets_pretokenized", alias = "target", alias = "targets")]
-    completion: Completion,
-    id: Option<serde_json::Value>,
+    inputs_pretokenized: Option<String>,
+    targets_pretokenized: Option<String>,
+    #[serde(alias = "input", alias = "inputs")]
+    prompt: Option<Text>,
+    #[serde(alias = "target", alias = "targets")]
+    completion: Option<Text>,
+    id: Option<Value>,
     #[serde(default, alias = "answer_choices")]
     choices: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Completion {
+enum Text {
     One(String),
-    Several(Vec<String>),
+    /// Answers that are all right, of which the first stands for them; or T5's tokens, beside which the text stands.
+    Several(Vec<Value>),
+}
+
+/// The text that `pretokenized` or else `text` is.
+fn text(pretokenized: Option<String>, text: Option<Text>) -> Option<String> {
+    pretokenized.or_else(|| match text? {
+        Text::One(text) => Some(text),
+        Text::Several(list) => list.first()?.as_str().map(str::to_string),
+    })
 }
 
 pub fn read(path: &Path, visit: Visit) -> Result<()> {
     let name = stem(path);
     let of_file = t0::split(&name);
-    let mut lines = Lines::open(path)?;
-    while let Some((line, text)) = lines.next()? {
-        let wrong = |why: &str| Error::line(path, line, why.to_string());
-        let found: Line = serde_json::from_str(text).map_err(|why| {
-            wrong(&format!("{}; a line of P3 has \"prompt\" and \"completion\"", reason(&why)))
-        })?;
-        let completion = match found.completion {
-            Completion::One(text) => text,
-            Completion::Several(texts) => {
-                texts.into_iter().next().ok_or_else(|| wrong("\"targets\" is empty"))?
-            }
+    let wanted = "a line of P3 has the texts \"prompt\" and \"completion\", or \"inputs_pretokenized\" and \"targets_pretokenized\"";
+    json::records(path, wanted, &mut |line, found: Line| {
+        let input = text(found.inputs_pretokenized, found.prompt);
+        let target = text(found.targets_pretokenized, found.completion);
+        let (Some(input), Some(target)) = (input, target) else {
+            return Err(Error::line(path, line, wanted));
         };
         // ReCross: `anli|train_r1|justified in saying|#4045`.
-        let id = found.id.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default();
+        let id = found.id.as_ref().and_then(Value::as_str).unwrap_or_default();
         let parts: Vec<_> = id.split('|').collect();
         let (task, template) = match parts.as_slice() {
             [task, _, template, _] => (task.to_string(), Some(template.to_string())),
             _ => (of_file.0.to_string(), of_file.1.map(str::to_string)),
         };
         let instance = Instance {
-            input: found.prompt,
-            target: completion.trim().trim_end_matches(END).trim_end().to_string(),
+            input,
+            target: target.trim().trim_end_matches(END).trim_end().to_string(),
             cluster: t0::cluster(&task).map(str::to_string),
             template,
             task: Some(task),
@@ -63,7 +69,6 @@ pub fn read(path: &Path, visit: Visit) -> Result<()> {
             choices: found.choices.unwrap_or_default(),
             own: None,
         };
-        visit(instance)?;
-    }
-    Ok(())
+        visit(instance)
+    })
 }

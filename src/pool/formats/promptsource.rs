@@ -10,6 +10,7 @@ use yaml_rust2::{Yaml, YamlLoader};
 
 use super::super::Instance;
 use super::super::lines::reader;
+use super::own::own_text;
 use super::{Visit, rows, t0};
 use crate::error::{Error, Result};
 
@@ -17,6 +18,8 @@ use crate::error::{Error, Result};
 const BETWEEN: &str = "|||";
 /// Stands for [`BETWEEN`] in the rows' own text while a template is rendered.
 const PROTECTED: &str = "\u{E000}\u{E001}\u{E000}";
+/// What templates call the answers to choose between.
+const CHOICES: &str = "answer_choices";
 /// Steps that one rendering may take.
 const FUEL: u64 = 1_000_000;
 
@@ -40,12 +43,8 @@ pub fn read(path: &Path, data: &Path, seed: u64, visit: Visit) -> Result<()> {
         let draw = seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         for i in 0..templates.templates.len() {
             let wrong = |e: minijinja::Error| {
-                let name = &templates.templates[i].name;
-                let detail = e.detail().unwrap_or_default().to_string();
-                Error::file(
-                    data,
-                    format!("row {number}, template {name:?} of {}: {} {detail}", path.display(), e.kind()),
-                )
+                let (name, why) = (&templates.templates[i].name, templates.why(i, &row, &e));
+                Error::file(data, format!("row {number}, template {name:?} of {}: {why}", path.display()))
             };
             if let Some(instance) = templates.apply(i, &row, draw).map_err(wrong)? {
                 visit(instance)?;
@@ -94,6 +93,33 @@ impl Templates {
         Ok(Self { task, environment, templates })
     }
 
+    /// What is wrong with `row`, that template `i` fails on it with `e`.
+    fn why(&self, i: usize, row: &Map<String, Value>, e: &minijinja::Error) -> String {
+        let said = format!("{} {}", e.kind(), e.detail().unwrap_or_default()).trim_end().to_string();
+        // A field that is not there is undefined, and has no methods either.
+        if !matches!(e.kind(), ErrorKind::UndefinedError | ErrorKind::UnknownMethod) {
+            return said;
+        }
+        let template = self.environment.get_template(&i.to_string());
+        let names = template.map(|template| template.undeclared_variables(false)).unwrap_or_default();
+        let given = |name: &String| {
+            name == CHOICES
+                || row.contains_key(name)
+                || self.environment.globals().any(|(global, _)| global == name)
+        };
+        let mut missing: Vec<String> = names.into_iter().filter(|name| !given(name)).collect();
+        missing.sort();
+        match (missing.as_slice(), row.get("label")) {
+            ([], Some(Value::String(label))) => {
+                format!(
+                    "{said}: the label is the text {label:?}, where templates want its number (0, 1, ...)"
+                )
+            }
+            ([], _) => said,
+            (missing, _) => format!("{said}: the row has no field {}", missing.join(", ")),
+        }
+    }
+
     /// The instance that template `i` makes of `row`, if it makes one.
     fn apply(
         &self,
@@ -105,28 +131,28 @@ impl Templates {
         let mut context = row.clone();
         // Templates draw with `choice`; the same row draws the same for a seed.
         context.insert("__seed".to_string(), seed.into());
-        let mut choices = Vec::new();
+        let mut choices: Vec<String> = Vec::new();
         if let Some(key) = &template.choices {
             let rendered = self.environment.get_template(key)?.render(Serde(&context))?;
-            let protected: Vec<&str> = rendered.split(BETWEEN).map(str::trim).collect();
-            choices = protected.iter().map(|choice| restored(choice)).collect();
-            context.insert("answer_choices".to_string(), protected.into());
+            choices = rendered.split(BETWEEN).map(|choice| choice.trim().to_string()).collect();
+            context.insert(CHOICES.to_string(), choices.clone().into());
         }
         let rendered = self.environment.get_template(&i.to_string())?.render(Serde(&context))?;
-        let mut parts = rendered.split(BETWEEN).map(|part| restored(part.trim()));
+        let mut parts = rendered.split(BETWEEN).map(str::trim);
         let (Some(input), Some(target)) = (parts.next(), parts.next()) else { return Ok(None) };
         if input.is_empty() || target.is_empty() {
             return Ok(None);
         }
+        let answers: Vec<&str> = choices.iter().map(String::as_str).chain([target]).collect();
         Ok(Some(Instance {
-            input,
-            target,
+            own: own_text(row, input, &answers).map(|own| restored(&own)),
+            input: restored(input),
+            target: restored(target),
             task: Some(self.task.clone()),
             template: Some(template.name.clone()),
             cluster: t0::cluster(&self.task).map(str::to_string),
             source: Some("promptsource".to_string()),
-            choices,
-            own: None,
+            choices: choices.iter().map(|choice| restored(choice)).collect(),
         }))
     }
 }
@@ -139,6 +165,7 @@ fn environment() -> Environment<'static> {
     environment.set_undefined_behavior(UndefinedBehavior::SemiStrict);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_filter("choice", choice);
+    environment.add_filter("random", choice);
     environment.add_function("choice", choice);
     environment.add_filter("shuffle", |state: &minijinja::State, list: Vec<Jinja>| {
         let mut list = list;

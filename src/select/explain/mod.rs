@@ -95,6 +95,9 @@ pub struct Pair {
     pub task: String,
     /// The row's input.
     pub input: String,
+    /// What of it is the row's own text, where the row says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub own: Option<String>,
     /// The row's target.
     pub answer: String,
 }
@@ -215,12 +218,13 @@ fn nearest_pairs(pool: &Pool, mut near: Vec<(f64, usize, String)>, n: usize) -> 
     for (cosine, row, example) in near {
         if pairs.len() < n && pairs.iter().all(|pair| pair.row != row && pair.example != example) {
             let task = pool.tasks()[pool.task_of(row)].clone();
-            pairs.push(Pair { cosine, example, row, task, input: String::new(), answer: String::new() });
+            let (input, answer) = (String::new(), String::new());
+            pairs.push(Pair { cosine, example, row, task, input, own: None, answer });
         }
     }
     pool.for_each(|number, _, row| {
         if let Some(pair) = pairs.iter_mut().find(|pair| pair.row == number) {
-            (pair.input, pair.answer) = (row.input, row.target);
+            (pair.input, pair.own, pair.answer) = (row.input, row.own, row.target);
         }
         Ok(())
     })?;
@@ -250,7 +254,8 @@ impl Explanation {
         }
         for pair in &self.pairs {
             let _ = write!(text, "\n{:.3}  row {} of {}\n", pair.cosine, pair.row, pair.task);
-            side_by_side(&mut text, &pair.example, &format!("{}\n=> {}", pair.input, pair.answer));
+            let row = pair.own.as_ref().unwrap_or(&pair.input);
+            side_by_side(&mut text, &pair.example, row, &pair.answer);
         }
         if let Some(map) = &self.map {
             let _ = write!(text, "\nThe map is in {}\n", map.display());
@@ -259,21 +264,26 @@ impl Explanation {
     }
 }
 
-/// Characters of a column, and lines that are shown.
+/// Characters of a column, lines that are shown, and how many of them an answer has at most.
 const COLUMN: usize = 56;
 const SHOWN: usize = 12;
+const ANSWER: usize = 4;
+/// Where something was left out.
+const CUT: char = '…';
 
-/// Two texts in two columns, cut after [`SHOWN`] lines.
-fn side_by_side(to: &mut String, left: &str, right: &str) {
-    let (left, right) = (folded(left), folded(right));
-    for i in 0..left.len().max(right.len()).min(SHOWN) {
+/// An example and a row in two columns of at most [`SHOWN`] lines. The row's answer is always among them.
+fn side_by_side(to: &mut String, example: &str, row: &str, answer: &str) {
+    let answer = folded(&format!("=> {answer}"), ANSWER);
+    let left = folded(example, SHOWN);
+    let right = [folded(row, SHOWN - answer.len()), answer].concat();
+    for i in 0..left.len().max(right.len()) {
         let cell = |lines: &[String]| lines.get(i).cloned().unwrap_or_default();
         let _ = writeln!(to, "{:<COLUMN$} | {}", cell(&left), cell(&right));
     }
 }
 
-/// A text in lines of at most [`COLUMN`] characters, broken between words where there are any.
-fn folded(text: &str) -> Vec<String> {
+/// A text in at most `shown` lines of at most [`COLUMN`] characters, broken between words where there are any.
+fn folded(text: &str, shown: usize) -> Vec<String> {
     let mut lines = Vec::new();
     for line in text.lines() {
         let mut current = String::new();
@@ -285,11 +295,55 @@ fn folded(text: &str) -> Vec<String> {
             if !current.is_empty() {
                 current.push(' ');
             }
-            current.extend(word.chars().take(COLUMN));
+            match word.chars().count() > COLUMN {
+                true => current.extend(word.chars().take(COLUMN - 1).chain([CUT])),
+                false => current.push_str(word),
+            }
         }
         if !current.is_empty() {
             lines.push(current);
         }
     }
+    if lines.len() > shown {
+        lines.truncate(shown.saturating_sub(1));
+        lines.push(CUT.to_string());
+    }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Fails when instruction and shots hide the row's own text, a long text its answer, or a cut is not to be seen.
+    #[test]
+    fn a_pair_shows_the_rows_own_text_and_its_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pool.jsonl");
+        let long = "word ".repeat(400);
+        let rows = [
+            json!({"input": format!("Definition: say it. {long} the dog barks"), "own": "the dog barks", "target": "yes"}),
+            json!({"input": long, "target": format!("no {}", "not at all ".repeat(100))}),
+        ];
+        std::fs::write(&path, format!("{}\n{}\n", rows[0], rows[1])).unwrap();
+        let pool = Pool::open(&path).unwrap();
+        let near = vec![(0.9, 0, "short".to_string()), (0.8, 1, format!("{} {long}", "x".repeat(99)))];
+        let pairs = nearest_pairs(&pool, near, 2).unwrap();
+        let explanation =
+            Explanation { pool: 2, chosen: 2, tasks: Vec::new(), coverage: Vec::new(), pairs, map: None };
+        let human = explanation.human();
+        let parts: Vec<&str> = human.split("\n\n").collect();
+        let [_, _, own, cut] = parts[..] else { panic!("{human}") };
+        assert!(own.contains("| the dog barks\n") && own.contains("| => yes"), "{own}");
+        assert!(!own.contains("Definition") && !own.contains(CUT), "{own}");
+        let cells: Vec<_> = cut.lines().skip(1).map(|line| line.split_once(" | ").unwrap()).collect();
+        assert_eq!(cells.len(), SHOWN);
+        assert_eq!(cells[0].0, format!("{}{CUT}", "x".repeat(COLUMN - 1)));
+        assert_eq!(cells[SHOWN - 1].0.trim_end(), "…", "{cut}");
+        let rights: Vec<_> = cells.iter().map(|(_, right)| *right).collect();
+        assert_eq!((rights[SHOWN - ANSWER - 1], rights[SHOWN - 1]), ("…", "…"), "{cut}");
+        assert!(rights[SHOWN - ANSWER].starts_with("=> no not at all"), "{cut}");
+    }
 }

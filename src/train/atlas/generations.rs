@@ -3,6 +3,8 @@
 //!
 //! With a lag the index is encoded in a thread beside the steps that follow, and comes into use so many steps later, whether the
 //! thread is done early or has to be waited for: what is trained does not depend on how fast it was.
+//!
+//! Of processes that train together the first encodes, and all use what it has made.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::retriever::encode_again;
 use crate::train::checkpoint;
+use crate::train::group::Group;
 
 /// When the index is encoded again, and when it is in use.
 #[derive(Clone)]
@@ -35,27 +38,28 @@ pub struct Generations {
     /// The index that the run was given.
     given: PathBuf,
     refreshes: Refreshes,
+    /// Whether this process encodes.
+    encodes: bool,
     /// The step before which the index that is in use was encoded; 0 for the one that was given.
     current: usize,
-    /// The same of the last one that was begun.
-    begun: usize,
     /// What encodes, and which one.
     work: Option<(usize, JoinHandle<Result<()>>)>,
 }
 
 impl Generations {
-    /// For the run in `out` on the index `given`, which goes on from the checkpoint `start` after `step` steps. Generations that were
-    /// made after that step are removed: the steps that led to them are taken again.
+    /// For the run in `out` on the index `given`, which goes on from the checkpoint `start` after `step` steps, in the process that
+    /// `encodes` or another. Generations that were made after that step are removed: the steps that led to them are taken again.
     pub fn open(
         out: &Path,
         given: &Path,
         start: Option<&Path>,
         step: usize,
         refreshes: Refreshes,
+        encodes: bool,
     ) -> Result<Self> {
         let started = start.and_then(|start| start.ancestors().nth(2)).map(Path::to_path_buf);
         let (out, given) = (out.into(), given.into());
-        let generations = Self { out, started, given, refreshes, current: 0, begun: 0, work: None };
+        let generations = Self { out, started, given, refreshes, encodes, current: 0, work: None };
         generations.remove(|number| number > step || start.is_none())?;
         Ok(generations)
     }
@@ -68,8 +72,8 @@ impl Generations {
     pub fn before(&mut self, step: usize) -> Result<Option<PathBuf>> {
         // What is due at this very step is begun when the step comes.
         let Some(last) = step.checked_sub(1) else { return Ok(None) };
-        (self.current, self.begun) = (self.used(last), self.last(last));
-        let waiting = self.current + 1..step;
+        self.current = self.used(last);
+        let waiting = if self.encodes { self.current + 1..step } else { 0..0 };
         for number in
             waiting.filter(|step| self.last(*step) == *step && self.is_wanted(*step)).collect::<Vec<_>>()
         {
@@ -83,12 +87,17 @@ impl Generations {
     }
 
     /// Begins to encode the index again with `encoder`, if that is due before `step`; and gives the one that comes into use then, if
-    /// one does.
+    /// one does. To be asked once before each step, by every process of `group`.
     ///
     /// # Errors
-    /// A full disk; an interruption.
-    pub fn due(&mut self, step: usize, encoder: &TrainableEncoder) -> Result<Option<PathBuf>> {
-        if self.last(step) == step && self.begun != step {
+    /// A full disk; an interruption; a process that is gone.
+    pub fn due(
+        &mut self,
+        step: usize,
+        encoder: &TrainableEncoder,
+        group: &mut dyn Group,
+    ) -> Result<Option<PathBuf>> {
+        if step > 0 && self.last(step) == step && self.encodes {
             self.begin(step, encoder)?;
         }
         let wanted = self.used(step);
@@ -98,6 +107,8 @@ impl Generations {
         if self.work.as_ref().is_some_and(|(number, _)| *number <= wanted) {
             self.wait()?;
         }
+        // All come here before the same step, and the others only then look for what the first has made.
+        group.sum(&mut [0.0])?;
         let index = self.find(wanted, index_of, is_whole)?;
         self.current = wanted;
         // A run that goes on needs the index of its last checkpoint.
@@ -108,7 +119,6 @@ impl Generations {
     }
 
     fn begin(&mut self, step: usize, encoder: &TrainableEncoder) -> Result<()> {
-        self.begun = step;
         if is_whole(&index_of(&self.out, step)) {
             return Ok(());
         }
@@ -183,6 +193,9 @@ impl Generations {
     }
 
     fn remove(&self, which: impl Fn(usize) -> bool) -> Result<()> {
+        if !self.encodes {
+            return Ok(());
+        }
         let folder = self.out.join(FOLDER);
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -222,6 +235,7 @@ mod tests {
     use crate::corpus::Tokenizer;
     use crate::retriever::build;
     use crate::retriever::testing::{files, options};
+    use crate::train::group::Alone;
 
     const STEPS: usize = 20;
 
@@ -252,7 +266,8 @@ mod tests {
             let (out, given) = (self.dir.path().join("run"), self.dir.path().join("given"));
             let start = checkpoint.map(|step| checkpoint::folder(&out, step));
             let refreshes = Refreshes { schedule: Some("4".parse().unwrap()), lag, steps: STEPS };
-            Generations::open(&out, &given, start.as_deref(), checkpoint.unwrap_or(0), refreshes).unwrap()
+            Generations::open(&out, &given, start.as_deref(), checkpoint.unwrap_or(0), refreshes, true)
+                .unwrap()
         }
 
         /// As a step would.
@@ -282,7 +297,7 @@ mod tests {
         let (mut waited, mut used) = (Vec::new(), Vec::new());
         let mut at_once = place.open(None, 0);
         for step in 0..STEPS {
-            used.push(number(at_once.due(step, &place.encoder).unwrap()));
+            used.push(number(at_once.due(step, &place.encoder, &mut Alone).unwrap()));
             if step == 4 {
                 waited = vec![place.index(4)];
                 break;
@@ -296,9 +311,9 @@ mod tests {
         let mut beside = again.open(None, 3);
         let mut used = Vec::new();
         for step in 0..STEPS {
-            used.extend(number(beside.due(step, &again.encoder).unwrap()).map(|number| (step, number)));
-            // Accumulated batches ask more than once.
-            assert_eq!(beside.due(step, &again.encoder).unwrap(), None);
+            used.extend(
+                number(beside.due(step, &again.encoder, &mut Alone).unwrap()).map(|number| (step, number)),
+            );
             if step == 7 {
                 waited.push(again.index(4));
             }
@@ -308,7 +323,7 @@ mod tests {
         assert!(waited[0] == waited[1], "not the index of the weights before step 4");
         // With a lag of 5 the last one would come at 21.
         let mut late = again.open(None, 5);
-        (0..STEPS).for_each(|step| _ = late.due(step, &again.encoder).unwrap());
+        (0..STEPS).for_each(|step| _ = late.due(step, &again.encoder, &mut Alone).unwrap());
         assert!(late.work.is_none() && late.current == 12);
         assert!(encoder_of(&again.dir.path().join("run"), 16).is_dir() && !index_of(&late.out, 16).exists());
     }
@@ -319,7 +334,7 @@ mod tests {
         let place = Place::new();
         let mut whole = place.open(None, 6);
         for step in 0..12 {
-            whole.due(step, &place.encoder).unwrap();
+            whole.due(step, &place.encoder, &mut Alone).unwrap();
             place.learn(step);
         }
         whole.wait().unwrap();
@@ -331,7 +346,8 @@ mod tests {
         let mut resumed = place.open(Some(11), 6);
         assert_eq!(number(resumed.before(11).unwrap()), Some(4));
         let steps = 11..STEPS;
-        let used: Vec<_> = steps.map(|step| number(resumed.due(step, &place.encoder).unwrap())).collect();
+        let used: Vec<_> =
+            steps.map(|step| number(resumed.due(step, &place.encoder, &mut Alone).unwrap())).collect();
         assert_eq!(used.iter().position(|number| *number == Some(8)), Some(14 - 11), "{used:?}");
         assert!(made == place.index(8), "another index than that of the run that was killed");
 

@@ -17,7 +17,6 @@ use crate::corpus::Store;
 use crate::encoder::TrainableEncoder;
 use crate::error::{Error, Result};
 use crate::model::Dropout;
-use crate::progress::Progress;
 use crate::reader::{Source, Trained, folders, widened};
 use crate::retriever::{Filter, Retriever, SearchOptions, open_store};
 use crate::sealed;
@@ -25,6 +24,7 @@ use crate::task::multiple_choice::ordered;
 use crate::task::{Example, Mode, masked, prefix, section};
 use crate::train::checkpoint;
 use crate::train::config::{AtlasSection, AtlasTask, TrainConfig};
+use crate::train::group::Group;
 use crate::train::steps::Learner;
 
 /// Held-out questions that are measured, at most.
@@ -73,11 +73,17 @@ pub struct Question {
 }
 
 impl<'a> AtlasLearner<'a> {
-    /// Opens what `config` names; reader and retriever are those of the checkpoint `start`, where there is one.
+    /// Opens what `config` names; reader and retriever are those of the checkpoint `start`, where there is one. Of processes that
+    /// train together one `encodes` the index.
     ///
     /// # Errors
     /// Names the setting, file or line that is missing or cannot be.
-    pub fn open(config: &'a TrainConfig, start: Option<&Path>, device: &Device) -> Result<Self> {
+    pub fn open(
+        config: &'a TrainConfig,
+        start: Option<&Path>,
+        device: &Device,
+        encodes: bool,
+    ) -> Result<Self> {
         let section = config.atlas.clone().unwrap_or_default();
         let base = start.or(config.base.as_deref());
         let base = base.ok_or_else(|| Error::setting("base", "give the model that reads"))?;
@@ -114,7 +120,7 @@ impl<'a> AtlasLearner<'a> {
             lag: section.refresh_lag,
             steps: config.training.steps,
         };
-        let generations = Generations::open(&config.out, &config.index, start, step, refreshes)?;
+        let generations = Generations::open(&config.out, &config.index, start, step, refreshes, encodes)?;
         let mut learner = Self {
             config,
             section,
@@ -154,15 +160,6 @@ impl<'a> AtlasLearner<'a> {
             Examples::Lines(examples) => examples.iter().any(|example| example.target().is_none()),
             Examples::Text(..) => false,
         }
-    }
-
-    /// The index as the schedule wants it before `step`.
-    fn refresh(&mut self, step: usize) -> Result<()> {
-        let Some(encoder) = self.encoder.as_ref().filter(|_| !self.section.query_side) else { return Ok(()) };
-        if let Some(index) = self.generations.due(step, encoder)? {
-            self.retriever = Some(Retriever::open(&index, None)?);
-        }
-        Ok(())
     }
 
     /// Example `number`, made with random numbers of its own.
@@ -340,12 +337,16 @@ impl Learner for AtlasLearner<'_> {
         if name.starts_with(RETRIEVER) { self.section.retriever_rate } else { 1.0 }
     }
 
-    fn begin(&mut self, _: Progress) -> Result<()> {
+    /// The index becomes what its schedule says.
+    fn prepare(&mut self, step: usize, group: &mut dyn Group) -> Result<()> {
+        let Some(encoder) = self.encoder.as_ref().filter(|_| !self.section.query_side) else { return Ok(()) };
+        if let Some(index) = self.generations.due(step, encoder, group)? {
+            self.retriever = Some(Retriever::open(&index, None)?);
+        }
         Ok(())
     }
 
     fn read(&mut self, number: usize) -> Result<Vec<Question>> {
-        self.refresh(number / self.config.training.accumulate)?;
         let (count, size) = (self.examples.len(), self.section.batch);
         let (epoch, place) = (number / (count / size), number % (count / size));
         // A generator of its own for each purpose: one that goes on would know what was drawn before.
@@ -456,6 +457,7 @@ mod tests {
     use super::*;
     use crate::corpus::Tokenizer;
     use crate::encoder;
+    use crate::progress::Progress;
     use crate::retriever::build;
     use crate::retriever::testing::options;
 
@@ -494,7 +496,7 @@ mod tests {
         for atlas in ["task = \"prefix\"\nloss = \"pdist\"\nbatch = 6", "task = \"prefix\"\nbatch = 6"] {
             let dir = tempfile::tempdir().unwrap();
             let config = configured(dir.path(), &format!("{atlas}\npassages = 6"));
-            let learner = AtlasLearner::open(&config, None, &Device::Cpu).unwrap();
+            let learner = AtlasLearner::open(&config, None, &Device::Cpu, true).unwrap();
             for number in 0..6 {
                 let example = learner.example(number, &mut ChaCha8Rng::seed_from_u64(0)).unwrap();
                 let retriever = learner.retriever.as_ref().unwrap();
@@ -510,7 +512,7 @@ mod tests {
     fn reranking_is_by_the_encoder_as_it_is_now() {
         let dir = tempfile::tempdir().unwrap();
         let config = configured(dir.path(), "task = \"prefix\"\nloss = \"pdist\"\nrerank = 6\npassages = 3");
-        let learner = AtlasLearner::open(&config, None, &Device::Cpu).unwrap();
+        let learner = AtlasLearner::open(&config, None, &Device::Cpu, true).unwrap();
         let (encoder, retriever) = (learner.encoder.as_ref().unwrap(), learner.retriever.as_ref().unwrap());
         let example = learner.example(0, &mut ChaCha8Rng::seed_from_u64(0)).unwrap();
         let found = || {

@@ -344,6 +344,8 @@ mod tests {
         assert!(error(&["training.warmup_steps=11"]).contains("warmup_steps"));
         assert!(error(&["nonsense"]).contains("key=value"));
         assert!(error(&["base=b"]).contains("kind"));
+        assert!(error(&["training.chunks=9223372036854775807"]).contains("training.chunks"));
+        assert!(error(&["training.weight_decay=inf"]).contains("weight_decay"));
         assert!(error(&["training.accumulate=0"]).contains("training.accumulate"));
         assert!(error(&["training.schedule=cosine", "training.decay_steps=2"]).contains("decay_steps"));
         assert!(error(&["training.schedule=wavy"]).contains("wavy"));

@@ -153,7 +153,11 @@ impl TrainingSection {
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(Error::setting(*name, "must be at least 1"));
         }
-        if self.warmup_steps + self.decay_steps > self.steps {
+        if self.chunks > LARGEST_CHUNKS {
+            let why = format!("{} is more than any model reads; at most {LARGEST_CHUNKS}", self.chunks);
+            return Err(Error::setting("training.chunks", why));
+        }
+        if self.warmup_steps.saturating_add(self.decay_steps) > self.steps {
             let why = format!("with training.decay_steps more than training.steps ({})", self.steps);
             return Err(Error::setting("training.warmup_steps", why));
         }
@@ -173,12 +177,15 @@ impl TrainingSection {
         if self.clip.is_nan() || self.clip <= 0.0 {
             return Err(Error::setting("training.clip", "must be a positive number"));
         }
-        if self.weight_decay.is_nan() || self.weight_decay < 0.0 {
-            return Err(Error::setting("training.weight_decay", "must be 0 or more"));
+        if !self.weight_decay.is_finite() || self.weight_decay < 0.0 {
+            return Err(Error::setting("training.weight_decay", "must be a number, 0 or more"));
         }
         Ok(())
     }
 }
+
+/// Chunks of a sequence, at most.
+const LARGEST_CHUNKS: usize = 1 << 20;
 
 fn one() -> usize {
     1

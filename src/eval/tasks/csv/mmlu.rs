@@ -38,7 +38,14 @@ pub fn read(path: &Path, choices: usize, rows: Vec<(u64, Vec<String>)>) -> Resul
             ..Instance::default()
         };
         let references = vec![instance.target.clone()];
-        Ok(Item { instance, references, example: String::new(), path: path.into(), line })
+        Ok(Item {
+            instance,
+            references,
+            example: String::new(),
+            path: path.into(),
+            line,
+            without_content: None,
+        })
     };
     rows.into_iter().map(item).collect()
 }

@@ -5,10 +5,18 @@ mod raft;
 
 use std::path::Path;
 
-use super::item::Item;
+use super::item::{Item, NO_CONTENT};
 use crate::error::{Error, Result};
 
 pub use raft::predictions;
+
+/// Fields of each row with the line that it begins on.
+type Rows = Vec<(u64, Vec<String>)>;
+
+/// Whether a file is one, by its name.
+pub fn is(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end.eq_ignore_ascii_case("csv"))
+}
 
 /// Reads a file of either kind, told by its header.
 ///
@@ -17,19 +25,37 @@ pub use raft::predictions;
 pub fn read(path: &Path, text: &str) -> Result<Vec<Item>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut rows = rows(text);
-    let fault = |line: u64, why: String| Error::Line { path: path.into(), line, why };
     if rows.is_empty() {
-        return Err(fault(1, "holds no header".into()));
+        return Err(Error::line(path, 1, "holds no header"));
     }
     let (_, header) = rows.remove(0);
     if let Some((line, row)) = rows.iter().find(|(_, row)| row.len() != header.len()) {
-        return Err(fault(*line, format!("{} fields, but the header has {}", row.len(), header.len())));
+        let why = format!("{} fields, but the header has {}", row.len(), header.len());
+        return Err(Error::line(path, *line, why));
     }
-    if mmlu::is(&header) {
+    let mut without_content = rows.clone();
+    // MMLU's last column, the answer, is no part of the question, and has to be one still.
+    let texts = header.len() - usize::from(mmlu::is(&header));
+    for (_, row) in &mut without_content {
+        // What is blank may be left out of the question.
+        row[..texts]
+            .iter_mut()
+            .filter(|field| !field.trim().is_empty())
+            .for_each(|field| *field = NO_CONTENT.into());
+    }
+    let mut all = items(path, &header, rows)?;
+    for (item, empty) in all.iter_mut().zip(items(path, &header, without_content)?) {
+        item.without_content = Some(empty.instance.input);
+    }
+    Ok(all)
+}
+
+fn items(path: &Path, header: &[String], rows: Rows) -> Result<Vec<Item>> {
+    if mmlu::is(header) {
         return mmlu::read(path, header.len() - 2, rows);
     }
     let why = "the columns must be question, choice0, choice1, .., answer (MMLU) or have Label or ID among them (RAFT)";
-    raft::read(path, &header, rows).ok_or_else(|| fault(1, why.into()))
+    raft::read(path, header, rows).ok_or_else(|| Error::line(path, 1, why))
 }
 
 /// A field as it stands in a row.
@@ -40,8 +66,8 @@ fn quoted(field: &str) -> String {
     }
 }
 
-/// Fields of each row with the line that it begins on; a field in quotes may hold commas, new lines and doubled quotes.
-fn rows(text: &str) -> Vec<(u64, Vec<String>)> {
+/// The rows, the header first; a field in quotes may hold commas, new lines and doubled quotes.
+fn rows(text: &str) -> Rows {
     let (mut all, mut row, mut field) = (Vec::new(), Vec::new(), String::new());
     let (mut quoted, mut line, mut begun) = (false, 1, 1);
     let mut characters = text.chars().peekable();
@@ -89,5 +115,20 @@ mod tests {
         let error = read(Path::new("x.csv"), "question,choice0,choice1,answer\nq,a,b,7\n").unwrap_err();
         assert!(error.to_string().contains("x.csv:2"), "{error}");
         assert!(read(Path::new("x.csv"), "a,b\n1,2\n").is_err());
+    }
+
+    /// Fails when calibration would ask without the letters, the columns' names, or with a text of the row.
+    #[test]
+    fn a_question_without_content_keeps_its_format() {
+        let of = |text: &str| {
+            let items = read(Path::new("x.csv"), text).unwrap();
+            items.into_iter().map(|item| item.without_content().unwrap()).collect::<Vec<_>>()
+        };
+        let mmlu = of("question,choice0,choice1,answer\n\"B,\nor what?\",A,B. c,1\nplain,x,,A\n");
+        assert_eq!(mmlu, ["N/A\nA. N/A\nB. N/A\nAnswer:", "N/A\nA. N/A\nB. \nAnswer:"]);
+        let raft = of(",Title,ID,Text,Label\n0,,7,\"a: b\nc: d\",not it\n1,T,8,e,\n");
+        assert_eq!(raft, ["Text: N/A\nLabel:", "Title: N/A\nText: N/A\nLabel:"]);
+        let last = of("ID,Text\n9,t\n");
+        assert_eq!(last, ["Text: N/A\nLabel:"]);
     }
 }

@@ -33,7 +33,7 @@ pub fn read(path: &Path, header: &[String], rows: Vec<(u64, Vec<String>)>) -> Op
         };
         let references = label.map(String::from).into_iter().collect();
         let example = id.map(|at| row[at].trim().to_string()).unwrap_or_default();
-        Item { instance, references, example, path: path.into(), line }
+        Item { instance, references, example, path: path.into(), line, without_content: None }
     };
     Some(rows.into_iter().map(item).collect())
 }
