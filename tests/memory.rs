@@ -111,11 +111,17 @@ fn a_model_trained_with_memories_makes_use_of_them() {
         let report = succeed(dir, &format!("eval perplexity {model} --corpus held.jsonl {options}"));
         report["perplexity"].as_f64().unwrap().ln()
     };
+    succeed(dir, "neighbours index --queries held.jsonl -k 2 --out held-out");
     for kind in ["local", "long", "external"] {
         let toml = format!("{PLAIN}[trime]\nmemory = \"{kind}\"\n");
         fs::write(dir.join(format!("{kind}.toml")), toml).unwrap();
-        succeed(dir, &format!("train {kind}.toml --set out={kind} --set training.steps=60"));
+        let settings = format!("--set out={kind} --set training.steps=60 --set held_out=held-out");
+        let report = succeed(dir, &format!("train {kind}.toml {settings}"));
         let model = format!("{kind}/model");
+        // While it is trained it is measured with the memory that a sequence is to it: four chunks of eight.
+        let held_out = report["held_out_loss"].as_f64().unwrap();
+        let asked = measure(&model, "--trime 32");
+        assert!((held_out - asked).abs() < 1e-5, "{kind}: {held_out}, not {asked}");
         let mut options = "--trime 40".to_string();
         if kind == "external" {
             succeed(dir, &format!("memory build {model} --text-of index --out of-external"));
