@@ -10,7 +10,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{fail, failure_of, json_of, kill_at, sidenote, succeed, text_of, together, write_lines};
+use common::{
+    fail, failure_of, free_address, json_of, kill_at, sidenote, succeed, text_of, together, write_lines,
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::SafeTensors;
@@ -554,10 +556,7 @@ fn processes_that_train_together_are_one_that_reads_as_much() {
 fn processes_and_runs_that_differ_are_refused() {
     let place = workplace();
     let dir = place.path();
-    let address = {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        free.local_addr().unwrap().to_string()
-    };
+    let address = free_address();
     for different in
         ["training.seed=5", "held_out=neighbours", "continue_from=plain/checkpoints/step-0000010"]
     {

@@ -14,13 +14,11 @@ use tokenizers::Tokenizer;
 use crate::corpus::bytes_of;
 use crate::error::{Error, Result};
 use crate::hub;
-use crate::model::source::{Source, Stored};
+use crate::model::source::{SENTENCEPIECE, Source, Stored, TOKENIZER_CONFIG};
 
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const WEIGHTS: &str = "model.safetensors";
-const SENTENCEPIECE: &str = "spiece.model";
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// The tensor with the scales of the rounded tensor `name`.
 pub(super) fn scale_of(name: &str) -> String {

@@ -2,15 +2,15 @@
 //! that train together.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::config::TrainConfig;
 use super::group::Group;
 use super::tune_section::TuneSection;
-use crate::artefact::{MANIFEST, write_atomically};
+use crate::artefact::{MANIFEST, hash_file, write_atomically};
 use crate::error::{Error, Result};
 use crate::retriever::open_store;
 
@@ -102,18 +102,7 @@ impl Inputs {
         }
         // On each machine things may lie elsewhere.
         let tune = config.tune.clone().map(|tune| TuneSection { data: Vec::new(), ..tune });
-        let settings = TrainConfig {
-            out: PathBuf::new(),
-            index: PathBuf::new(),
-            neighbours: None,
-            held_out: None,
-            pairs: None,
-            examples: None,
-            base: None,
-            continue_from: None,
-            tune,
-            ..config.clone()
-        };
+        let settings = TrainConfig { tune, ..config.without_places() };
         let digest = blake3::hash(format!("{settings:?} {self:?} {step}").as_bytes());
         let own: Vec<f32> = digest.as_bytes().iter().map(|byte| f32::from(*byte)).collect();
         let mut sums = own.clone();
@@ -139,8 +128,5 @@ fn hash_of(path: &Path) -> Result<Option<String>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let mut hasher = blake3::Hasher::new();
-    let file = File::open(&path).map_err(Error::io(&path))?;
-    hasher.update_reader(file).map_err(Error::io(&path))?;
-    Ok(Some(hasher.finalize().to_hex().to_string()))
+    Ok(Some(hash_file(&path)?.1))
 }

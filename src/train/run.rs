@@ -108,21 +108,7 @@ fn check_same_run(config: &TrainConfig) -> Result<()> {
     started.training.keep_checkpoints = now.keep_checkpoints;
     started.training.evaluate_every = now.evaluate_every;
     started.training.checkpoint_every = now.checkpoint_every;
-    let started = TrainConfig {
-        kind: started.kind,
-        model: started.model,
-        retro: started.retro,
-        t5: started.t5,
-        retriever: started.retriever,
-        atlas: started.atlas,
-        objectives: started.objectives,
-        trime: started.trime,
-        tune: started.tune,
-        adapter: started.adapter,
-        training: started.training,
-        ..config.clone()
-    };
-    if started == *config {
+    if started.without_places() == config.without_places() {
         return Ok(());
     }
     let why = "the run was started with other settings than these; go on with those, or choose another `out`";

@@ -61,11 +61,14 @@ pub fn fail(dir: &Path, arguments: &str) -> String {
     failure_of(sidenote(dir, arguments), 1)
 }
 
+/// An address of this machine at which nobody listens.
+pub fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
 /// Runs a command that must succeed as `size` processes that train together, with `--json`; what the first of them reported.
 pub fn together(dir: &Path, arguments: &str, size: usize) -> Value {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap().to_string();
-    drop(free);
+    let address = free_address();
     let process = |rank: usize| {
         let place = format!("--together {address} --rank {rank} --of {size}");
         sidenote(dir, &format!("{arguments} {place} --json --quiet"))

@@ -31,6 +31,7 @@ mod vocabulary;
 pub use blocks::{BlockKind, Blocks};
 pub use chat::{ChatTemplate, Message};
 pub use delta::{BASE_MODEL, BaseModel};
+pub(crate) use folder::{SENTENCEPIECE, TOKENIZER_CONFIG};
 
 /// A tensor as its file holds it.
 #[derive(Debug, Clone)]

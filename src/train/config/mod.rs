@@ -130,6 +130,21 @@ impl TrainConfig {
         Ok(config)
     }
 
+    /// The settings without the files and folders that are named beside the sections.
+    pub fn without_places(&self) -> Self {
+        Self {
+            out: PathBuf::new(),
+            index: PathBuf::new(),
+            pairs: None,
+            neighbours: None,
+            held_out: None,
+            base: None,
+            continue_from: None,
+            examples: None,
+            ..self.clone()
+        }
+    }
+
     /// Refuses settings that contradict each other.
     pub fn check(&self) -> Result<()> {
         let t = &self.training;
