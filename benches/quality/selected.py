@@ -19,6 +19,9 @@ methods know no target: their adapter is trained once a seed. Two know more than
 (RECIPE) and the same steps, 60 where nothing else is said, which is less than once through the choice; cells of other --steps are a table of their own.
 The seed is that of the adapter, the order, and the methods that draw.
 
+The targets of controls.py, kinds of task that the model can learn, are asked in the same way out of a pool of their own: where a
+choice helps there and not here, it is the model that cannot use it.
+
 The result is a line of selected.jsonl beside this file, appended as soon as it is there; what is there is not run again. `right` has
 for each prompt a digit for each example. At the end selected.md is written from all lines: accuracies over distinct examples, and
 what each method has over random-balanced, with the interval of a paired bootstrap over examples and seeds.
@@ -36,9 +39,12 @@ import statistics
 import time
 from functools import partial
 
+import controls
 import numpy
+import selection
 from cells import arguments, once, run_cells, sidenote
-from selection import FRACTION, METHODS, TARGETS, VECTORS, build_pool, labelled, pool_rows, write_target
+from controls import CONTROLS
+from selection import FRACTION, METHODS, TARGETS, VECTORS, pool_rows, write_target
 
 UNTUNED, BASELINE = "untuned", "random-balanced"
 # Those whose choice depends on the seed, and on it alone.
@@ -142,6 +148,8 @@ def as_t0_is_asked(args, target):
 
 def write_items(args, target):
     """The target's development examples under its prompts."""
+    if target in CONTROLS:
+        return controls.write_items(args, target)
     import jinja2
 
     path = f"{args.work}/{target}.items.jsonl"
@@ -175,14 +183,16 @@ def write_items(args, target):
 
 def choose(args, target, method, seed):
     """The file with the rows that a method chooses."""
-    pool = once(f"{args.work}/pool.json", partial(build_pool, args))
-    examples, _ = write_target(args, target)
+    home = controls if target in CONTROLS else selection
+    pool = once(f"{args.work}/pool.json", partial(home.build_pool, args))
+    labelled = home.labelled(args, target)
+    examples, _ = write_target(args, target, labelled)
     out = f"{args.work}/{target}.{method}.{f'{seed}.' if method in DRAWN else ''}chosen.jsonl"
     n = round(FRACTION * pool["kept"])
     if method in (OWN_KIND, OWN_TASK):
-        kinds = TARGETS[target][1]
+        kinds = controls.kinds(target) if target in CONTROLS else TARGETS[target][1]
         of_kind = (row for row in pool_rows(args) if row.get("cluster") in kinds)
-        rows = list(labelled(args, target).values() if method == OWN_TASK else of_kind)
+        rows = list(labelled.values() if method == OWN_TASK else of_kind)
         random.Random(seed).shuffle(rows)
         with open(out, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[:n])
@@ -285,20 +295,23 @@ def difference(cells, method, targets):
 
 def table(lines):
     parts = []
-    for steps in sorted({line["steps"] for line in lines if line["method"] != UNTUNED}):
-        tuned = [line for line in lines if line["steps"] == steps]
-        asked = {line["target"] for line in tuned}
-        parts.append(part(steps, [line for line in lines if line["method"] == UNTUNED and line["target"] in asked] + tuned))
+    for among, said in ((ASKED, ""), (CONTROLS, "Controls (controls.py). ")):
+        here = [line for line in lines if line["target"] in among]
+        for steps in sorted({line["steps"] for line in here if line["method"] != UNTUNED}):
+            tuned = [line for line in here if line["steps"] == steps]
+            asked = {line["target"] for line in tuned}
+            untuned = [line for line in here if line["method"] == UNTUNED and line["target"] in asked]
+            parts.append(said + part(steps, untuned + tuned, list(among)))
     return "\n".join(parts)
 
 
-def part(steps, lines):
-    """The table of the cells with so many steps."""
+def part(steps, lines, among):
+    """The table of the cells with so many steps, of the targets `among`."""
     cells = {(line["target"], line["method"], line["seed"]): line for line in lines}
     methods = list(dict.fromkeys([UNTUNED, *METHODS, OWN_KIND, OWN_TASK, *(line["method"] for line in lines)]))
     methods = [method for method in methods if any(line["method"] == method for line in lines)]
     sizes = {line["target"]: line["examples"] for line in lines}
-    targets = [target for target in ASKED if target in sizes]
+    targets = [target for target in among if target in sizes]
     header = ["| | " + " | ".join(f"{target} ({sizes[target]})" for target in targets) + " |", "|---|" + "---|" * len(sizes)]
     recipe = f"{steps} steps of {RECIPE['batch_tokens']} tokens at a rate of {RECIPE['learning_rate']:g}"
     text = [
@@ -337,7 +350,7 @@ def part(steps, lines):
         return f"{100 * found[0]:+.1f} [{100 * found[1]:+.1f}, {100 * found[2]:+.1f}]" if found else ""
 
     for method in methods:
-        found = difference(cells, method, ASKED)
+        found = difference(cells, method, among)
         if found and method != BASELINE:
             each = [points(difference(cells, method, [target])) for target in targets]
             text.append(f"| {method} | {points(found)} | {found[3]} | " + " | ".join(each) + " |")
@@ -357,10 +370,10 @@ def main():
         (
             f"{target}-{method}-{seed}",
             (target, method, seed, 0 if method == UNTUNED else args.steps),
-            partial(measure, args, target, method, seed),
+            partial(measure, controls.within(args) if target in CONTROLS else args, target, method, seed),
         )
         for seed in SEEDS
-        for target in ASKED
+        for target in [*ASKED, *CONTROLS]
         for method in methods
         if method != UNTUNED or seed == SEEDS[0]
     ]

@@ -63,10 +63,12 @@ def evaluation_files(data):
     return files + [f"{data}/recross/eval/{name}.test.jsonl" for name in names]
 
 
-def build_pool(args):
-    """Makes the pool, and says so if a task of a target is in it."""
+def build_pool(args, *leave_out):
+    """Makes the pool, without the tasks of the files `leave_out` too, and says so if a task of a target is in it."""
     command = ["pool", "build", f"p3:{args.data}/p3_t0_train", f"sni:{args.data}/sni/tasks_en", "--drop-contaminated"]
     command += ["--exclude", os.path.join(HERE, "selection.left_out.txt"), "--out", "pool"]
+    for file in leave_out:
+        command += ["--exclude", file]
     for file in evaluation_files(args.data):
         command += ["--evaluation", file]
     report = sidenote(args, *command)
@@ -101,9 +103,9 @@ def labelled(args, target):
     return rows
 
 
-def write_target(args, target):
+def write_target(args, target, inputs=None):
     """The target's distinct inputs, without answers."""
-    inputs = labelled(args, target)
+    inputs = inputs or labelled(args, target)
     path = f"{args.work}/{target}.jsonl"
     with open(path, "w", encoding="utf-8") as out:
         out.writelines(json.dumps({"input": text}, ensure_ascii=False) + "\n" for text in inputs)
