@@ -6,6 +6,7 @@ use serde_json::json;
 use sidenote_index::{Bytes, Spec};
 
 use super::device::DeviceArgs;
+use super::trime::TrimeArgs;
 use super::{Console, cut};
 use crate::artefact;
 use crate::corpus::OnError;
@@ -84,9 +85,8 @@ pub struct TuneArgs {
     /// Index that a RETRO model retrieves from; without it its retrieval is off.
     #[arg(long)]
     index: Option<PathBuf>,
-    /// For a model trained with memories (TRIME): as many last contexts of each document are in its softmax.
-    #[arg(long, value_name = "CONTEXTS", value_parser = clap::value_parser!(u32).range(1..))]
-    trime: Option<u32>,
+    #[command(flatten)]
+    trime: TrimeArgs,
     /// Let the memory's share go by the distance of the nearest context.
     #[arg(long)]
     adaptive: bool,
@@ -186,7 +186,7 @@ fn tune(args: TuneArgs, console: Console) -> anyhow::Result<()> {
         k: *k,
     });
     let most = args.k as usize;
-    let trime = args.trime.map(|window| window as usize);
+    let trime = args.trime.contexts(&model);
     let tuned =
         memory::tune(&memory, &model, &text, around.as_ref(), trime, args.adaptive, most, console.progress)?;
     if tuned.better {

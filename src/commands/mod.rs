@@ -24,6 +24,7 @@ mod quickstart;
 mod select;
 mod tokenizer;
 mod train;
+mod trime;
 
 /// Sidenote: language models that read while they write.
 #[derive(Debug, Parser)]

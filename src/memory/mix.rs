@@ -47,8 +47,8 @@ pub struct Memories<'a> {
     pub datastore: Option<(&'a TokenMemory, Interpolation)>,
     /// The last contexts of the text itself.
     pub cache: Option<CacheSettings>,
-    /// For a model trained with memories (TRIME): how many of the document's last contexts are in its softmax; as many
-    /// as a sequence was long in training (the local memory), or more (the long one). The datastore, its external
+    /// For a model trained with memories (TRIME): how many of the document's last contexts are in its softmax, at least
+    /// one; as many as a sequence was long in training (the local memory), or more (the long one). The datastore, its external
     /// memory, is interpolated as it is for others: in one softmax with the vocabulary, as in training, some hundred
     /// contexts chosen for being near would outweigh everything.
     pub trime: Option<usize>,

@@ -26,6 +26,8 @@ use crate::sealed;
 
 const KIND: &str = "model";
 const FORMAT_VERSION: u32 = 1;
+/// What the configuration calls [`LanguageModel::trime`].
+const TRIME: &str = "trime_contexts";
 const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
 
 /// A network of either kind.
@@ -102,6 +104,8 @@ pub struct LanguageModel {
     pub network: Network,
     /// The tokenizer it was trained with.
     pub tokenizer: Tokenizer,
+    /// Of one trained with memories (TRIME): how many of a document's last contexts are in its softmax, as in training.
+    pub trime: Option<usize>,
     speech: Speech,
     /// The model underneath, of one that is saved without it.
     base: Option<BaseModel>,
@@ -152,7 +156,7 @@ impl LanguageModel {
         let (tensors, variables) = weights.finish();
         let end: Vec<u32> = tokenizer.end_of_text().into_iter().collect();
         let speech = Speech { starts: end.clone(), ends: end, chat: None };
-        Ok(Self { network, tokenizer, speech, base: None, adapted: None, tensors, variables })
+        Ok(Self { network, tokenizer, trime: None, speech, base: None, adapted: None, tensors, variables })
     }
 
     /// Reads the model called `name`, as [`Source::open`] understands it.
@@ -216,6 +220,8 @@ impl LanguageModel {
             return Err(Error::file(path, why));
         }
         let speech = Speech::of(&source, &tokenizer)?;
+        let trime = source.config().get(TRIME).cloned().map(serde_json::from_value).transpose();
+        let trime = trime.map_err(|e| Error::file(&path, format!("config.json: {TRIME}: {e}")))?;
         let named = |e: Error| match e {
             Error::Setting { name, why } => Error::file(&path, format!("{name}: {why}")),
             other => other,
@@ -255,7 +261,7 @@ impl LanguageModel {
         let attached = weights.detach();
         let (tensors, variables) = weights.finish();
         let adapted = Adapted::of(attached, underneath);
-        Ok(Self { network, tokenizer, speech, base, adapted, tensors, variables })
+        Ok(Self { network, tokenizer, trime, speech, base, adapted, tensors, variables })
     }
 
     /// Tokens that every text of the model's begins with; none for some models.
@@ -313,6 +319,9 @@ impl LanguageModel {
         };
         config.insert("bos_token_id".into(), json!(self.start_tokens().first()));
         config.insert("eos_token_id".into(), end);
+        if let Some(contexts) = self.trime {
+            config.insert(TRIME.into(), contexts.into());
+        }
         if let Network::Retro(retro) = &self.network {
             let retro = serde_json::to_value(retro.config());
             config.insert("retro".into(), retro.map_err(|e| Error::setting("retro", e.to_string()))?);
@@ -328,7 +337,7 @@ impl LanguageModel {
                 what: "tokenizers".into(),
                 left: format!("{} of the model", self.tokenizer.identity()),
                 right: format!("{} of the index", store.tokenizer().identity()),
-                hint: "build the index with --tokenizer MODEL/tokenizer.json".into(),
+                hint: "build the index with --tokenizer MODEL".into(),
             });
         }
         if let Network::Retro(retro) = &self.network
@@ -400,7 +409,7 @@ pub(super) fn write(
         let path = dir.join("config.json");
         fs::write(&path, format!("{config:#}\n")).map_err(Error::io(path))?;
         tokenizer.save(&dir.join("tokenizer.json"))?;
-        candle_core::safetensors::save(&whole_tensors(weights, precision)?, dir.join("model.safetensors"))?;
+        sealed::write_tensors(&dir.join("model.safetensors"), &whole_tensors(weights, precision)?)?;
         sealed::seal(dir, KIND, FORMAT_VERSION, &json!({}), &FILES)
     })
 }

@@ -65,8 +65,10 @@ impl<'a> LanguageLearner<'a> {
             return Err(Error::setting("neighbours", why));
         }
         let ranking = neighbours.as_ref().map(Neighbours::ranking).unwrap_or_default();
-        let model = open_model(config, &library, ranking, start, device)?;
         let training = &config.training;
+        let mut model = open_model(config, &library, ranking, start, device)?;
+        // A model that learns with memories is asked with the contexts that a sequence has.
+        model.trime = config.trime.as_ref().map(|_| training.chunks * library.chunk_size());
         let order = Order::new(text, training.chunks, training.batch_tokens, training.seed);
         let order = match config.trime.as_ref().map(|trime| trime.memory) {
             None | Some(TrimeKind::Local) => order,
@@ -182,10 +184,7 @@ impl Learner for LanguageLearner<'_> {
 
     fn held_out(&self) -> Result<Option<f64>> {
         let Some(held_out) = &self.held_out else { return Ok(None) };
-        // A model that learns with memories is asked with the contexts that a sequence has.
-        let sequence = self.config.training.chunks * self.library.chunk_size();
-        let memories =
-            Memories { trime: self.config.trime.as_ref().map(|_| sequence), ..Memories::default() };
+        let memories = Memories { trime: self.model.trime, ..Memories::default() };
         held_out.loss(&self.model, &self.library, self.model.network.neighbours(), &memories).map(Some)
     }
 

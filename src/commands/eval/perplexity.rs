@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::super::device::DeviceArgs;
+use super::super::trime::TrimeArgs;
 use super::super::{Console, cut};
 use crate::corpus::OnError;
 use crate::eval::overlap::{FilteredBits, filtered_bits, overlap};
@@ -60,10 +61,8 @@ pub struct Args {
     /// The cache's share of the prediction.
     #[arg(long, default_value_t = CacheSettings::default().lambda, requires = "cache")]
     cache_lambda: f64,
-    /// For a model trained with memories (TRIME): as many last contexts of each document are in its softmax. Its external
-    /// memory is given with --memory.
-    #[arg(long, value_name = "CONTEXTS", conflicts_with = "cache", value_parser = clap::value_parser!(u32).range(1..))]
-    trime: Option<u32>,
+    #[command(flatten)]
+    trime: TrimeArgs,
     /// How sharply the cache tells contexts apart.
     #[arg(long, default_value_t = CacheSettings::default().theta, requires = "cache")]
     cache_theta: f32,
@@ -89,7 +88,11 @@ impl Retrieval {
 }
 
 /// What the arguments ask to look at beside the network.
-fn memories<'a>(args: &Args, memory: Option<&'a TokenMemory>) -> anyhow::Result<Memories<'a>> {
+fn memories<'a>(
+    args: &Args,
+    model: &LanguageModel,
+    memory: Option<&'a TokenMemory>,
+) -> anyhow::Result<Memories<'a>> {
     let mut memories = Memories::default();
     if let Some(memory) = memory {
         let mut interpolation = memory.meta().interpolation.clone();
@@ -106,7 +109,7 @@ fn memories<'a>(args: &Args, memory: Option<&'a TokenMemory>) -> anyhow::Result<
         cache.check()?;
         memories.cache = Some(cache);
     }
-    memories.trime = args.trime.map(|window| window as usize);
+    memories.trime = args.trime.contexts(model);
     Ok(memories)
 }
 
@@ -153,7 +156,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         around = Some(Neighbourhood { of: Box::new(of), k });
     }
     let memory = args.memory.as_deref().map(TokenMemory::open).transpose()?;
-    let memories = memories(&args, memory.as_ref())?;
+    let memories = memories(&args, &model, memory.as_ref())?;
     let scores =
         score_with(&model, &text, 0..text.documents(), around.as_ref(), &memories, console.progress)?;
     let filtered: Option<Vec<FilteredBits>> = match (&retriever, &table) {
@@ -176,7 +179,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         "memory": args.memory,
         "interpolation": memories.datastore.as_ref().map(|(_, interpolation)| interpolation),
         "cache": args.cache,
-        "trime": args.trime,
+        "trime": memories.trime,
         "retrieval": retrieval.name(),
         "documents": text.documents(),
         "tokens": scores.tokens(),
