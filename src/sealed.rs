@@ -1,10 +1,12 @@
 //! Folders of files under their own names, as other programs want them: written whole or not at all, and with a manifest
 //! that every byte can be checked against.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use candle_core::Tensor;
 use serde::Serialize;
 
 use crate::artefact::{self, FileEntry, Manifest};
@@ -27,6 +29,21 @@ pub(crate) fn write_folder(dir: &Path, what: &str, fill: impl FnOnce(&Path) -> R
     fill(&temporary)?;
     fs::rename(&temporary, dir).map_err(Error::io(dir))?;
     Ok(artefact::sync_dir(dir.parent().unwrap_or(Path::new(".")))?)
+}
+
+/// Writes tensors as a safetensors file.
+///
+/// # Errors
+/// A full disk.
+pub(crate) fn write_tensors<K: AsRef<str> + Ord + Display>(
+    path: &Path,
+    tensors: &HashMap<K, Tensor>,
+) -> Result<()> {
+    // The library's file is for its owner alone, whatever the umask says of others.
+    let usual =
+        fs::File::create(path).and_then(|file| file.metadata()).map_err(Error::io(path))?.permissions();
+    candle_core::safetensors::save(tensors, path)?;
+    fs::set_permissions(path, usual).map_err(Error::io(path))
 }
 
 /// That there is no `dir` yet, as [`write_folder`] needs it: to be asked before long work whose result goes there.

@@ -187,7 +187,7 @@ pub fn save<B: Serialize>(
     sealed::write_folder(dir, "an adapter", |dir| {
         let path = dir.join(CONFIG);
         fs::write(&path, format!("{config:#}\n")).map_err(Error::io(&path))?;
-        candle_core::safetensors::save(&tensors, dir.join(WEIGHTS))?;
+        sealed::write_tensors(&dir.join(WEIGHTS), &tensors)?;
         sealed::seal(dir, KIND, FORMAT_VERSION, &saved.base, &[CONFIG, WEIGHTS])
     })
 }

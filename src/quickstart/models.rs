@@ -252,7 +252,7 @@ fn save_curves(out: &Path, runs: &[(&str, &Outcome, u64)]) -> Result<()> {
     let curves: Vec<Curve> = runs
         .iter()
         .map(|(name, run, start)| {
-            let mut curve = Curve::of(name, &run.measurements);
+            let mut curve = Curve::held_out(name, &run.measurements);
             curve.points.iter_mut().for_each(|point| point.0 += *start as f64);
             curve
         })

@@ -8,6 +8,7 @@ use candle_core::{Device, Tensor};
 
 use super::optimiser::Optimiser;
 use crate::error::{Error, Result};
+use crate::sealed;
 
 const OPTIMISER: &str = "optimizer.safetensors";
 const LEARNER: &str = "learner.safetensors";
@@ -78,7 +79,7 @@ pub fn load_learner(dir: &Path) -> Result<HashMap<String, Tensor>> {
 }
 
 fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
-    candle_core::safetensors::save(tensors, path)?;
+    sealed::write_tensors(path, tensors)?;
     fs::File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
 }
 

@@ -66,21 +66,25 @@ pub struct Curve {
 }
 
 impl Curve {
-    /// Held-out loss over training tokens, where it is a number; the training loss where nothing was held out.
-    pub fn of(name: &str, measurements: &[Measurement]) -> Self {
-        let held_out: Vec<(f64, f64)> =
-            measurements.iter().filter_map(|m| Some((m.tokens as f64, m.held_out_loss?))).collect();
-        let points = match held_out.is_empty() {
-            true => measurements.iter().filter_map(|m| Some((m.tokens as f64, m.loss?))).collect(),
-            false => held_out,
-        };
+    /// Training loss over training tokens, where it is a number.
+    pub fn training(name: &str, measurements: &[Measurement]) -> Self {
+        Self::of(name, measurements, |measured| measured.loss)
+    }
+
+    /// Held-out loss over training tokens, where it was measured and is a number.
+    pub fn held_out(name: &str, measurements: &[Measurement]) -> Self {
+        Self::of(name, measurements, |measured| measured.held_out_loss)
+    }
+
+    fn of(name: &str, measurements: &[Measurement], loss: fn(&Measurement) -> Option<f64>) -> Self {
+        let point = |measured: &Measurement| Some((measured.tokens as f64, loss(measured)?));
         // A run that diverged has others, which no axis has a place for.
-        let points = points.into_iter().filter(|(_, loss): &(f64, f64)| loss.is_finite()).collect();
+        let points = measurements.iter().filter_map(point).filter(|(_, loss)| loss.is_finite()).collect();
         Self { name: name.into(), points }
     }
 }
 
-/// Draws `curves` as an SVG file.
+/// Draws those of `curves` that have points as an SVG file.
 pub fn plot(path: &Path, title: &str, curves: &[Curve]) -> Result<()> {
     let points = || curves.iter().flat_map(|curve| &curve.points);
     let bounds = |value: fn(&(f64, f64)) -> f64| {
@@ -117,7 +121,7 @@ pub fn plot(path: &Path, title: &str, curves: &[Curve]) -> Result<()> {
             RGBColor(0x3b, 0x8e, 0x4f),
             RGBColor(0x7a, 0x4f, 0xa3),
         ];
-        for (i, curve) in curves.iter().enumerate() {
+        for (i, curve) in curves.iter().filter(|curve| !curve.points.is_empty()).enumerate() {
             let colour = palette[i % palette.len()];
             chart
                 .draw_series(LineSeries::new(curve.points.iter().copied(), colour.stroke_width(2)))?
@@ -181,8 +185,18 @@ mod tests {
         let path = dir.path().join("curve.svg");
         for losses in [&[f64::NAN, f64::NAN][..], &[2.0, f64::INFINITY], &[2.0, 1.0]] {
             let lines: Vec<_> = losses.iter().enumerate().map(|(step, loss)| measured(step, *loss)).collect();
-            plot(&path, "a run", &[Curve::of("run", &lines)]).unwrap();
+            plot(&path, "a run", &[Curve::training("seen", &lines), Curve::held_out("unseen", &lines)])
+                .unwrap();
         }
-        assert!(fs::read_to_string(path).unwrap().contains("a run"));
+        let whole = fs::read_to_string(&path).unwrap();
+        assert!(
+            ["a run", "unseen", "seen"].iter().all(|text| whole.contains(&format!("{text}\n"))),
+            "{whole}"
+        );
+        assert_eq!(whole.matches("<polyline").count(), 4);
+        // Nothing was held out.
+        let lines = [1, 2].map(|step| Measurement { held_out_loss: None, ..measured(step, 0.0) });
+        plot(&path, "a run", &[Curve::training("seen", &lines), Curve::held_out("unseen", &lines)]).unwrap();
+        assert!(!fs::read_to_string(&path).unwrap().contains("unseen"));
     }
 }

@@ -293,7 +293,9 @@ impl Run<'_> {
         if writes {
             learner.save(&model_dir)?;
             let title = format!("{what}: {}", out.display());
-            plot(&out.join("curve.svg"), &title, &[Curve::of(what, &measurements)])?;
+            let curves =
+                [Curve::training("training", &measurements), Curve::held_out("held out", &measurements)];
+            plot(&out.join("curve.svg"), &title, &curves)?;
         }
         let last = measurements.last();
         Ok(Outcome {

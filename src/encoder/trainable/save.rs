@@ -14,6 +14,7 @@ use super::{Part, TrainableEncoder};
 use crate::error::{Error, Result};
 use crate::model::Precision;
 use crate::model::whole::whole_tensors;
+use crate::sealed;
 
 impl TrainableEncoder {
     /// Writes the encoder to the new folder `dir`, which appears whole or not at all. All files of the one it was read
@@ -44,7 +45,7 @@ impl Part {
         for (name, tensor) in &self.others {
             tensors.entry(name).or_insert(tensor.contiguous()?);
         }
-        candle_core::safetensors::save(&tensors, dir.join(WEIGHTS))?;
+        sealed::write_tensors(&dir.join(WEIGHTS), &tensors)?;
         let path = dir.join(CONFIG);
         let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
         let mut config: Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;

@@ -362,6 +362,7 @@ mod tests {
         assert!(error(&["training.chunks=9223372036854775807"]).contains("training.chunks"));
         assert!(error(&["training.weight_decay=inf"]).contains("weight_decay"));
         assert!(error(&["training.accumulate=0"]).contains("training.accumulate"));
+        assert!(error(&["training.accumulate=1000000000000"]).contains("training.accumulate"));
         assert!(error(&["training.schedule=cosine", "training.decay_steps=2"]).contains("decay_steps"));
         assert!(error(&["training.schedule=wavy"]).contains("wavy"));
         assert!(error(&["training.precision=f8"]).contains("f8"));

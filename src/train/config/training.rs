@@ -157,6 +157,10 @@ impl TrainingSection {
             let why = format!("{} is more than any model reads; at most {LARGEST_CHUNKS}", self.chunks);
             return Err(Error::setting("training.chunks", why));
         }
+        if self.accumulate > MOST_BATCHES {
+            let why = format!("{} batches a step are held at once; at most {MOST_BATCHES}", self.accumulate);
+            return Err(Error::setting("training.accumulate", why));
+        }
         if self.warmup_steps.saturating_add(self.decay_steps) > self.steps {
             let why = format!("with training.decay_steps more than training.steps ({})", self.steps);
             return Err(Error::setting("training.warmup_steps", why));
@@ -186,6 +190,8 @@ impl TrainingSection {
 
 /// Chunks of a sequence, at most.
 const LARGEST_CHUNKS: usize = 1 << 20;
+/// Batches of a step, at most: their tokens are all in memory.
+const MOST_BATCHES: usize = 1 << 16;
 
 fn one() -> usize {
     1
