@@ -236,6 +236,17 @@ fn duplicates_excluded_tasks_and_evaluated_texts_are_left_out() {
     assert_eq!((&report["contamination"][0]["found"], &report["contaminated"]), (&json!(1), &json!(1)));
     assert!(fail(dir, &format!("{options} --out pool")).contains("holds something"));
 
+    // What is evaluated may be a table or another pool.
+    fs::write(
+        dir.join("eval.csv"),
+        format!("premise,label\n\"{evaluated}\",0\n\"Nothing, that the pool has.\",1\n"),
+    )
+    .unwrap();
+    let report = build(dir, "a.jsonl --evaluation eval.csv --evaluation pool --out of-both");
+    let found =
+        |file: usize| (&report["contamination"][file]["examples"], &report["contamination"][file]["found"]);
+    assert_eq!((found(0), found(1)), ((&json!(2), &json!(1)), (&json!(3), &json!(3))), "{report}");
+
     let report = build(dir, &format!("{options} --drop-contaminated --keep-near --out second"));
     assert_eq!((&report["kept"], &report["contaminated"]), (&json!(3), &json!(1)));
     let human = run(dir, &format!("pool build {options} --out third"));
@@ -285,6 +296,12 @@ fn what_an_instruction_is_asked_of_is_no_duplicate_and_what_nobody_can_learn_is_
     fs::write(dir.join("lines.jsonl"), lines.map(|line| line.to_string()).join("\n")).unwrap();
     let report = build(dir, "lines.jsonl --out sound");
     assert_eq!((&report["kept"], &report["unsound"]), (&json!(1), &json!({"t": 2})), "{report}");
+
+    // The beginning of a file that is sorted by its labels.
+    let of = |i: usize| json!({"input": format!("{i}?"), "target": "no", "task": "sorted"}).to_string();
+    fs::write(dir.join("sorted.jsonl"), (0..24).map(of).collect::<Vec<_>>().join("\n")).unwrap();
+    let report = build(dir, "sorted.jsonl lines.jsonl --out constant");
+    assert_eq!(report["one_answer"], json!({"sorted": 24}), "{report}");
 }
 
 #[test]

@@ -77,6 +77,8 @@ fn every_method_learns_and_leaves_the_model_as_it_is() {
         ("gpt2", "bitfit"),
         ("llama", "prompt"),
         ("gpt2", "prefix"),
+        ("llama", "prefix"),
+        ("t5_v1_1", "prefix"),
         ("t5_v1_1", "ia3"),
         ("t5_v1_1", "lora"),
         ("t5_v1_1", "prompt"),

@@ -33,7 +33,8 @@ pub struct Args {
     /// Leave out these tasks: a pattern a line, `*` standing for anything, or `source:` and a pattern of sources.
     #[arg(long, value_name = "FILE")]
     exclude: Vec<PathBuf>,
-    /// Look for the texts of this evaluation file: runs of 13 words, or shorter texts whole.
+    /// Look for the texts of this evaluation file (JSONL, JSON, Parquet or CSV) or pool: runs of 13 words, or shorter texts
+    /// whole.
     #[arg(long, value_name = "FILE")]
     evaluation: Vec<PathBuf>,
     /// Leave out what is found of the evaluation files.

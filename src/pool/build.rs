@@ -9,6 +9,7 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::json;
 
+use super::answers::Answers;
 use super::artefact::{KIND, VERSION, part};
 use super::contamination::{Contamination, Evaluation};
 use super::duplicates::{Duplicates, Seen};
@@ -74,8 +75,10 @@ pub struct BuildReport {
     pub duplicates: usize,
     /// Left out as nearly the same as another, of each task.
     pub near_duplicates: BTreeMap<String, usize>,
-    /// Left out because nothing is asked or the target is none of the choices, of each task.
+    /// Left out because nothing is asked or answered, or the target is none of the choices, of each task.
     pub unsound: BTreeMap<String, usize>,
+    /// Kept, but with the only answer that their task has under their template, of each task: all that they can teach is to say it.
+    pub one_answer: BTreeMap<String, usize>,
     /// Instances that share text with an evaluation file.
     pub contaminated: usize,
     /// Whether these were left out.
@@ -108,6 +111,7 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<BuildReport> 
     let mut patterns = Patterns::open(&options.exclude)?;
     let mut evaluation = Evaluation::open(&options.evaluation)?;
     let mut parts = Parts::create(Writer::create(out, KIND, VERSION)?);
+    let mut answers = Answers::default();
     let mut duplicates = Duplicates::new(!options.keep_near, out)?;
     let mut report = BuildReport {
         out: out.clone(),
@@ -118,6 +122,7 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<BuildReport> 
         duplicates: 0,
         near_duplicates: BTreeMap::new(),
         unsound: BTreeMap::new(),
+        one_answer: BTreeMap::new(),
         contaminated: 0,
         dropped_contaminated: options.drop_contaminated,
         contamination: Vec::new(),
@@ -158,6 +163,7 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<BuildReport> 
                 }
             }
             report.kept += 1;
+            answers.add(&instance);
             count(&mut report.tasks, task)?;
             count(&mut report.sources, instance.source.as_deref().unwrap_or("unknown"))?;
             count(&mut report.clusters, instance.cluster.as_deref().unwrap_or("unknown"))?;
@@ -173,6 +179,7 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<BuildReport> 
     }
     report.unused_patterns = patterns.unused();
     report.contamination = evaluation.report();
+    report.one_answer = answers.constant();
     let meta = json!({
         "instances": report.kept,
         "tasks": report.tasks,
@@ -251,14 +258,26 @@ impl BuildReport {
             self.seconds
         );
         text += &format!(
-            "left out: {} of {} excluded tasks, {} duplicates, {} near-duplicates, {} that ask nothing or whose target is none \
-             of their choices\n",
+            "left out: {} of {} excluded tasks, {} duplicates, {} near-duplicates, {} without a question or an answer, or whose \
+             answer is none of their choices\n",
             sum(&self.excluded),
             self.excluded.len(),
             self.duplicates,
             sum(&self.near_duplicates),
             sum(&self.unsound)
         );
+        if !self.one_answer.is_empty() {
+            let mut tasks: Vec<_> = self.one_answer.iter().collect();
+            tasks.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+            let named: Vec<&str> = tasks.iter().take(LISTED).map(|(task, _)| task.as_str()).collect();
+            text += &format!(
+                "warning: {} instances of {} tasks have the only answer that their template has, and can teach no more than that \
+                 ({}); --exclude them, or give more of these tasks' rows, if they are the beginning of a sorted file\n",
+                sum(&self.one_answer),
+                tasks.len(),
+                named.join(", ")
+            );
+        }
         for (name, counts) in [("source", &self.sources), ("cluster", &self.clusters), ("task", &self.tasks)]
         {
             let mut counts: Vec<_> = counts.iter().collect();

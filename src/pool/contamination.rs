@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Instance;
+use super::artefact::parts;
 use super::formats::records_of;
 use super::ngrams::{self, WORDS};
 use crate::error::{Error, Result};
@@ -27,7 +28,7 @@ pub struct Evaluation {
 /// What was found of one evaluation file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Contamination {
-    /// The file.
+    /// The file, or the folder of a pool.
     pub file: PathBuf,
     /// Its examples.
     pub examples: usize,
@@ -40,7 +41,8 @@ pub struct Contamination {
 }
 
 impl Evaluation {
-    /// Reads the evaluation files: JSON Lines, a JSON array or Parquet, of which every text counts that has six words or more.
+    /// Reads the evaluation files: JSON Lines, a JSON array, Parquet, CSV or the folder of a pool, of which every text counts
+    /// that has six words or more.
     pub fn open(files: &[PathBuf]) -> Result<Self> {
         let mut all =
             Self { runs: BTreeMap::new(), file_of: Vec::new(), found: HashSet::new(), files: Vec::new() };
@@ -52,14 +54,16 @@ impl Evaluation {
 
     fn add(&mut self, path: &Path) -> Result<()> {
         let (mut examples, mut too_short) = (0, 0);
-        records_of(path, &mut |_, row| {
-            let example = self.file_of.len() as u32;
-            self.file_of.push(self.files.len() as u32);
-            examples += 1;
-            let texts: usize = row.values().map(|value| self.add_texts(value, example)).sum();
-            too_short += usize::from(texts == 0);
-            Ok(())
-        })?;
+        for part in parts(path)? {
+            records_of(&part, &mut |_, row| {
+                let example = self.file_of.len() as u32;
+                self.file_of.push(self.files.len() as u32);
+                examples += 1;
+                let texts: usize = row.values().map(|value| self.add_texts(value, example)).sum();
+                too_short += usize::from(texts == 0);
+                Ok(())
+            })?;
+        }
         if examples == 0 {
             return Err(Error::file(path, "there is no example here; give an evaluation file with some"));
         }

@@ -47,9 +47,11 @@ fn null_is_none<'de, D: Deserializer<'de>>(list: D) -> Result<Vec<String>, D::Er
 }
 
 impl Instance {
-    /// Whether a model can learn it: something is asked, and the answer is one of the choices where there are any.
+    /// Whether a model can learn it: something is asked and answered, with one of the choices where there are any.
     pub fn is_sound(&self) -> bool {
-        !self.input.trim().is_empty() && (self.choices.is_empty() || self.choices.contains(&self.target))
+        let said = |text: &str| !text.trim().is_empty();
+        let chosen = self.choices.is_empty() || self.choices.contains(&self.target);
+        said(&self.input) && said(&self.target) && chosen
     }
 
     /// The text by which it is told from others of its task.
@@ -95,7 +97,8 @@ mod tests {
         );
         assert!(serde_json::from_str::<Instance>(r#"{"input":"i"}"#).is_err());
         let of = |line: &str| serde_json::from_str::<Instance>(line).unwrap();
-        assert!(of(r#"{"input":"i","target":"","choices":null}"#).is_sound());
+        assert!(of(r#"{"input":"i","target":"a","choices":null}"#).is_sound());
+        assert!(!of(r#"{"input":"i","target":""}"#).is_sound());
         assert!(!of(r#"{"input":" ","target":"a"}"#).is_sound());
         assert!(!of(r#"{"input":"i","target":"c","choices":["a","b"]}"#).is_sound());
     }

@@ -4,9 +4,11 @@
 //! files --formats--> Instance --exclude, duplicates, contamination--> a folder of instances      `pool build`
 //! ```
 
+mod answers;
 mod artefact;
 mod build;
 mod contamination;
+pub(crate) mod csv;
 mod duplicates;
 mod exclude;
 mod formats;

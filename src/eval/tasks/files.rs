@@ -1,20 +1,19 @@
 //! Examples of tasks, read from files.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::csv;
 use super::item::Item;
 use crate::error::{Error, Result};
+use crate::pool::csv::{self, Table};
 use crate::pool::lines::Lines;
 use crate::pool::{self, Instance, UNKNOWN_TASK, name_choice};
 
 /// Reads files of examples: lines of JSON, plain, gzip or Zstandard (an [`Instance`] each, with `targets` in place of `target`
 /// where several answers are right, and an `id` that may be ReCross's `task|split|template|#example`), CSV with MMLU's columns
-/// `question, choice0, .., answer` or RAFT's `Label` and `ID`, or folders of pools.
+/// `question, choice0, .., answer` (or without them, as its own files are) or RAFT's `Label` and `ID`, or folders of pools.
 ///
 /// # Errors
 /// Names the file and line that cannot be used.
@@ -46,8 +45,7 @@ pub fn for_each(path: &Path, visit: &mut dyn FnMut(Item) -> Result<()>) -> Resul
             visit(item)
         };
         if csv::is(&part) {
-            let text = fs::read_to_string(&part).map_err(Error::io(&part))?;
-            csv::read(&part, &text)?.into_iter().try_for_each(&mut one)?;
+            super::csv::read(&part, Table::open(&part)?)?.into_iter().try_for_each(&mut one)?;
             continue;
         }
         let mut lines = Lines::open(&part)?;
@@ -117,6 +115,8 @@ fn number(items: &mut [Item]) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn items(name: &str, text: &str) -> Result<Vec<Item>> {

@@ -139,7 +139,7 @@ pub fn read(file: &SourceFile, options: Options, visit: Visit) -> Result<()> {
 fn stem(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let mut stem = name.as_ref();
-    for ending in [".gz", ".zst", ".jsonl", ".ndjson", ".json", ".tsv", ".parquet", ".yaml", ".yml"] {
+    for ending in [".gz", ".zst", ".jsonl", ".ndjson", ".json", ".tsv", ".csv", ".parquet", ".yaml", ".yml"] {
         stem = stem.strip_suffix(ending).unwrap_or(stem);
     }
     stem.to_string()

@@ -1,4 +1,4 @@
-//! Raw rows that templates are applied to: JSON Lines, a JSON array, or Parquet.
+//! Raw rows that templates are applied to: JSON Lines, a JSON array, Parquet or CSV.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,15 +8,35 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::{Map, Value};
 
+use super::super::csv::{self, Table};
 use super::json;
 use crate::error::{Error, Result};
 
 /// Hands each row at `path` to `visit`, with its number from 1.
 pub fn read(path: &Path, visit: &mut dyn FnMut(u64, Map<String, Value>) -> Result<()>) -> Result<()> {
-    match path.extension().is_some_and(|end| end.eq_ignore_ascii_case("parquet")) {
-        false => json::records(path, "a row is an object", visit),
-        true => parquet(path, visit),
+    if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("parquet")) {
+        return parquet(path, visit);
     }
+    match csv::is(path) {
+        true => table(Table::open(path)?, visit),
+        false => json::records(path, "a row is an object", visit),
+    }
+}
+
+/// The rows of a table. A column that has nothing but whole numbers is one of numbers, as labels are to templates.
+fn table(table: Table, visit: &mut dyn FnMut(u64, Map<String, Value>) -> Result<()>) -> Result<()> {
+    let whole = |field: &str| field.parse::<i64>().ok().filter(|number| number.to_string() == field);
+    let numbers: Vec<bool> = (0..table.header.len())
+        .map(|column| table.rows.iter().all(|(_, row)| whole(&row[column]).is_some()))
+        .collect();
+    for (number, (_, row)) in (1..).zip(table.rows) {
+        let value = |(field, is_number): (String, &bool)| match whole(&field) {
+            Some(number) if *is_number => number.into(),
+            _ => Value::String(field),
+        };
+        visit(number, table.header.iter().cloned().zip(row.into_iter().zip(&numbers).map(value)).collect())?;
+    }
+    Ok(())
 }
 
 fn parquet(path: &Path, visit: &mut dyn FnMut(u64, Map<String, Value>) -> Result<()>) -> Result<()> {
@@ -71,6 +91,21 @@ mod tests {
     use parquet::schema::parser::parse_message_type;
 
     use super::*;
+
+    #[test]
+    fn columns_of_whole_numbers_are_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.csv");
+        std::fs::write(&path, "text,label,code\n\"a, b\",0,07\n5,-1,2\n").unwrap();
+        let mut rows = Vec::new();
+        read(&path, &mut |number, row| {
+            rows.push((number, Value::Object(row)));
+            Ok(())
+        })
+        .unwrap();
+        let first = serde_json::json!({"text": "a, b", "label": 0, "code": "07"});
+        assert_eq!(rows, [(1, first), (2, serde_json::json!({"text": "5", "label": -1, "code": "2"}))]);
+    }
 
     #[test]
     fn parquet_and_json_give_the_same_rows_and_damage_is_told() {

@@ -5,8 +5,7 @@ use std::path::Path;
 use super::super::item::Item;
 use crate::error::{Error, Result};
 use crate::pool::Instance;
-
-const LETTERS: [&str; 8] = ["A", "B", "C", "D", "E", "F", "G", "H"];
+use crate::pool::csv::LETTERS;
 
 /// Whether a file with this header is one.
 pub fn is(header: &[String]) -> bool {

@@ -7,32 +7,16 @@ use std::path::Path;
 
 use super::item::{Item, NO_CONTENT};
 use crate::error::{Error, Result};
+use crate::pool::csv::Table;
 
 pub use raft::predictions;
 
-/// Fields of each row with the line that it begins on.
-type Rows = Vec<(u64, Vec<String>)>;
-
-/// Whether a file is one, by its name.
-pub fn is(path: &Path) -> bool {
-    path.extension().is_some_and(|end| end.eq_ignore_ascii_case("csv"))
-}
-
-/// Reads a file of either kind, told by its header.
+/// The questions of a table of either kind, told by its header; `path` is where it was read.
 ///
 /// # Errors
 /// Names the line that is not what the header says.
-pub fn read(path: &Path, text: &str) -> Result<Vec<Item>> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut rows = rows(text);
-    if rows.is_empty() {
-        return Err(Error::line(path, 1, "holds no header"));
-    }
-    let (_, header) = rows.remove(0);
-    if let Some((line, row)) = rows.iter().find(|(_, row)| row.len() != header.len()) {
-        let why = format!("{} fields, but the header has {}", row.len(), header.len());
-        return Err(Error::line(path, *line, why));
-    }
+pub fn read(path: &Path, table: Table) -> Result<Vec<Item>> {
+    let Table { header, rows } = table;
     let mut without_content = rows.clone();
     // MMLU's last column, the answer, is no part of the question, and has to be one still.
     let texts = header.len() - usize::from(mmlu::is(&header));
@@ -50,7 +34,7 @@ pub fn read(path: &Path, text: &str) -> Result<Vec<Item>> {
     Ok(all)
 }
 
-fn items(path: &Path, header: &[String], rows: Rows) -> Result<Vec<Item>> {
+fn items(path: &Path, header: &[String], rows: Vec<(u64, Vec<String>)>) -> Result<Vec<Item>> {
     if mmlu::is(header) {
         return mmlu::read(path, header.len() - 2, rows);
     }
@@ -66,62 +50,41 @@ fn quoted(field: &str) -> String {
     }
 }
 
-/// The rows, the header first; a field in quotes may hold commas, new lines and doubled quotes.
-fn rows(text: &str) -> Rows {
-    let (mut all, mut row, mut field) = (Vec::new(), Vec::new(), String::new());
-    let (mut quoted, mut line, mut begun) = (false, 1, 1);
-    let mut characters = text.chars().peekable();
-    while let Some(c) = characters.next() {
-        line += u64::from(c == '\n');
-        match c {
-            '"' if quoted && characters.peek() == Some(&'"') => {
-                characters.next();
-                field.push('"');
-            }
-            '"' if quoted || field.is_empty() => quoted = !quoted,
-            ',' if !quoted => row.push(std::mem::take(&mut field)),
-            '\r' if !quoted && characters.peek() == Some(&'\n') => {}
-            '\n' if !quoted => {
-                row.push(std::mem::take(&mut field));
-                if row.len() > 1 || !row[0].is_empty() {
-                    all.push((begun, std::mem::take(&mut row)));
-                }
-                row.clear();
-                begun = line;
-            }
-            c => field.push(c),
-        }
-    }
-    if !row.is_empty() || !field.is_empty() {
-        row.push(field);
-        all.push((begun, row));
-    }
-    all
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::Instance;
+
+    pub(super) fn read(path: &str, text: &str) -> Result<Vec<Item>> {
+        let path = Path::new(path);
+        super::read(path, Table::parse(path, text.as_bytes())?)
+    }
 
     #[test]
     fn questions_with_commas_quotes_and_lines() {
         let text = "question,choice0,choice1,answer\r\n\"a, \"\"b\"\"\nc\",1,2,1\r\nplain,x,\"y, z\",A\n";
-        let items = read(Path::new("anatomy_test.csv"), text).unwrap();
+        let items = read("anatomy_test.csv", text).unwrap();
         assert_eq!(items[0].instance.input, "a, \"b\"\nc\nA. 1\nB. 2\nAnswer:");
         assert_eq!((items[0].instance.target.as_str(), items[0].line), ("B", 2));
         assert_eq!((items[1].instance.target.as_str(), items[1].line), ("A", 4));
         assert_eq!(items[1].instance.input, "plain\nA. x\nB. y, z\nAnswer:");
         assert_eq!(items[1].task(), "anatomy");
-        let error = read(Path::new("x.csv"), "question,choice0,choice1,answer\nq,a,b,7\n").unwrap_err();
+        let error = read("x.csv", "question,choice0,choice1,answer\nq,a,b,7\n").unwrap_err();
         assert!(error.to_string().contains("x.csv:2"), "{error}");
-        assert!(read(Path::new("x.csv"), "a,b\n1,2\n").is_err());
+        assert!(read("x.csv", "a,b\n1,2\n").is_err());
+        // MMLU's own files have no header.
+        let without = read("x.csv", "\"a, \"\"b\"\"\nc\",1,2,B\n").unwrap();
+        assert_eq!(
+            (&without[0].instance, without[0].line),
+            (&Instance { task: Some("x".into()), ..items[0].instance.clone() }, 1)
+        );
     }
 
     /// Fails when calibration would ask without the letters, the columns' names, or with a text of the row.
     #[test]
     fn a_question_without_content_keeps_its_format() {
         let of = |text: &str| {
-            let items = read(Path::new("x.csv"), text).unwrap();
+            let items = read("x.csv", text).unwrap();
             items.into_iter().map(|item| item.without_content().unwrap()).collect::<Vec<_>>()
         };
         let mmlu = of("question,choice0,choice1,answer\n\"B,\nor what?\",A,B. c,1\nplain,x,,A\n");

@@ -58,24 +58,24 @@ pub fn predictions<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> Stri
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::read;
     use super::*;
 
     #[test]
     fn texts_labels_and_what_has_none() {
         let text = "\u{feff},Sentence,ID,Label\n0,\"A, b\",7,not it\n1,c,8,Unlabeled\n";
-        let items = super::super::read(Path::new("ade/train.csv"), text).unwrap();
+        let items = read("ade/train.csv", text).unwrap();
         assert_eq!(items[0].instance.input, "Sentence: A, b\nLabel:");
         assert_eq!((items[0].instance.target.as_str(), items[0].example.as_str()), ("not it", "7"));
         assert!(items[1].references.is_empty() && items[1].instance.target.is_empty());
         assert_eq!(items[1].task(), "ade");
-        let items =
-            super::super::read(Path::new("x/ade_test_unlabeled.csv"), "ID,Title,Text\n9,,t\n").unwrap();
+        let items = read("x/ade_test_unlabeled.csv", "ID,Title,Text\n9,,t\n").unwrap();
         assert_eq!((items[0].instance.input.as_str(), items[0].task().as_str()), ("Text: t\nLabel:", "ade"));
         assert_eq!(
             predictions([("7", "a, \"b\""), ("8", "c")].into_iter()),
             "ID,Label\n7,\"a, \"\"b\"\"\"\n8,c\n"
         );
-        let said = super::super::read(Path::new("x.csv"), "a,b\n1,2\n").unwrap_err().to_string();
+        let said = read("x.csv", "a,b\n1,2\n").unwrap_err().to_string();
         assert!(said.contains("Label"), "{said}");
     }
 }
