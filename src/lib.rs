@@ -23,6 +23,7 @@ mod sealed;
 pub mod select;
 pub mod task;
 pub mod train;
+mod whole_file;
 
 pub use error::{Error, Result};
 pub use sidenote_index::artefact;

@@ -19,9 +19,7 @@ use crate::error::{Error, Result};
 /// A folder that is there already, a full disk; what `fill` reports.
 pub(crate) fn write_folder(dir: &Path, what: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     check_new(dir, what)?;
-    let mut temporary = dir.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = PathBuf::from(temporary);
+    let temporary = beside(dir, ".tmp");
     if temporary.exists() {
         fs::remove_dir_all(&temporary).map_err(Error::io(&temporary))?;
     }
@@ -29,6 +27,13 @@ pub(crate) fn write_folder(dir: &Path, what: &str, fill: impl FnOnce(&Path) -> R
     fill(&temporary)?;
     fs::rename(&temporary, dir).map_err(Error::io(dir))?;
     Ok(artefact::sync_dir(dir.parent().unwrap_or(Path::new(".")))?)
+}
+
+/// The path beside `path` whose name has `end` behind it, whether or not `path` is written with a slash behind it.
+pub(crate) fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(end);
+    path.with_file_name(name)
 }
 
 /// Writes tensors as a safetensors file.
@@ -42,7 +47,7 @@ pub(crate) fn write_tensors<K: AsRef<str> + Ord + Display>(
     // The library's file is for its owner alone, whatever the umask says of others.
     let usual =
         fs::File::create(path).and_then(|file| file.metadata()).map_err(Error::io(path))?.permissions();
-    candle_core::safetensors::save(tensors, path)?;
+    candle_core::safetensors::save(tensors, path).map_err(|e| Error::file(path, e.to_string()))?;
     fs::set_permissions(path, usual).map_err(Error::io(path))
 }
 
@@ -97,5 +102,25 @@ pub(crate) fn check(dir: &Path, kind: &str, format_version: u32) -> Result<()> {
     match artefact::verify(dir)?.into_iter().next() {
         Some(problem) => Err(problem.into()),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_may_be_named_with_a_slash_and_its_weights_are_for_whom_its_other_files_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("made/");
+        write_folder(&path, "a model", |dir| {
+            fs::write(dir.join("config.json"), "{}").map_err(Error::io(dir))?;
+            let tensor = Tensor::zeros(2, candle_core::DType::F32, &candle_core::Device::Cpu)?;
+            write_tensors(&dir.join("weights"), &HashMap::from([("a", tensor)]))
+        })
+        .unwrap();
+        let permissions = |name: &str| fs::metadata(path.join(name)).unwrap().permissions();
+        assert_eq!(permissions("weights"), permissions("config.json"));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

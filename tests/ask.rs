@@ -86,8 +86,9 @@ fn an_answer_cites_the_passage_that_says_it() {
     assert_eq!(report["question"], question);
     assert!(report["reader"].as_str().unwrap().starts_with("extractive (encoder "));
     let sources = report["sources"].as_array().unwrap();
-    assert_eq!(sources.len(), 3);
-    let cited: Vec<usize> = (0..3).filter(|&place| sources[place]["cited"] == true).collect();
+    // Two of the three passages are parts of the same sentence, which is read once.
+    assert_eq!(sources.len(), 2);
+    let cited: Vec<usize> = (0..2).filter(|&place| sources[place]["cited"] == true).collect();
     let [cited] = cited[..] else { panic!("{report:#}") };
     // The chunk holds 8 tokens of the sentence; the answer is all of it.
     let sentence = "Mercury is the smallest planet, and the planet nearest to the Sun.";

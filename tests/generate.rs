@@ -73,6 +73,11 @@ fn many_prompts_give_what_each_gives_alone() {
             assert_eq!(texts(&json_of(command)), alone, "{options}");
         }
     }
+    // A file's texts are a list, also of one.
+    fs::write(&lines, PROMPTS[0]).unwrap();
+    let mut command = generate(&[], "--max-tokens 2");
+    command.arg("--prompts").arg(&lines);
+    assert_eq!(texts(&json_of(command)).len(), 1);
     // From stdin, for people.
     let mut child = generate(&[], "--prompts - --max-tokens 2").stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"w5\nw6\n").unwrap();

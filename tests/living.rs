@@ -293,6 +293,18 @@ fn what_cannot_be_done_is_said_and_changes_nothing() {
     assert!(files(&dir.join("index")) == before);
 }
 
+/// Fails when an index names its encoder as it was called in the folder that it was encoded from.
+#[test]
+fn an_index_that_was_encoded_again_is_searched_from_anywhere() {
+    let dir = workplace();
+    let dir = dir.path();
+    succeed(dir, "index encode index --encoder encoder --out again");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut search = sidenote(elsewhere.path(), "index search");
+    search.arg(dir.join("again")).args(["honey", "-k", "1"]);
+    assert_eq!(json_of(search)["passages"][0]["id"], "b");
+}
+
 /// Written by the program as it was before indexes had parts.
 #[test]
 fn an_index_of_version_1_is_opened_and_can_be_changed() {

@@ -6,7 +6,7 @@ mod tiny;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{fail, failure_of, sidenote, succeed, text_of, write_lines};
+use common::{fail, failure_of, json_of, said, sidenote, succeed, text_of, write_lines};
 use serde_json::{Value, json};
 
 const TOPICS: [&[&str]; 4] = [
@@ -253,9 +253,101 @@ fn what_is_not_supported_is_not_found() {
     let refused = ask("Which computers has the mathematician broken on the moons?");
     assert_eq!((&refused["answer"], &refused["found"]), (&json!("Not found in the corpus."), &json!(false)));
     assert!(refused["sources"].as_array().unwrap().iter().all(|source| source["cited"] == false));
-    // Another reader's answers are not sure in the same way.
-    fs::write(dir.join("other.json"), stored.to_string().replace("extractive", "other")).unwrap();
+    // Another reader's answers are not sure in the same way, which is said before it is asked: this question it could not read.
     let mut command = sidenote(dir, "ask");
-    command.args(["Which planet?", "--index", "index", "--sure", "other.json"]);
+    command.arg("Which planet? ".repeat(200)).args(["--index", "index", "--sure", "sure.json", "--model"]);
+    command.arg(data("models/llama2c/stories260K.bin"));
     assert!(failure_of(command, 1).contains("calibrat"));
+    // What a model says may be said by nothing that it read.
+    let mut command = sidenote(dir, "ask");
+    command.args(["When was Turing born?", "--index", "index", "--model"]);
+    command.arg(data("models/llama2c/stories260K.bin"));
+    assert!(text_of(command).contains("\nNo passage that was read says this.\n"));
+}
+
+/// Fails when a passage of a text without sentences is widened to all of it, a document steers the terminal, or what a model had no
+/// room for is listed as read.
+#[test]
+fn a_log_is_read_by_its_passages() {
+    let place = workplace();
+    let dir = place.path();
+    let log: String = (0..2000).map(|i| format!("{i:05} cheese milk cows\n")).collect();
+    write_lines(&dir.join("log.jsonl"), &[json!({"id": "log", "title": "A\n\u{1b}[31mlog", "text": log})]);
+    succeed(dir, "index build log.jsonl --encoder encoder --chunk-tokens 16 --out log");
+    let ask = |rest: &[&str]| {
+        let mut command = sidenote(dir, "ask");
+        command.args(["What is made of milk?", "--index", "log"]).args(rest);
+        command
+    };
+    let text = text_of(ask(&[]));
+    assert!(text.len() < 1000 && text.lines().count() == 9 && !text.contains('\u{1b}'), "{text}");
+    assert_eq!(text.matches("] A [31mlog — ").count(), 5, "{text}");
+
+    let model = data("models/llama2c/stories260K.bin").display().to_string();
+    let rest = ["-k", "50", "--model", &model];
+    let report = json_of(ask(&rest));
+    let (read, unread) = (report["sources"].as_array().unwrap().len(), report["unread"].as_u64().unwrap());
+    assert!(read > 0 && unread > 0 && read as u64 + unread == 50, "{read} {unread}");
+    let text = text_of(ask(&rest));
+    assert!(text.contains(&format!("({unread} more were found that the model has no room for)")), "{text}");
+}
+
+#[test]
+fn questions_without_answers_are_not_asked_silently() {
+    let place = workplace();
+    let dir = place.path();
+    let slip = json!({"question": "Which planet is the smallest?", "answer": "Mercury"});
+    write_lines(&dir.join("slip.jsonl"), std::slice::from_ref(&slip));
+    let asked = "eval qa default --index index --data";
+    let said = fail(dir, &format!("{asked} slip.jsonl"));
+    assert!(said.contains("slip.jsonl: none of 1 questions has \"answers\""), "{said}");
+    assert!(said.contains("(but \"answer\", which is not read)"), "{said}");
+    write_lines(&dir.join("kilt.jsonl"), &[json!({"id": "k", "input": "Which planet?", "output": []})]);
+    let said = fail(dir, &format!("{asked} kilt.jsonl --task kilt"));
+    assert!(said.contains("\"output\"") && !said.contains("\"answer\", which"), "{said}");
+    assert_eq!(succeed(dir, &format!("{asked} slip.jsonl --out answers.jsonl"))["judged"], 0);
+
+    let good = json!({"question": "What is cheese made from?", "answers": ["milk"]});
+    write_lines(&dir.join("some.jsonl"), &[good, slip]);
+    assert_eq!(succeed(dir, &format!("{asked} some.jsonl"))["judged"], 1);
+    let text = text_of(sidenote(dir, &format!("{asked} some.jsonl")));
+    assert!(text.starts_with("2 questions (1 judged, "), "{text}");
+    failure_of(sidenote(dir, &format!("{asked} some.jsonl --limit 0")), 2);
+}
+
+/// No index is opened: what cannot be done is said before.
+#[test]
+fn what_an_evaluation_could_not_write_is_refused_before_it() {
+    let place = workplace();
+    let dir = place.path();
+    let questions = fs::read(dir.join("questions.jsonl")).unwrap();
+    let refused =
+        |rest: &str| fail(dir, &format!("eval qa default --index nowhere --data questions.jsonl {rest}"));
+    for precision in ["0", "1.5", "NaN"] {
+        let said = refused(&format!("--calibrate sure.json --precision {precision}"));
+        assert!(said.contains("--precision: "), "{said}");
+    }
+    assert!(refused("--calibrate none/sure.json").contains("there is no folder none"));
+    assert!(refused("--calibrate index").contains("this is a folder"));
+    for option in ["--out", "--calibrate"] {
+        let said = refused(&format!("{option} ./questions.jsonl"));
+        assert!(said.contains("questions.jsonl: this is read"), "{said}");
+    }
+    assert!(fs::read(dir.join("questions.jsonl")).unwrap() == questions);
+    assert!(refused("--permutations all").contains("--permutations: is for --task multiple-choice"));
+}
+
+#[test]
+fn what_was_measured_is_reported_though_it_cannot_be_calibrated() {
+    let place = workplace();
+    let dir = place.path();
+    let wrong = json!({"question": "Which planet is the smallest?", "answers": ["Venus"]});
+    write_lines(&dir.join("wrong.jsonl"), &[wrong]);
+    let mut command = sidenote(dir, "eval qa default --index index --data wrong.jsonl --calibrate sure.json");
+    let output = command.args(["--json", "--quiet"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["questions"] == 1 && report["f1"] == 0.0 && report["calibration"].is_null(), "{report}");
+    assert!(said(&output).contains("calibrate: no answer"), "{}", said(&output));
+    assert!(!dir.join("sure.json").exists());
 }

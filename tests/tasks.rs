@@ -200,6 +200,10 @@ fn every_format_is_asked_and_answered() {
     );
     write_lines(&dir.join("bad.jsonl"), &[json!({"input": "a"})]);
     assert!(fail(dir, "eval tasks llama --data bad.jsonl").contains("bad.jsonl:1"));
+    let items = fs::read(dir.join("cb.jsonl")).unwrap();
+    let said = fail(dir, "eval tasks llama --data cb.jsonl --choices-from-targets --out ./cb.jsonl");
+    assert!(said.contains("cb.jsonl: this is read"), "{said}");
+    assert!(fs::read(dir.join("cb.jsonl")).unwrap() == items);
 }
 
 /// Fails when what choices are calibrated by is read after anything else than the question with N/A in place of what it is about.

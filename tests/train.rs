@@ -582,6 +582,18 @@ fn processes_and_runs_that_differ_are_refused() {
     let said =
         fail(dir, "train plain.toml --resume --set training.checkpoint_every=10 --set index=other-text");
     assert!(said.contains("index") && said.contains("continue_from"), "{said}");
+    // Nor may anything come or go.
+    let inputs = dir.join("plain/inputs.json");
+    let text = fs::read_to_string(&inputs).unwrap();
+    for (changed, wanted) in [
+        (text.replacen("\"index\":", "\"pairs\": \"7\", \"index\":", 1), "pairs: was there when"),
+        (text.replacen("\"index\":", "\"pairs\":", 1), "index: was not there when"),
+    ] {
+        fs::write(&inputs, changed).unwrap();
+        let said = fail(dir, "train plain.toml --resume --set training.checkpoint_every=10");
+        assert!(said.contains(wanted), "{said}");
+    }
+    fs::write(&inputs, text).unwrap();
     fs::rename(dir.join("index"), dir.join("moved")).unwrap();
     succeed(dir, "train plain.toml --resume --set training.checkpoint_every=10 --set index=moved");
     fs::rename(dir.join("moved"), dir.join("index")).unwrap();

@@ -65,14 +65,19 @@ pub enum IndexError {
     },
     /// A build that would not keep within its bound.
     #[error(
-        "{spec} over {rows} rows of {dim} numbers takes up to {needs} of memory to build, and the bound is \
-         {bound}: allow {needs}, use fewer threads{}",
+        "{spec} over {}rows of {dim} numbers takes {} {needs} of memory to build, and the bound is {bound}: \
+         allow {needs}{}{}{}",
+        if *rows > 0 { format!("{rows} ") } else { String::new() },
+        if *rows > 0 { "up to" } else { "at least" },
+        if *rows > 0 { "" } else { " or more" },
+        // What other kinds take does not go by threads.
+        if spec.starts_with("QG") || spec.starts_with("IVF") { ", use fewer threads" } else { "" },
         instead.as_ref().map_or(String::new(), |(spec, needs)| format!(", or build {spec}, for which {needs} are enough"))
     )]
     Memory {
         /// What was to be built.
         spec: String,
-        /// Rows so far.
+        /// Rows so far; 0 where the bound is too small for any.
         rows: usize,
         /// Numbers in a row.
         dim: usize,
@@ -167,4 +172,26 @@ pub enum IndexError {
         /// The number of queries.
         queries: usize,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_on_memory_is_spoken_of_with_the_rows_and_threads_that_matter() {
+        let said = |spec: &str, rows, instead| {
+            let (needs, bound) = (Bytes(20 << 20), Bytes(1 << 10));
+            IndexError::Memory { spec: spec.into(), rows, dim: 8, needs, bound, instead }.to_string()
+        };
+        assert_eq!(
+            said("Flat", 0, None),
+            "Flat over rows of 8 numbers takes at least 20MiB of memory to build, and the bound is 1KiB: allow 20MiB or more"
+        );
+        assert_eq!(
+            said("QG32", 5, Some(("RaBitQ".into(), Bytes(1000)))),
+            "QG32 over 5 rows of 8 numbers takes up to 20MiB of memory to build, and the bound is 1KiB: allow 20MiB, \
+             use fewer threads, or build RaBitQ, for which 1000B are enough"
+        );
+    }
 }

@@ -31,7 +31,7 @@ impl Default for AdafactorOptions {
 }
 
 /// The least root mean square that a relative learning rate takes a variable to have.
-const LEAST: f64 = 1e-3;
+pub(crate) const LEAST: f64 = 1e-3;
 
 /// Adafactor without a first moment (Shazeer and Stern 2018, <https://arxiv.org/abs/1804.04235>, algorithms 4 and
 /// 5): the second moment of a matrix is kept as one mean a row and one a column, so that the optimiser takes

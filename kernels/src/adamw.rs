@@ -172,18 +172,7 @@ impl Parameter {
         if grad.dims() != self.var.dims() {
             bail!("gradient of {} is {:?}, the variable is {:?}", self.name, grad.dims(), self.var.dims());
         }
-        let AdamWOptions { beta1, beta2, eps, weight_decay } = *options;
-        let steps = f64::from(self.steps + 1);
-        let decay = if self.var.rank() >= 2 { weight_decay } else { 0.0 };
-        let update = Update {
-            beta1,
-            beta2,
-            eps,
-            rate: lr / (1.0 - beta1.powf(steps)),
-            correction: 1.0 / (1.0 - beta2.powf(steps)).sqrt(),
-            keep: 1.0 - lr * decay,
-            factor,
-        };
+        let update = Update::of(options, self.steps + 1, lr, self.var.rank());
         if self.moments.is_none() {
             self.moments = Some(if self.fused() {
                 let zeros = vec![0f32; self.var.elem_count()];
@@ -196,7 +185,8 @@ impl Parameter {
         match &mut self.moments {
             Some(Moments::Fused { first, second }) => {
                 let grad = grad.to_dtype(DType::F32)?.contiguous()?;
-                let op = InPlace { update, grad: &View::of(&grad)?, moments: RefCell::new((first, second)) };
+                let moments = RefCell::new((first, second));
+                let op = InPlace { update, factor, grad: &View::of(&grad)?, moments };
                 self.var.inplace_op1(&op)?;
             }
             #[cfg(feature = "candle-cuda")]
@@ -206,7 +196,7 @@ impl Parameter {
             }
             Some(Moments::Composed { first, second }) => {
                 let value = self.master.value(&self.var)?;
-                let value = update.composed(&value, grad, first, second)?;
+                let value = update.composed(&value, grad, factor, first, second)?;
                 self.master.set(&self.var, value)?;
             }
             None => {}
@@ -218,30 +208,45 @@ impl Parameter {
 
 /// The numbers of one step, the same for all elements of a variable.
 #[derive(Clone, Copy)]
-struct Update {
-    beta1: f64,
-    beta2: f64,
-    eps: f64,
+pub(crate) struct Update {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
     /// The learning rate over the bias correction of the first moment.
-    rate: f64,
+    pub rate: f64,
     /// The bias correction of the root of the second moment, as a factor.
-    correction: f64,
+    pub correction: f64,
     /// What weight decay leaves of the variable, as a factor.
-    keep: f64,
-    /// What clipping leaves of the gradient, as a factor.
-    factor: f64,
+    pub keep: f64,
 }
 
 impl Update {
-    /// The new value of a variable that has this one in `f32`; the moments are replaced.
+    /// Of the step with this number, from 1 on, of a variable of so many dimensions.
+    pub fn of(options: &AdamWOptions, step: u32, lr: f64, rank: usize) -> Self {
+        let AdamWOptions { beta1, beta2, eps, weight_decay } = *options;
+        let step = f64::from(step);
+        let decay = if rank >= 2 { weight_decay } else { 0.0 };
+        Self {
+            beta1,
+            beta2,
+            eps,
+            rate: lr / (1.0 - beta1.powf(step)),
+            correction: 1.0 / (1.0 - beta2.powf(step)).sqrt(),
+            keep: 1.0 - lr * decay,
+        }
+    }
+
+    /// The new value of a variable that has this one in `f32`; the moments are replaced. `factor` is what clipping leaves of
+    /// the gradient.
     fn composed(
         &self,
         value: &Tensor,
         grad: &Tensor,
+        factor: f64,
         first: &mut Tensor,
         second: &mut Tensor,
     ) -> Result<Tensor> {
-        let grad = (grad.to_dtype(DType::F32)? * self.factor)?;
+        let grad = (grad.to_dtype(DType::F32)? * factor)?;
         *first = ((&*first * self.beta1)? + (&grad * (1.0 - self.beta1))?)?;
         *second = ((&*second * self.beta2)? + (grad.sqr()? * (1.0 - self.beta2))?)?;
         let denominator = ((second.sqrt()? * self.correction)? + self.eps)?;
@@ -251,6 +256,8 @@ impl Update {
 
 struct InPlace<'a> {
     update: Update,
+    /// What clipping leaves of the gradient.
+    factor: f64,
     grad: &'a [f32],
     moments: RefCell<(&'a mut Vec<f32>, &'a mut Vec<f32>)>,
 }
@@ -268,22 +275,29 @@ impl InplaceOp1 for InPlace<'_> {
         let (first, second) = &mut *moments;
         let pieces = values[start..end].par_chunks_mut(PIECE).zip(self.grad.par_chunks(PIECE));
         let moments = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
-        let update = self.update;
+        let (update, factor) = (self.update, self.factor as f32);
         pieces.zip(moments).for_each(|((value, grad), (first, second))| {
-            fused(value, grad, first, second, update);
+            fused(value, grad, factor, first, second, update);
         });
         Ok(())
     }
 }
 
 vectorised! {
-    fn fused(value: &mut [f32], grad: &[f32], first: &mut [f32], second: &mut [f32], update: Update) {
+    fn fused(
+        value: &mut [f32],
+        grad: &[f32],
+        factor: f32,
+        first: &mut [f32],
+        second: &mut [f32],
+        update: Update,
+    ) {
         let n = value.len();
         let (grad, first, second) = (&grad[..n], &mut first[..n], &mut second[..n]);
         let (beta1, beta2) = (update.beta1 as f32, update.beta2 as f32);
         let (rest1, rest2) = ((1.0 - update.beta1) as f32, (1.0 - update.beta2) as f32);
         let (rate, correction) = (update.rate as f32, update.correction as f32);
-        let (eps, keep, factor) = (update.eps as f32, update.keep as f32, update.factor as f32);
+        let (eps, keep) = (update.eps as f32, update.keep as f32);
         for i in 0..n {
             let grad = factor * grad[i];
             first[i] = beta1 * first[i] + rest1 * grad;

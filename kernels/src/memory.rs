@@ -58,16 +58,9 @@ pub struct LargeBlocks;
 impl LargeBlocks {
     /// From now on takes care of large blocks. Call it where training or generation begins: what is freed stays
     /// with the process for the next block of the same size, as long as that and what is in use are no more than
-    /// five quarters of the most that was in use at a time. What is kept is given back by [`give_back`](Self::give_back).
+    /// five quarters of the most that was in use at a time.
     pub fn start() {
         STARTED.store(cfg!(target_os = "linux"), Ordering::Relaxed);
-    }
-
-    /// Hands all kept blocks back to the system, and forgets how much was in use.
-    pub fn give_back() {
-        let mut blocks = blocks();
-        blocks.drop_kept(0);
-        blocks.most = blocks.used;
     }
 }
 
@@ -408,12 +401,20 @@ mod tests {
         });
     }
 
-    /// What is kept stays below a quarter of the most that was in use, and can be given back.
+    /// Hands all kept blocks back, and forgets how much was in use.
+    #[cfg(target_os = "linux")]
+    fn forget() {
+        let mut blocks = blocks();
+        blocks.drop_kept(0);
+        blocks.most = blocks.used;
+    }
+
+    /// What is kept stays below a quarter of the most that was in use.
     #[cfg(target_os = "linux")]
     #[test]
     fn memory_is_given_back() {
         let _turn = turn();
-        LargeBlocks::give_back();
+        forget();
         let kept = || blocks().kept;
         assert_eq!(kept(), 0);
         // SAFETY: every block is freed with its layout, once.
@@ -427,8 +428,6 @@ mod tests {
             assert!(used + now <= most + most / 4, "{used} in use, {now} kept, {most} at most");
             LargeBlocks.dealloc(other, layout(6 * HUGE, 8));
         }
-        LargeBlocks::give_back();
-        assert_eq!(kept(), 0);
     }
 
     /// Freeing more blocks than are kept neither hangs nor loses one.
@@ -447,7 +446,7 @@ mod tests {
             assert_eq!(blocks.kept, blocks.free.iter().map(|&(_, size)| size).sum::<usize>());
             assert!(blocks.free.len() <= KEPT);
         }
-        LargeBlocks::give_back();
+        forget();
     }
 
     /// More than there is, is null, and nothing is lost by asking.

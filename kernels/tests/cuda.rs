@@ -215,6 +215,19 @@ fn gpu_attention() -> Result<()> {
     Ok(())
 }
 
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_attention_takes_no_sums_of_other_sizes() -> Result<()> {
+    let device = Device::new(0)?;
+    let (q, _) = random::<f32>(&device, &[1, 2, 5, 32])?;
+    let masks = Masks::default();
+    let mut result = cuda::attention(&device, &q, &q, &q, 1.0, &masks)?;
+    result.log_sum = device.upload(&[0f32; 8], &[1, 2, 4])?;
+    let refused = cuda::attention_backward(&device, &q, &q, &q, 1.0, &masks, &result, &q);
+    assert!(refused.is_err_and(|error| error.to_string().contains("sums [1, 2, 4]")));
+    Ok(())
+}
+
 fn decoding<T: Storage + From32>(device: &Device, dim: usize) -> Result<()> {
     let mut rng = rng();
     let (batch, key_heads, group) = (rng.random_range(1..4), rng.random_range(1..3), rng.random_range(1..7));

@@ -14,7 +14,8 @@ use crate::task::Calibration;
 /// Arguments of `sidenote ask`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Without --model the built-in extractive reader quotes the sentence of the passages that fits best.
+Without --model the built-in extractive reader quotes the sentence of the passages that fits best. With --json, \"found\" says
+whether a passage that was read says the answer, which then cites it.
 
 Examples:
   sidenote ask \"What is the smallest planet?\" --index runs/wiki
@@ -26,7 +27,7 @@ pub struct Args {
     /// The indexed corpus to answer from.
     #[arg(long, value_name = "DIR")]
     index: PathBuf,
-    /// How many passages to read.
+    /// How many passages to read; those that are parts of the same sentences are read once.
     #[arg(short, value_name = "PASSAGES", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
     k: u64,
     /// Only passages of documents for which this holds, such as source~wiki: see `index search --help`.
@@ -64,34 +65,46 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         None => Box::new(Extractive::new(retriever.encoder())),
     };
     let calibration = args.sure.as_deref().map(Calibration::read).transpose()?;
+    if let Some(calibration) = &calibration {
+        calibration.check(&reader.name())?;
+    }
     let options = SearchOptions { filter: Filter::new(args.filter), ranking: Ranking::hybrid(args.hybrid) };
     let k = usize::try_from(args.k)?;
     let threshold = calibration.as_ref().map(|calibration| calibration.threshold);
     let response = ask(&retriever, &args.question, k, &options, reader.as_ref(), threshold)?;
-    if let Some(calibration) = &calibration {
-        calibration.check(&response.answer.reader)?;
-    }
+    let found = !response.answer.citations.is_empty();
     let value = json!({
         "question": response.question,
         "answer": response.answer.text,
         "reader": response.answer.reader,
         "confidence": response.answer.confidence,
-        "found": !response.answer.citations.is_empty(),
+        "found": found,
         "calibration": calibration,
         "sources": response.sources,
+        "unread": response.unread,
     });
-    console.report(&value, || human(&response))
+    // The reader that quotes says by itself that nothing was found, and so does `--sure`.
+    let unfounded = model.is_some() && calibration.is_none() && !found;
+    console.report(&value, || human(&response, unfounded))
 }
 
-fn human(response: &Response) -> String {
+fn human(response: &Response, unfounded: bool) -> String {
     let answer = &response.answer;
-    let none = if response.sources.is_empty() { " none found" } else { "" };
+    let warning = if unfounded { "No passage that was read says this.\n" } else { "" };
+    let sources = match (response.unread, response.sources.is_empty()) {
+        (0, true) => " none found".to_string(),
+        (0, false) => String::new(),
+        (unread, _) => format!(" ({unread} more were found that the model has no room for)"),
+    };
     let mut text = format!(
-        "{}\n\nReader: {}, confidence {:.2}\nSources:{none}\n",
-        answer.text, answer.reader, answer.confidence
+        "{}\n{warning}\nReader: {}, confidence {:.2}\nSources:{sources}\n",
+        one_line(&answer.text),
+        answer.reader,
+        answer.confidence
     );
     for (place, source) in response.sources.iter().enumerate() {
-        let title = if source.title.is_empty() { "(no title)" } else { &source.title };
+        let title = one_line(&source.title);
+        let title = if title.is_empty() { "(no title)" } else { &title };
         text.push_str(&format!("[{}] {title} — {}\n", place + 1, one_line(&source.text)));
     }
     text

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use candle_core::Device;
+use sidenote_kernels::LargeBlocks;
 
 use crate::error::{Error, Result};
 
@@ -34,11 +35,13 @@ impl FromStr for Name {
 }
 
 impl DeviceArgs {
-    /// Opens it. To be done once: what two openings of a GPU give are two devices to candle.
+    /// Opens it, and has the process keep large blocks of memory from now on, as models need them. To be done once: what two openings
+    /// of a GPU give are two devices to candle.
     ///
     /// # Errors
     /// A program that was built without GPUs; no such GPU.
     pub fn open(&self) -> Result<Device> {
+        LargeBlocks::start();
         match self.device {
             Name::Cpu => Ok(Device::Cpu),
             Name::Cuda(number) => gpu(number),

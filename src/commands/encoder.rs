@@ -9,6 +9,7 @@ use super::Console;
 use crate::corpus::{Documents, OnError};
 use crate::encoder::distill::distill;
 use crate::encoder::{self, Encoder, Quantised, SentenceEncoder, quantise};
+use crate::sealed;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -61,6 +62,7 @@ pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
 
 fn run_distill(args: DistillArgs, console: Console) -> anyhow::Result<()> {
     let source = args.source.to_str().context("the folder's name is not UTF-8")?;
+    sealed::check_new(&args.out, "an encoder")?;
     let teacher = SentenceEncoder::open(source)?;
     let mut texts = Vec::new();
     if !args.corpus.is_empty() {

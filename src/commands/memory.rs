@@ -113,7 +113,6 @@ pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
 }
 
 fn build(args: BuildArgs, console: Console) -> anyhow::Result<()> {
-    sidenote_kernels::LargeBlocks::start();
     let model = LanguageModel::load(&args.model, Trainable::Nothing, &args.device.open()?)?;
     let scratch = tempfile::tempdir()?;
     let text = match &args.text_of {
@@ -126,14 +125,10 @@ fn build(args: BuildArgs, console: Console) -> anyhow::Result<()> {
         (Some(dir), Some(index)) => {
             let (found, k) = (Neighbours::open_for(dir, index)?, wanted(&model)?);
             found.check_ranking(model.network.ranking())?;
-            if found.k() < k || found.len() != text.chunks() {
-                let why = format!(
-                    "{}: {} each of {} chunks, but the model reads {k} each of the index's {}",
-                    dir.display(),
-                    found.k(),
-                    found.len(),
-                    text.chunks()
-                );
+            found.check_enough("neighbours", k)?;
+            if found.len() != text.chunks() {
+                let (dir, own) = (dir.display(), text.chunks());
+                let why = format!("{dir}: those of {} chunks, but the index has {own}", found.len());
                 return Err(Error::setting("neighbours", why).into());
             }
             Some((found, k))
@@ -166,7 +161,6 @@ fn wanted(model: &LanguageModel) -> Result<usize, Error> {
 }
 
 fn tune(args: TuneArgs, console: Console) -> anyhow::Result<()> {
-    sidenote_kernels::LargeBlocks::start();
     let model = LanguageModel::load(&args.model, Trainable::Nothing, &args.device.open()?)?;
     let memory = TokenMemory::open(&args.dir)?;
     let scratch = tempfile::tempdir()?;
@@ -238,11 +232,5 @@ fn verify(dir: &Path, console: Console) -> anyhow::Result<()> {
     if problems.is_empty() {
         TokenMemory::open(dir)?;
     }
-    let sound = problems.is_empty();
-    console.report(&json!({"sound": sound, "problems": problems}), || match sound {
-        true => format!("{}: sound", dir.display()),
-        false => problems.join("\n"),
-    })?;
-    anyhow::ensure!(sound, "{}: {} problem(s) found; build it again", dir.display(), problems.len());
-    Ok(())
+    console.report_problems("memory_dir", dir, &problems)
 }

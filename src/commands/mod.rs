@@ -3,9 +3,11 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use serde_json::json;
 
 use crate::corpus::{OnError, Store, Tokenizer, build_store};
 use crate::hub;
@@ -14,6 +16,7 @@ use crate::progress::Progress;
 mod ask;
 mod device;
 mod encoder;
+mod encoder_args;
 mod eval;
 mod generate;
 mod index;
@@ -89,6 +92,20 @@ impl Console {
         let text = if self.json { format!("{value:#}") } else { human() };
         print(&format!("{}\n", text.trim_end())).map(drop)
     }
+
+    /// Prints what was found to be wrong with the folder `dir`, which `--json` calls `name`.
+    ///
+    /// # Errors
+    /// If anything is wrong.
+    fn report_problems(&self, name: &str, dir: &Path, problems: &[String]) -> anyhow::Result<()> {
+        let (dir, sound) = (dir.display().to_string(), problems.is_empty());
+        self.report(&json!({name: dir, "sound": sound, "problems": problems}), || match sound {
+            true => format!("{dir}: sound"),
+            false => problems.join("\n"),
+        })?;
+        anyhow::ensure!(sound, "{dir}: {} problem(s) found", problems.len());
+        Ok(())
+    }
 }
 
 /// Writes to stdout and says whether somebody reads on. A closed pipe (`sidenote ... | head -1`)
@@ -100,6 +117,11 @@ fn print(text: &str) -> anyhow::Result<bool> {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(e) => Err(e).context("the result cannot be written to stdout"),
     }
+}
+
+/// Seconds since `started`, to the millisecond.
+fn seconds_since(started: Instant) -> f64 {
+    (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0
 }
 
 /// Texts cut into chunks of `chunk_size` tokens, in a store in the temporary folder `scratch`.

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::Console;
-use super::index::load_encoder;
+use super::encoder_args::EncoderArgs;
+use super::{Console, seconds_since};
 use crate::corpus::OnError;
 use crate::retriever::neighbours::{ABSENT, precompute};
 use crate::retriever::{Ranking, Retriever};
@@ -36,15 +36,13 @@ pub struct Args {
     /// Replace neighbours that are there.
     #[arg(long)]
     force: bool,
-    /// The encoder, where it is no longer where the index says.
-    #[arg(long)]
-    encoder: Option<String>,
+    #[command(flatten)]
+    encoder: EncoderArgs,
 }
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let started = Instant::now();
-    let encoder = args.encoder.as_deref().map(load_encoder).transpose()?;
-    let retriever = Retriever::open(&args.dir, encoder)?;
+    let retriever = Retriever::open(&args.dir, args.encoder.load()?)?;
     let queries = (!args.queries.is_empty()).then_some((args.queries.as_slice(), args.on_error));
     let (k, ranking) = (args.k as usize, args.ranking);
     let found = precompute(&retriever, queries, k, ranking, &args.out, args.force, console.progress)?;
@@ -58,7 +56,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         "identity": found.identity(),
         "index": found.index_identity(),
         "queries": found.queries_identity(),
-        "seconds": (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
+        "seconds": seconds_since(started),
     });
     console.report(&report, || {
         let out = args.out.display();

@@ -80,7 +80,6 @@ pub struct Args {
 }
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
-    sidenote_kernels::LargeBlocks::start();
     let device = args.device.open()?;
     let config = TrainConfig::read(&args.config, &args.set)?;
     let outcome = match (&args.together, args.rank, args.of) {

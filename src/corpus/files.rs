@@ -19,6 +19,13 @@ pub(super) enum Format {
     Parquet,
 }
 
+impl Format {
+    /// Whether the whole file is one document.
+    pub fn is_one_document(self) -> bool {
+        matches!(self, Self::Text | Self::Markdown)
+    }
+}
+
 /// How a file is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Compression {
@@ -103,12 +110,18 @@ fn walk(dir: &Path, base: &str, below: &str, files: &mut Vec<SourceFile>) -> Res
     Ok(())
 }
 
-/// Reads format and compression off the name; `None` where it has no known ending.
+/// `None` where the name has no known ending.
 fn source_file(path: PathBuf, name: String, relative: &str, bytes: u64) -> Option<SourceFile> {
-    let (inner, compression) = match relative.rsplit_once('.') {
+    let (stem, format, compression) = parse_name(relative)?;
+    Some(SourceFile { path, name, stem: stem.into(), format, compression, bytes })
+}
+
+/// Reads stem, format and compression off a file's name; `None` where that has no known ending.
+pub(super) fn parse_name(name: &str) -> Option<(&str, Format, Compression)> {
+    let (inner, compression) = match name.rsplit_once('.') {
         Some((inner, end)) if end.eq_ignore_ascii_case("gz") => (inner, Compression::Gzip),
         Some((inner, end)) if end.eq_ignore_ascii_case("zst") => (inner, Compression::Zstd),
-        _ => (relative, Compression::None),
+        _ => (name, Compression::None),
     };
     let (stem, end) = inner.rsplit_once('.')?;
     let format = match end.to_ascii_lowercase().as_str() {
@@ -118,7 +131,7 @@ fn source_file(path: PathBuf, name: String, relative: &str, bytes: u64) -> Optio
         "parquet" if compression == Compression::None => Format::Parquet,
         _ => return None,
     };
-    Some(SourceFile { path, name, stem: stem.into(), format, compression, bytes })
+    Some((stem, format, compression))
 }
 
 #[cfg(test)]

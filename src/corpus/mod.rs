@@ -12,6 +12,7 @@ mod chunk;
 mod chunk_store;
 mod document;
 mod files;
+mod known;
 mod mapped;
 mod parquet;
 mod reader;

@@ -183,7 +183,7 @@ mod tests {
         writer.close().unwrap();
     }
 
-    fn open(path: &Path) -> Documents {
+    fn open(path: &Path) -> Documents<'static> {
         Documents::open(&[PathBuf::from(path)], OnError::Skip).unwrap()
     }
 

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::files::{self, Compression, Format, SourceFile};
+use super::known::Known;
 use super::parquet::ParquetRows;
 use super::record::Record;
-use super::{Document, OnError, Skipped};
+use super::{Document, OnError, Skipped, Store};
 use crate::{Error, Result};
 
 /// The documents of a corpus, in the order of the arguments and, in folders, of sorted names.
@@ -21,7 +22,7 @@ use crate::{Error, Result};
 /// as `.gz` and `.zst`. Under [`OnError::Fail`] the first line that cannot be used ends the
 /// stream with an error; under [`OnError::Skip`] it is counted in [`skipped`](Self::skipped).
 /// A corpus without a single usable document is an error in either case.
-pub struct Documents {
+pub struct Documents<'a> {
     files: Vec<SourceFile>,
     next_file: usize,
     current: Option<Records>,
@@ -29,6 +30,8 @@ pub struct Documents {
     skipped: Skipped,
     /// Where each id was first seen, by the hash of the id.
     seen: HashMap<[u8; 16], Place>,
+    /// What the index that this is read for holds already.
+    known: Option<Known<'a>>,
     bytes_read: Arc<AtomicU64>,
     yielded: u64,
     done: bool,
@@ -41,7 +44,7 @@ struct Place {
     line: u64,
 }
 
-impl Documents {
+impl<'a> Documents<'a> {
     /// Lists the files of the corpus; reads nothing of them yet.
     pub fn open(corpus: &[PathBuf], on_error: OnError) -> Result<Self> {
         if corpus.is_empty() {
@@ -54,10 +57,27 @@ impl Documents {
             on_error,
             skipped: Skipped::default(),
             seen: HashMap::new(),
+            known: None,
             bytes_read: Arc::default(),
             yielded: 0,
             done: false,
         })
+    }
+
+    /// Reads for an index that holds `store`: a document that states no id but is there already gets the id and the source
+    /// that it has there, any other one an id that nothing there has.
+    ///
+    /// A whole file is the document whose source is the end of its path: `notes/a.md` is that, given with its folder or
+    /// alone, and in a folder of another name it is another document. A file that was given alone has the source `a.md`;
+    /// what is given alone under this name is taken for it, wherever it lies, what is given with a folder only where it
+    /// has the same text. A line or row is the document with the same text whose source is the end of its file's path.
+    ///
+    /// # Errors
+    /// The stream's: a file whose text has changed and that may be any of several documents, because fewer files of its
+    /// name are left in this corpus than there are documents.
+    pub fn beside(mut self, store: &'a Store) -> Self {
+        self.known = Some(Known::of(store));
+        self
     }
 
     /// What was left out so far.
@@ -130,40 +150,59 @@ impl Documents {
     /// Makes a document of a record found at `line` of the file being read.
     fn document(&mut self, line: u64, record: Record) -> Result<Document> {
         let place = Place { file: (self.next_file - 1) as u32, line };
-        let file = &self.files[place.file as usize];
         let text = match record.text {
             Some(text) if !text.trim().is_empty() => text,
             Some(_) => return Err(self.at(place, "the text is empty")),
             None => return Err(self.at(place, "no field \"text\"")),
         };
         let given = record.id.filter(|id| !id.is_empty());
-        let id = match given {
+        let (id, source) = match given {
             Some(id) => {
                 if let Some(&first) = self.seen.get(&key(&id)) {
                     let why = format!("the id {id:?} was already used at {}", self.name(first));
                     return Err(self.at(place, &why));
                 }
-                id
+                (id, self.files[place.file as usize].name.clone())
             }
-            None => {
-                let made = match line {
-                    0 => file.stem.clone(),
-                    line => format!("{}#{line}", file.stem),
-                };
-                let mut id = made.clone();
-                let mut copy = 2;
-                while self.seen.contains_key(&key(&id)) {
-                    id = format!("{made}~{copy}");
-                    copy += 1;
-                }
-                id
-            }
+            None => self.id_and_source(place, &text)?,
         };
-        let source = file.name.clone();
         self.seen.insert(key(&id), place);
         self.yielded += 1;
         let title = record.title.filter(|t| !t.trim().is_empty()).unwrap_or_else(|| id.clone());
         Ok(Document { id, title, section: record.section.filter(|s| !s.is_empty()), source, text })
+    }
+
+    /// The id and the source of a document that states no id.
+    fn id_and_source(&self, place: Place, text: &str) -> Result<(String, String)> {
+        let file = &self.files[place.file as usize];
+        let seen = |id: &str| self.seen.contains_key(&key(id));
+        let mut found = self.known.as_ref().map(|known| known.find(file, text)).unwrap_or_default();
+        found.retain(|document| !seen(document.id));
+        if let Some(first) = found.first() {
+            let same_name: Vec<&str> =
+                found.iter().filter(|d| d.source == first.source).map(|d| d.id).collect();
+            let left = || self.files[place.file as usize..].iter().filter(|f| f.name == file.name).count();
+            if first.text != text && same_name.len() > 1 && same_name.len() > left() {
+                let why = format!(
+                    "this may be the new text of any of the documents {same_name:?}, whose files are all called {:?}; \
+                     add all those files at once, or delete the document that it replaces first",
+                    first.source
+                );
+                return Err(self.at(place, &why));
+            }
+            return Ok((first.id.into(), first.source.into()));
+        }
+        let made = match place.line {
+            0 => file.stem.clone(),
+            line => format!("{}#{line}", file.stem),
+        };
+        let mut id = made.clone();
+        let mut copy = 2;
+        while seen(&id) || self.known.as_ref().is_some_and(|known| known.has(&id)) {
+            id = format!("{made}~{copy}");
+            copy += 1;
+        }
+        Ok((id, file.name.clone()))
     }
 
     fn at(&self, place: Place, why: &str) -> Error {
@@ -183,7 +222,7 @@ impl Documents {
     }
 }
 
-impl Iterator for Documents {
+impl Iterator for Documents<'_> {
     type Item = Result<Document>;
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -8,17 +8,18 @@
 //! makes the table retrieve: on four collections (Cranfield, MED, CISI, CACM) it raised nDCG@10 more
 //! than anything else that was tried, fitting the table to the teacher's sentence vectors included.
 
+use std::fs;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
+use super::copied;
 use super::folder::{CONFIG, TOKENIZER, WEIGHTS};
 use super::linear::{centre, project, whitening_axes};
 use super::wordpiece::WordPiece;
 use super::{Encoder, SentenceEncoder, table};
-use crate::artefact::write_atomically;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 
@@ -169,10 +170,13 @@ impl Distilled {
         self.table.len() / self.dim
     }
 
-    /// Writes the encoder to the folder `dir` as [`StaticEncoder`](super::StaticEncoder) reads it,
-    /// numbers rounded to four bits: over the tokens of a text the rounding averages out.
+    /// Writes the encoder to the new folder `dir`, which appears whole or not at all, as
+    /// [`StaticEncoder`](super::StaticEncoder) reads it, numbers rounded to four bits: over the tokens of a text the
+    /// rounding averages out.
+    ///
+    /// # Errors
+    /// A folder that is there already, a full disk.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
         let (mut codes, mut scales) = (Vec::with_capacity(self.table.len() / 2), Vec::new());
         for row in self.table.chunks_exact(self.dim) {
             let scale = row.iter().fold(0f32, |max, x| max.max(x.abs())) / CODE;
@@ -189,11 +193,14 @@ impl Distilled {
         ];
         let weights = safetensors::serialize(tensors, None)
             .map_err(|e| Error::file(dir.join(WEIGHTS), e.to_string()))?;
-        let config = format!("{:#}\n", self.config);
-        write_atomically(&dir.join(WEIGHTS), &weights)?;
-        write_atomically(&dir.join(TOKENIZER), self.tokenizer.to_string().as_bytes())?;
-        write_atomically(&dir.join(CONFIG), config.as_bytes())?;
-        Ok(())
+        let files = [
+            (TOKENIZER.into(), self.tokenizer.to_string().into_bytes()),
+            (CONFIG.into(), format!("{:#}\n", self.config).into_bytes()),
+        ];
+        copied::write(dir, &files, |dir| {
+            let path = dir.join(WEIGHTS);
+            fs::write(&path, weights).map_err(Error::io(path))
+        })
     }
 }
 
@@ -215,8 +222,10 @@ mod tests {
         // [PAD], [CLS], [SEP] and [MASK] are left out.
         assert_eq!(made.tokens(), teacher.tokenizer().get_vocab_size(true) - 4);
         let dir = tempfile::tempdir().unwrap();
-        made.save(dir.path()).unwrap();
-        let encoder = load(dir.path().to_str().unwrap()).unwrap();
+        let made_at = dir.path().join("made");
+        made.save(&made_at).unwrap();
+        assert!(made.save(&made_at).is_err(), "one encoder was written over another");
+        let encoder = load(made_at.to_str().unwrap()).unwrap();
         assert_eq!(encoder.dim(), 20);
         let row = |token: &str| {
             let id = made.tokenizer["model"]["vocab"][token].as_u64().unwrap() as usize;
@@ -231,9 +240,9 @@ mod tests {
             assert!(cosine > 0.98, "{cosine}");
         }
         assert!(vectors[60..].iter().all(|&x| x == 0.0), "the unknown token counts");
-        let again = tempfile::tempdir().unwrap();
-        distill(&teacher, 20, &CORPUS, Progress::Silent).unwrap().save(again.path()).unwrap();
-        assert_eq!(load(again.path().to_str().unwrap()).unwrap().identity(), encoder.identity());
+        let again = dir.path().join("again");
+        distill(&teacher, 20, &CORPUS, Progress::Silent).unwrap().save(&again).unwrap();
+        assert_eq!(load(again.to_str().unwrap()).unwrap().identity(), encoder.identity());
     }
 
     #[test]

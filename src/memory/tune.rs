@@ -106,6 +106,7 @@ fn fit(looked: &[Looked], before: &Interpolation, adaptive: bool, most: usize) -
         })
         .collect::<Vec<_>>()
         .into_iter()
+        .filter(|(loss, _)| !loss.is_nan())
         .min_by(|a, b| a.0.total_cmp(&b.0));
     let as_before: Vec<f64> = looked.iter().map(|l| remembered(l, before.k, before.temperature)).collect();
     let loss_before = loss(looked, &as_before, before);

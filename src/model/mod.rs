@@ -32,3 +32,6 @@ pub use source::Source;
 pub use store::{LanguageModel, Network, Trainable};
 pub use t5::EncoderDecoder;
 pub use writer::{Writer, WritingModel};
+
+/// Larger sizes of a network are taken for a slip of the hand.
+const LARGEST: usize = 1 << 20;

@@ -29,7 +29,7 @@ const PART: usize = 100_000;
 pub struct BuildOptions {
     /// Files and folders, as [`sources::find`] understands them.
     pub sources: Vec<String>,
-    /// The folder to make; nothing may be there.
+    /// The folder to make, in which there may be no pool or other work of Sidenote's.
     pub out: PathBuf,
     /// Examples that a Super-NaturalInstructions prompt shows.
     pub shots: usize,
@@ -100,7 +100,7 @@ pub struct BuildReport {
 /// Builds the pool. It appears whole or not at all; the same files and options give the same bytes.
 ///
 /// # Errors
-/// A folder that holds something already; a file, line or field that cannot be read, named; nothing left to keep.
+/// A folder that holds some work of Sidenote's already; a file, line or field that cannot be read, named; nothing left to keep.
 pub fn build(options: &BuildOptions, progress: Progress) -> Result<BuildReport> {
     let started = Instant::now();
     let out = &options.out;

@@ -38,21 +38,23 @@ impl Table {
     ///
     /// # Errors
     /// Names the line of `path` that is not UTF-8 or has another number of fields than the header; no header.
-    pub fn parse(path: &Path, text: impl Read) -> Result<Self> {
-        let mut reader = ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text);
+    pub fn parse(path: &Path, mut text: impl Read) -> Result<Self> {
+        let mut bytes = Vec::new();
+        text.read_to_end(&mut bytes).map_err(Error::io(path))?;
+        let mut reader = ReaderBuilder::new().has_headers(false).flexible(true).from_reader(&bytes[..]);
         let mut rows: Vec<(u64, Vec<String>)> = Vec::new();
         let mut record = StringRecord::new();
         loop {
-            let line = reader.position().line();
-            let read = reader.read_record(&mut record).map_err(|e| {
-                let line = e.position().map_or(line, csv::Position::line);
-                Error::line(path, line, format!("not readable as CSV: {e}"))
-            })?;
-            if !read {
-                break;
+            // The reader is where the last row's text ends; ends of lines are still before it.
+            let at = reader.position();
+            let rest = bytes[at.byte() as usize..].iter();
+            let ends = rest.take_while(|byte| b"\r\n".contains(byte)).filter(|byte| **byte == b'\n').count();
+            let line = at.line() + ends as u64;
+            match reader.read_record(&mut record) {
+                Ok(true) => rows.push((line, record.iter().map(String::from).collect())),
+                Ok(false) => break,
+                Err(e) => return Err(Error::line(path, line, format!("not readable as CSV: {e}"))),
             }
-            let line = record.position().map_or(line, csv::Position::line);
-            rows.push((line, record.iter().map(String::from).collect()));
         }
         let header = match header_of_mmlu(&rows) {
             Some(header) => header,

@@ -1,5 +1,7 @@
 //! From a question to an answer with its sources: retrieve, widen, read.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 
 use super::{Answer, Reader, Source, whole_sentences};
@@ -16,6 +18,8 @@ pub struct Response {
     pub answer: Answer,
     /// What was read, best first.
     pub sources: Vec<ReadSource>,
+    /// Passages that were found and not read: the reader has no room for them.
+    pub unread: usize,
 }
 
 /// A passage that was read.
@@ -36,8 +40,9 @@ pub struct ReadSource {
 /// Said where what was read does not support an answer.
 pub const NOT_FOUND: &str = "Not found in the corpus.";
 
-/// Answers `question` from the `k` best passages; with a `threshold`, only where the [support](Answer::support) reaches it, and
-/// else says that the answer was [not found](NOT_FOUND), with no citation.
+/// Answers `question` from the `k` best passages, of which those with the same title and sentences are read once; with a
+/// `threshold`, only where the [support](Answer::support) reaches it, and else says that the answer was [not found](NOT_FOUND),
+/// with no citation.
 pub fn ask(
     retriever: &Retriever,
     question: &str,
@@ -46,30 +51,36 @@ pub fn ask(
     reader: &dyn Reader,
     threshold: Option<f64>,
 ) -> Result<Response> {
-    let passages = retriever.search_with(question, k, options)?;
-    let texts: Vec<&str> = passages.iter().map(|passage| widened(retriever, passage)).collect();
+    let mut had = HashSet::new();
+    let passages: Vec<(&str, Passage)> = retriever
+        .search_with(question, k, options)?
+        .into_iter()
+        .map(|passage| (widened(retriever, &passage), passage))
+        .filter(|(text, passage)| had.insert((passage.title.clone(), *text)))
+        .collect();
     let sources: Vec<Source<'_>> = passages
         .iter()
-        .zip(&texts)
-        .map(|(passage, text)| Source { title: &passage.title, text, score: passage.score })
+        .map(|(text, passage)| Source { title: &passage.title, text, score: passage.score })
         .collect();
     let mut answer = reader.answer(question, &sources)?;
     if threshold.is_some_and(|threshold| answer.support() < threshold) {
         (answer.text, answer.generation) = (NOT_FOUND.into(), String::new());
         answer.citations.clear();
     }
-    let read = |(place, passage): (usize, &Passage)| ReadSource {
-        title: passage.title.clone(),
-        text: texts[place].to_string(),
-        id: passage.id.clone(),
+    let unread = passages.len().saturating_sub(answer.read.len());
+    let read = passages.into_iter().zip(&answer.read).enumerate();
+    let read = read.map(|(place, ((text, passage), bytes))| ReadSource {
+        title: passage.title,
+        text: text.get(..*bytes).unwrap_or(text).into(),
+        id: passage.id,
         score: passage.score,
         cited: answer.citations.contains(&place),
-    };
-    let sources = passages.iter().enumerate().map(read).collect();
-    Ok(Response { question: question.into(), answer, sources })
+    });
+    let sources = read.collect();
+    Ok(Response { question: question.into(), answer, sources, unread })
 }
 
-/// A chunk's borders fall anywhere; what is read and shown are the whole sentences it touches.
+/// A chunk's borders fall anywhere; what is read and shown are the [whole sentences](whole_sentences) it touches.
 pub fn widened<'r>(retriever: &'r Retriever, passage: &Passage) -> &'r str {
     let chunk = retriever.store().chunk(passage.chunk);
     let document = retriever.store().document(passage.document);

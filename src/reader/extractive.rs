@@ -70,7 +70,8 @@ impl Reader for Extractive<'_> {
             false => quotes.join(" "),
         };
         let said: Vec<_> = quoted.iter().map(|quote| one_line(quote.text)).collect();
-        Ok(Answer { text, generation: said.join(" "), reader: self.name(), citations, confidence })
+        let read = sources.iter().map(|source| source.text.len()).collect();
+        Ok(Answer { text, generation: said.join(" "), reader: self.name(), citations, confidence, read })
     }
 }
 

@@ -1,6 +1,7 @@
 //! A decoder as a reader: the passages and the question stand before the answer in its context, as a conversation
 //! where the model was trained on some.
 
+use super::sentence::border;
 use super::written::{Writing, answer, distribution};
 use super::{Answer, Layout, Reader, Source, Templates};
 use crate::error::{Error, Result};
@@ -22,29 +23,40 @@ impl<'a> Generative<'a> {
 }
 
 impl Generative<'_> {
-    /// The question after as many of the sources, nearest first, as the model can read.
-    fn prompt(&self, question: &str, sources: &[Source<'_>]) -> Result<Vec<u32>> {
+    /// The question after as many of the sources, nearest first, as the model can read, and these: of the first that does not fit
+    /// whole there is only the beginning, and none after it.
+    fn prompt<'s>(&self, question: &str, sources: &[Source<'s>]) -> Result<(Vec<u32>, Vec<Source<'s>>)> {
         let longest = self.model.network.decoder().config().max_position_embeddings;
         let longest = longest.min(self.templates.context_tokens.saturating_add(self.templates.answer_tokens));
-        let fits = |prompt: &[u32]| prompt.len() + self.templates.answer_tokens < longest;
-        let mut best = None;
-        for count in 0..=sources.len() {
+        let fitting = |sources: &[Source<'_>]| -> Result<Option<Vec<u32>>> {
             let prompt = match self.model.chat_template() {
-                Some(chat) => self.conversation(chat, question, &sources[..count])?,
-                None => self.continuation(question, &sources[..count])?,
+                Some(chat) => self.conversation(chat, question, sources)?,
+                None => self.continuation(question, sources)?,
             };
-            if !fits(&prompt) {
-                break;
-            }
-            best = Some(prompt);
-        }
-        let prompt: Vec<u32> = best.ok_or_else(|| {
+            Ok(Some(prompt).filter(|prompt| prompt.len() + self.templates.answer_tokens < longest))
+        };
+        let mut prompt = fitting(&[])?.ok_or_else(|| {
             Error::setting("question", format!("too long for a model that reads {longest} tokens"))
         })?;
-        match self.model.chat_template() {
-            Some(_) => Ok([prompt, self.model.tokenizer.encode(&self.templates.answer)?.ids].concat()),
-            None => Ok(prompt),
+        let mut read: Vec<Source<'s>> = Vec::new();
+        for source in sources {
+            let with = |text: &'s str| [read.as_slice(), &[Source { text, ..*source }]].concat();
+            let whole = with(source.text);
+            if let Some(longer) = fitting(&whole)? {
+                (prompt, read) = (longer, whole);
+                continue;
+            }
+            let text = beginning(source.text, |text| Ok(fitting(&with(text))?.is_some()))?;
+            let cut = with(text);
+            if let Some(longer) = fitting(&cut)?.filter(|_| !text.is_empty()) {
+                (prompt, read) = (longer, cut);
+            }
+            break;
         }
+        if self.model.chat_template().is_some() {
+            prompt.extend(self.model.tokenizer.encode(&self.templates.answer)?.ids);
+        }
+        Ok((prompt, read))
     }
 
     /// A text whose continuation is the answer.
@@ -99,10 +111,10 @@ impl Reader for Generative<'_> {
     }
 
     fn answer(&self, question: &str, sources: &[Source<'_>]) -> Result<Answer> {
-        let prompt = self.prompt(question, sources)?;
+        let (prompt, read) = self.prompt(question, sources)?;
         // An answer is one line.
         let options = Writing { tokens: self.templates.answer_tokens, one_line: true };
-        answer(&self.model.generator(None), prompt, options, sources, self.name())
+        answer(&self.model.generator(None), prompt, options, &read, self.name())
     }
 
     fn choose(&self, question: &str, sources: &[Source<'_>], choices: &[String]) -> Result<Vec<f64>> {
@@ -111,6 +123,72 @@ impl Reader for Generative<'_> {
             // A word after "answer:".
             None => choices.iter().map(|choice| format!("{}{choice}", self.templates.gap())).collect(),
         };
-        distribution(&self.model.generator(None), &self.prompt(question, sources)?, &choices)
+        let (prompt, _) = self.prompt(question, sources)?;
+        distribution(&self.model.generator(None), &prompt, &choices)
+    }
+}
+
+/// About the longest beginning that `fits` of a text that does not fit whole, cut at white space where there is some.
+fn beginning<'t>(text: &'t str, fits: impl Fn(&'t str) -> Result<bool>) -> Result<&'t str> {
+    let (mut short, mut long) = (0usize, text.len());
+    loop {
+        let middle = border(text, short.midpoint(long));
+        if middle <= short {
+            break;
+        }
+        match fits(&text[..middle])? {
+            true => short = middle,
+            false => long = middle,
+        }
+    }
+    let fitting = &text[..short];
+    Ok(fitting.rfind(char::is_whitespace).map_or(fitting, |end| &fitting[..end]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use candle_core::Device;
+
+    use super::*;
+    use crate::model::Trainable;
+
+    /// Fails when a source that is too long ends the reading unread, or what was not read is cited.
+    #[test]
+    fn a_source_that_does_not_fit_is_cut_and_the_rest_is_not_read() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/llama2c/stories260K.bin");
+        let model = LanguageModel::load(file, Trainable::Nothing, &Device::Cpu).unwrap();
+        let templates = Templates { context_tokens: 160, answer_tokens: 8, ..Templates::default() };
+        let reader = Generative::new(&model, "stories", templates);
+        let story = "Once upon a time there was a cat named Tom. ".repeat(40);
+        let source = |text| Source { title: "Cat", text, score: 0.0 };
+        let sources = [source("Tom was happy."), source(story.trim()), source("She was happy.")];
+
+        let (prompt, read) = reader.prompt("Who was happy?", &sources).unwrap();
+        assert!(read.len() == 2 && read[0] == sources[0] && prompt.len() < 160, "{read:?}");
+        let cut = |source: &Source<'_>| {
+            let rest = story.strip_prefix(source.text).unwrap();
+            assert!(!source.text.is_empty() && rest.len() > 40 && rest.starts_with(' '), "{source:?}");
+        };
+        cut(&read[1]);
+        assert_eq!(prompt, reader.continuation("Who was happy?", &read).unwrap());
+        let (_, alone) = reader.prompt("Who was happy?", &sources[1..]).unwrap();
+        assert_eq!(alone.len(), 1);
+        cut(&alone[0]);
+
+        let answer = reader.answer("Who was happy?", &sources).unwrap();
+        assert_eq!(answer.read, [sources[0].text.len(), read[1].text.len()]);
+        assert!(answer.citations.iter().all(|place| *place < 2), "{answer:?}");
+        let all = [sources[0], sources[2]];
+        let (prompt, read) = reader.prompt("Who was happy?", &all).unwrap();
+        assert_eq!((prompt, &read[..]), (reader.continuation("Who was happy?", &all).unwrap(), &all[..]));
+    }
+
+    #[test]
+    fn beginnings_end_at_words() {
+        let of = |text: &'static str, most: usize| beginning(text, |text| Ok(text.len() <= most)).unwrap();
+        assert_eq!((of("one two three", 9), of("one two", 0)), ("one two", ""));
+        assert_eq!(of("ééééé", 5), "éé");
     }
 }

@@ -47,6 +47,9 @@ pub struct Answer {
     /// How sure the reader is, from 0 to 1: of a model the geometric mean of the probabilities of the answer's tokens, of the
     /// extractive reader the score of the sentence that it quotes.
     pub confidence: f64,
+    /// Bytes of each source's text that were read, for those that were: a model has not always room for the last ones.
+    #[serde(skip)]
+    pub read: Vec<usize>,
 }
 
 impl Answer {

@@ -2,6 +2,11 @@
 
 use std::ops::Range;
 
+use crate::retriever::whole_words;
+
+/// Bytes on either side of a passage in which the end of a sentence is looked for: prose has one there.
+const WINDOW: usize = 1000;
+
 /// Words before a full stop that do not end a sentence, in lower case.
 const ABBREVIATIONS: &[&str] = &[
     "mr", "mrs", "ms", "dr", "prof", "rev", "hon", "gen", "col", "capt", "lt", "sgt", "gov", "sen", "rep",
@@ -70,10 +75,16 @@ pub fn sentences(text: &str) -> Vec<&str> {
 }
 
 /// The whole sentences of `text` that `range`, in bytes, lies in or touches: what a passage cut at
-/// any place says, with nothing cut.
+/// any place says, with nothing cut. Where none ends within 1,000 bytes on either side, as in a log, a
+/// table or a transcript, only the words at the borders are made whole.
 pub fn whole_sentences(text: &str, range: Range<usize>) -> &str {
-    let (mut begin, mut end, mut at) = (text.len(), 0, 0);
-    for sentence in sentences(text) {
+    if text.get(range.clone()).is_none() {
+        return ""; // the tables of a damaged store
+    }
+    let first = border(text, range.start.saturating_sub(WINDOW));
+    let last = border(text, range.end + WINDOW);
+    let (mut begin, mut end, mut at) = (last, first, first);
+    for sentence in sentences(&text[first..last]) {
         let next = at + sentence.len();
         if at < range.end && range.start < next {
             begin = begin.min(at);
@@ -81,12 +92,23 @@ pub fn whole_sentences(text: &str, range: Range<usize>) -> &str {
         }
         at = next;
     }
+    // What begins or ends where the window does may be a part of a sentence.
+    if (begin == first && first > 0) || (end == last && last < text.len()) {
+        return whole_words(&text[first..last], range.start - first..range.end - first).trim();
+    }
     text.get(begin..end).unwrap_or_default().trim()
 }
 
-/// `text` with every run of white space, line breaks too, made one space.
+/// The last border between characters of `text` that is not after `at`, in bytes.
+pub(super) fn border(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
+/// `text` with every run of white space and control characters, line breaks too, made one space: a
+/// document's text does not steer the terminal that it is shown on.
 pub fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// The end of the white space after a line break at `at`, if it parts two sentences.
@@ -114,17 +136,40 @@ fn end_of_sentence(text: &str, at: usize, mark: char) -> Option<usize> {
     if follower.is_lowercase() {
         return None;
     }
-    if mark == '.' && closed == at && is_abbreviation(&text[..at - 1], next) {
+    if mark == '.'
+        && closes_its_word(&text[..at - 1], &text[at..closed])
+        && is_abbreviation(&text[..at - 1], next)
+    {
         return None;
     }
     Some(end)
 }
 
+/// Whether `closing`, which follows the full stop after `before`, closes no more than the quote that the last word
+/// began with.
+fn closes_its_word(before: &str, closing: &str) -> bool {
+    let opening = match closing {
+        "" => return true,
+        "\"" => '"',
+        "”" => '“',
+        "’" => '‘',
+        _ => return false,
+    };
+    before.strip_suffix(last_word(before)).is_some_and(|rest| rest.ends_with(opening))
+}
+
+/// What `before` ends with that no space, bracket, dash or opening quote parts; may be empty.
+fn last_word(before: &str) -> &str {
+    let parts = |c: char| c.is_whitespace() || matches!(c, '(' | '[' | '"' | '“' | '‘' | '—' | '–' | '/');
+    before.rsplit(parts).next().unwrap_or_default()
+}
+
 /// Whether the full stop after `before` belongs to a word, given what comes `after` it.
 fn is_abbreviation(before: &str, after: &str) -> bool {
-    let word = before
-        .rsplit(|c: char| c.is_whitespace() || matches!(c, '(' | '[' | '"' | '“' | '‘' | '—' | '–' | '/'));
-    let Some(word) = word.into_iter().next().filter(|word| !word.is_empty()) else { return false };
+    let word = last_word(before);
+    if word.is_empty() {
+        return false;
+    }
     if before.trim() == word && word.chars().all(|c| c.is_ascii_digit()) {
         return true; // "1. First item"
     }
@@ -191,6 +236,7 @@ mod tests {
             "The U.S. Army and the U.N. Security Council met.",
             "Smith et al. Proved it in Sept. 2019 (cf. Jones).",
             "He was born c. 1450, d. 1520.",
+            "Alcibiades (\"c.\" 450–404 BC), called “Mr.” Alcibiades, was a general.",
         ] {
             assert_eq!(cut(whole), [whole]);
         }
@@ -202,6 +248,8 @@ mod tests {
         assert_eq!(cut("They saw the sun. Later it rained."), ["They saw the sun.", "Later it rained."]);
         assert_eq!(cut("He lives in the U.S. The rest moved."), ["He lives in the U.S.", "The rest moved."]);
         assert_eq!(cut("It was in 1999. Then it was over."), ["It was in 1999.", "Then it was over."]);
+        assert_eq!(cut("\"He knew Mr.\" Then he left."), ["\"He knew Mr.\"", "Then he left."]);
+        assert_eq!(cut("He said \"no.\" Then he left."), ["He said \"no.\"", "Then he left."]);
     }
 
     #[test]
@@ -235,6 +283,33 @@ mod tests {
         assert_eq!(whole_sentences(text, 3..3), "Ä one.");
         assert_eq!(whole_sentences(text, 500..600), "");
         assert_eq!(whole_sentences("", 0..0), "");
+    }
+
+    /// Fails when a text without sentences is read whole.
+    #[test]
+    fn where_no_sentence_ends_words_are_made_whole() {
+        let log: String = (0..20_000).map(|i| format!("{i:05} GET /images/{i} 200\n")).collect();
+        let at = |part: &str| log.find(part).unwrap();
+        assert_eq!(
+            whole_sentences(&log, at("00 GET /images/10000")..at("01 GET /images/10001")),
+            "10000 GET /images/10000 200\n10001"
+        );
+        // On either side: passages after each other would all begin where the text does.
+        let led = format!("A log. It begins so: {log}");
+        let start = led.find("begins").unwrap();
+        assert_eq!(whole_sentences(&led, start..start + 12), "begins so: 00000");
+        let closed = format!("{log}This is its end. No more.");
+        let start = closed.find("99 200\nThis").unwrap();
+        assert_eq!(whole_sentences(&closed, start..start + 10), "19999 200\nThis");
+        // Words that do not end either are cut with the window, between characters.
+        let thai = "กขค".repeat(10_000);
+        let found = whole_sentences(&thai, 30_000..30_300);
+        assert!(found.len().abs_diff(2_300) < 4, "{}", found.len());
+    }
+
+    #[test]
+    fn a_line_has_nothing_that_steers_a_terminal() {
+        assert_eq!(one_line(" a\u{1b}[31m b\r\nc\u{7}\u{0}\u{9b}d "), "a [31m b c d");
     }
 
     proptest! {

@@ -14,8 +14,8 @@ pub(super) struct Writing {
     pub one_line: bool,
 }
 
-/// The likeliest continuation of `prompt` as an answer. It cites the sources that hold it, and its confidence is the geometric
-/// mean of its tokens' probabilities.
+/// The likeliest continuation of `prompt`, which has the `sources`, as an answer. It cites those that hold it, and its confidence is
+/// the geometric mean of its tokens' probabilities.
 pub(super) fn answer<M: Autoregressive>(
     generator: &Generator<'_, M>,
     prompt: Vec<u32>,
@@ -43,7 +43,8 @@ pub(super) fn answer<M: Autoregressive>(
     let citations: Vec<usize> =
         sources.iter().enumerate().filter(|(_, source)| says(source)).map(|(place, _)| place).collect();
     let marks: String = citations.iter().map(|place| format!(" [{}]", place + 1)).collect();
-    Ok(Answer { text: format!("{generation}{marks}"), generation, reader, citations, confidence })
+    let read = sources.iter().map(|source| source.text.len()).collect();
+    Ok(Answer { text: format!("{generation}{marks}"), generation, reader, citations, confidence, read })
 }
 
 /// The probabilities of `choices` after `prompt`, as parts of 1.

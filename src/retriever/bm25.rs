@@ -7,7 +7,7 @@
 //! itself; and since tantivy's files have random names, equal indexes stay equal byte by byte.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeSet, BinaryHeap};
 use std::fs;
 use std::path::Path;
 
@@ -20,7 +20,8 @@ use tantivy::tokenizer::{PreTokenizedString, Token};
 use tantivy::{Index, IndexWriter, ReloadPolicy, Score, Searcher, TantivyDocument, TantivyError, Term};
 
 use super::generation::remove;
-use crate::artefact::{self, FileEntry, MANIFEST, Manifest, hash_file, sync_dir, write_atomically};
+use crate::artefact::{self, sync_dir};
+use crate::sealed::seal;
 use crate::{Error, Result};
 
 /// The folder of word indexes inside an index directory.
@@ -193,23 +194,13 @@ fn make<T: AsRef<str>>(dir: &Path, key: &str, texts: impl Iterator<Item = (u32, 
     fs::create_dir(&scratch).map_err(Error::io(&scratch))?;
     let texts =
         Index::create_in_dir(&scratch, schema()).and_then(|index| fill(&index, texts)).map_err(fault)?;
-    let mut files = BTreeMap::new();
+    let mut names = Vec::new();
     for entry in fs::read_dir(&scratch).map_err(Error::io(&scratch))? {
-        let file = entry.map_err(Error::io(&scratch))?.file_name().to_string_lossy().into_owned();
-        // tantivy's locks come and go.
-        if !file.ends_with(".lock") {
-            let (bytes, blake3) = hash_file(&scratch.join(&file))?;
-            files.insert(file.clone(), FileEntry { file, bytes, blake3 });
-        }
+        names.push(entry.map_err(Error::io(&scratch))?.file_name().to_string_lossy().into_owned());
     }
-    let manifest = Manifest {
-        kind: KIND.into(),
-        format_version: VERSION,
-        written_by: concat!("sidenote ", env!("CARGO_PKG_VERSION")).into(),
-        meta: json!({"texts": texts}),
-        files,
-    };
-    write_atomically(&scratch.join(MANIFEST), json!(manifest).to_string().as_bytes())?;
+    // tantivy's locks come and go.
+    let names: Vec<&str> = names.iter().map(String::as_str).filter(|name| !name.ends_with(".lock")).collect();
+    seal(&scratch, KIND, VERSION, &json!({"texts": texts}), &names)?;
     let place = folder.join(key);
     fs::rename(&scratch, &place).map_err(Error::io(&place))?;
     Ok(sync_dir(&folder)?)
@@ -264,6 +255,7 @@ fn fault(error: TantivyError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::artefact::MANIFEST;
 
     const TEXTS: [&str; 6] = [
         "The bees make honey.",

@@ -15,15 +15,25 @@ use crate::progress::Progress;
 use crate::{Error, Result, interrupt};
 
 /// Writes to `out` the index in `dir` with all that is live of it encoded by `encoder`: the same documents and chunks, in one
-/// part. An index that is in `out` already, which may be `dir` itself, is replaced at one stroke; whoever has it open goes on
-/// with the old one.
+/// part. `out` may be `dir` itself, which is then replaced at one stroke; whoever has it open goes on with the old one.
 ///
 /// # Errors
-/// A damaged index; a full disk; an interruption; another writer at work. None of them changes what is in `out`.
+/// Another index in `out`; no index in `dir`, or a damaged one; a full disk; an interruption; another writer at work. None of
+/// them changes what is in `out`.
 pub fn encode_again(dir: &Path, out: &Path, encoder: &dyn Encoder, progress: Progress) -> Result<IndexMeta> {
-    is_there(out, KIND, &[STORE, VECTORS])?;
+    IndexMeta::read(dir)?;
+    let elsewhere = fs::canonicalize(out).ok() != fs::canonicalize(dir).ok();
+    let check = || match is_there(out, KIND, &[STORE, VECTORS])? {
+        true if elsewhere => {
+            Err(Error::file(out, "there is an index here already; choose another folder, or remove it"))
+        }
+        _ => Ok(()),
+    };
+    check()?;
     fs::create_dir_all(out).map_err(Error::io(out))?;
     let _lock = Lock::acquire(out)?;
+    // Another writer may have put one here before the lock was ours.
+    check()?;
     let (mut meta, store) = parts::open(dir, parts::store)?;
     let scratch = out.join("encode");
     remove(&scratch)?;
@@ -116,6 +126,23 @@ mod tests {
         let once = files(&out);
         encode_again(&out, &out, &words(), Progress::Silent).unwrap();
         assert_eq!(files(&out), once);
+    }
+
+    #[test]
+    fn another_index_is_not_written_over_and_without_one_nothing_is_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(index_of(dir.path(), 30));
+        let (index, other) = (dir.path().join("index"), dir.path().join("other"));
+        build_index(&[dir.path().join("corpus.jsonl")], &other, &words(), Existing::Fail).unwrap();
+        let before = files(&other);
+        let error = encode_again(&index, &other, &Turned(words()), Progress::Silent).unwrap_err().to_string();
+        assert!(error.contains(other.to_str().unwrap()) && error.contains("an index here"), "{error}");
+        assert!(files(&other) == before);
+        let (nowhere, out) = (dir.path().join("nowhere"), dir.path().join("out"));
+        let error = encode_again(&nowhere, &out, &words(), Progress::Silent).unwrap_err().to_string();
+        assert!(error.contains("nowhere") && !out.exists(), "{error}");
+        // Its own place by another name.
+        encode_again(&index, &other.join("../index"), &Turned(words()), Progress::Silent).unwrap();
     }
 
     #[test]

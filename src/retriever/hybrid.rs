@@ -107,7 +107,7 @@ fn text_of(store: &Store, c: usize) -> String {
 }
 
 /// The text at `range` with the rest of the words that its ends cut.
-fn whole_words(text: &str, range: Range<usize>) -> &str {
+pub(crate) fn whole_words(text: &str, range: Range<usize>) -> &str {
     let (Some(before), Some(inside), Some(after)) =
         (text.get(..range.start), text.get(range.clone()), text.get(range.end..))
     else {

@@ -87,7 +87,9 @@ struct Job {
 }
 
 /// Adds documents to the index in `options.dir`, cut and encoded as those that are there. A document
-/// whose id is there replaces the old one; one that has not changed at all is left alone.
+/// whose id is there replaces the old one; one that has not changed at all is left alone. One that states no id is known
+/// again by its file's path or, as a line of a file, by its text (see [`Documents::beside`]): a file that was edited
+/// replaces its old text, a line with another text is a new document.
 ///
 /// What is done is kept in `dir/add`: the same call goes on after a crash or an interruption. The
 /// index changes at one stroke at the end.
@@ -107,7 +109,7 @@ pub fn add(options: AddOptions, progress: Progress) -> Result<Added> {
     let unfinished = Unfinished::of(dir, "add")?;
     let sources: Vec<String> = options.corpus.iter().map(|path| source_name(path)).collect();
     let job = Job { base: meta.identity(), sources, on_error: options.on_error };
-    let mut documents = Documents::open(options.corpus, options.on_error)?;
+    let mut documents = Documents::open(options.corpus, options.on_error)?.beside(&store);
     match unfinished.settings::<Job>()? {
         Some(started) if started.base != job.base || options.restart => unfinished.remove()?,
         Some(started) if started != job => {
@@ -149,7 +151,8 @@ pub fn add(options: AddOptions, progress: Progress) -> Result<Added> {
     let mut replaced = 0;
     if new > 0 {
         let kind = (meta.settings.index, meta.settings.seed, None);
-        let part = cutter.join(&unfinished, &work, kind, &meta.parts, dir, progress)?;
+        let mut part = cutter.join(&unfinished, &work, kind, &meta.parts, dir, progress)?;
+        part.breadth = meta.breadth_of(part.index);
         let mut tombstones = Tombstones::of(&store, &meta);
         let added = ChunkStore::open(&part.store.path(dir)?)?;
         for id in (0..new).map(|d| added.document(d).id) {
@@ -213,7 +216,7 @@ pub fn delete<S: AsRef<str>>(dir: &Path, ids: &[S]) -> Result<Deleted> {
 
 /// Rewrites what is live of the index in `dir` into one part, without encoding anything again, and
 /// removes the rest. Documents keep their ids and their order. `index` asks for another kind of
-/// index than the one that the index was built with.
+/// index than the one that the index was built with; where the kind stays, so does what [`tune`](super::tune()) has found.
 ///
 /// # Errors
 /// A damaged index; a full disk; an interruption; another writer at work. None of them changes the
@@ -257,7 +260,9 @@ pub fn compact(dir: &Path, index: Option<Spec>, progress: Progress) -> Result<Co
         first_document += part.documents();
     }
     drop(task);
-    meta.parts = vec![writer.finish(dir, progress)?];
+    let mut part = writer.finish(dir, progress)?;
+    part.breadth = meta.breadth_of(spec);
+    meta.parts = vec![part];
     commit(dir, &mut meta, &[None])?;
     remove(&scratch)?;
     Ok(Compacted { meta, parts: count, bytes: (before, bytes_in(dir)) })

@@ -186,6 +186,123 @@ fn what_has_not_changed_is_not_encoded_again() {
     assert!(add_with(&index, &corpus, never, false).is_ok(), "something was encoded");
 }
 
+/// Writes a file below `dir`; where it is.
+fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
+    let path = dir.join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, text).unwrap();
+    path
+}
+
+/// The ids and texts of what is live in the index `dir`, which must be sound.
+fn held(dir: &Path) -> Vec<(String, String)> {
+    assert_eq!(verify(dir), [""; 0]);
+    live(open(dir).store())
+}
+
+/// How many documents were new, in place of older ones, and there already.
+fn counts(added: &Added) -> (usize, usize, usize) {
+    (added.added, added.replaced, added.unchanged)
+}
+
+fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|&(id, text)| (id.into(), text.into())).collect()
+}
+
+#[test]
+fn a_line_without_an_id_replaces_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = dir.path().join("index");
+    let lines = |folder: &str, texts: &[&str]| {
+        let lines: Vec<_> = texts.iter().map(|text| serde_json::json!({"text": text}).to_string()).collect();
+        write(dir.path(), &format!("{folder}/train.jsonl"), &lines.join("\n"))
+    };
+    build_index(&[lines("d1", &["w1 w2", "w3"])], &index, &words(), Existing::Fail).unwrap();
+    let other = lines("d2", &["w4", "w3"]);
+    assert_eq!(counts(&add_to(&index, &other)), (1, 0, 1));
+    let mut expected = pairs(&[("train#1", "w1 w2"), ("train#2", "w3"), ("train#1~2", "w4")]);
+    assert_eq!(held(&index), expected);
+    assert_eq!(counts(&add_to(&index, &other)), (0, 0, 2));
+    // Those behind a new line are what they were.
+    assert_eq!(counts(&add_to(&index, &lines("d1", &["w5", "w1 w2", "w3"]))), (1, 0, 2));
+    expected.extend(pairs(&[("train#1~3", "w5")]));
+    assert_eq!(held(&index), expected);
+    // The number of one that has gone is free, and what is behind it is still known.
+    delete(&index, &["train#1"]).unwrap();
+    compact(&index, None, Progress::Silent).unwrap();
+    assert_eq!(counts(&add_to(&index, &lines("d2", &["w4", "w3"]))), (0, 0, 2));
+}
+
+#[test]
+fn a_file_replaces_what_it_was_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, index) = (dir.path(), dir.path().join("index"));
+    let stated = write(dir, "stated.jsonl", "{\"id\": \"d\", \"text\": \"w0\"}");
+    write(dir, "notes/b.md", "w1");
+    write(dir, "notes/b.txt", "w2");
+    write(dir, "notes/sub/c.txt", "w3");
+    let notes = dir.join("notes");
+    build_index(&[stated, notes.clone()], &index, &words(), Existing::Fail).unwrap();
+    let built = pairs(&[("d", "w0"), ("b", "w1"), ("b~2", "w2"), ("sub/c", "w3")]);
+    assert_eq!(held(&index), built);
+    // Alone, by its own path, and then with its folder.
+    assert_eq!(counts(&add_to(&index, &write(dir, "notes/b.txt", "w4"))), (0, 1, 0));
+    assert_eq!(counts(&add_to(&index, &write(dir, "notes/sub/c.txt", "w5"))), (0, 1, 0));
+    assert_eq!(counts(&add_to(&index, &notes)), (0, 0, 3));
+    let store = open_store(&index).unwrap();
+    let is_there = |d: usize| store.document_is_live(d) && store.document(d).source == "notes/sub/c.txt";
+    assert!((0..store.documents()).any(is_there), "the source that tells it from others of its name");
+    // Others of the same name.
+    write(dir, "other/b.txt", "w6");
+    assert_eq!(counts(&add_to(&index, &dir.join("other"))), (1, 0, 0));
+    assert_eq!(counts(&add_to(&index, &write(dir, "other/b.txt", "w7"))), (0, 1, 0));
+    assert_eq!(counts(&add_to(&index, &write(dir, "d.txt", "w8"))), (1, 0, 0));
+    let expected = [("d", "w0"), ("b", "w1"), ("b~2", "w4"), ("sub/c", "w5"), ("b~3", "w7"), ("d~2", "w8")];
+    assert_eq!(held(&index), pairs(&expected));
+}
+
+#[test]
+fn which_of_two_files_of_one_name_was_edited_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, index) = (dir.path(), dir.path().join("index"));
+    let both = [write(dir, "d1/a.txt", "w1"), write(dir, "d2/a.txt", "w2")];
+    build_index(&both, &index, &words(), Existing::Fail).unwrap();
+    assert_eq!(counts(&add_to(&index, &both[1])), (0, 0, 1));
+    write(dir, "d2/a.txt", "w3");
+    let before = files(&index);
+    let error = add_with(&index, &both[1], words(), false).unwrap_err().to_string();
+    assert!(error.contains("d2/a.txt") && error.contains("[\"a\", \"a~2\"]"), "{error}");
+    assert!(files(&index) == before);
+    let encoder: Option<Box<dyn Encoder>> = Some(Box::new(words()));
+    let options = AddOptions { dir: &index, corpus: &both, encoder, on_error: OnError::Fail, restart: false };
+    assert_eq!(counts(&add(options, Progress::Silent).unwrap()), (0, 1, 1));
+    assert_eq!(held(&index), pairs(&[("a", "w1"), ("a~2", "w3")]));
+}
+
+#[test]
+fn what_was_tuned_stays_with_its_kind_of_index() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(index_of(dir.path(), 300));
+    let (index, more) = (dir.path().join("index"), dir.path().join("more.jsonl"));
+    let breadths = |dir: &Path| -> Vec<Option<usize>> {
+        IndexMeta::read(dir).unwrap().parts.iter().map(|part| part.breadth).collect()
+    };
+    compact(&index, Some("HNSW4".parse().unwrap()), Progress::Silent).unwrap();
+    let options = TuneOptions { dir: &index, recall: 0.99, k: 5, queries: &[], sample: 60, encoder: None };
+    let tuned = tune(options, Progress::Silent).unwrap().meta.parts[0].breadth;
+    assert!(tuned.is_some());
+    write_corpus(&more, 300, 20);
+    add_to(&index, &more);
+    assert_eq!(breadths(&index), [tuned, tuned]);
+    compact(&index, None, Progress::Silent).unwrap();
+    assert_eq!(breadths(&index), [tuned]);
+    let again = dir.path().join("again");
+    encode_again(&index, &again, &words(), Progress::Silent).unwrap();
+    assert_eq!(breadths(&again), [None], "other vectors");
+    compact(&index, Some("RaBitQ".parse().unwrap()), Progress::Silent).unwrap();
+    assert_eq!(breadths(&index), [None], "another kind");
+}
+
 #[test]
 fn ids_that_are_not_there_are_listed_and_nothing_is_deleted() {
     let dir = tempfile::tempdir().unwrap();

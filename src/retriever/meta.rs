@@ -243,6 +243,11 @@ impl IndexMeta {
         self.parts.iter().fold(Counts::default(), |sum, part| sum.plus(part.dead()))
     }
 
+    /// The effort of a search that `index tune` has set for parts of this kind; the most where they differ.
+    pub(super) fn breadth_of(&self, index: Spec) -> Option<usize> {
+        self.parts.iter().filter(|part| part.index == index).filter_map(|part| part.breadth).max()
+    }
+
     /// The kinds of index over its parts' vectors, such as `"RaBitQ"` or `"RaBitQ, Flat"`.
     pub fn kinds(&self) -> String {
         let mut kinds: Vec<String> = self.parts.iter().map(|part| part.index.to_string()).collect();

@@ -37,6 +37,7 @@ pub use build::{BuildOptions, Existing, build};
 pub use encode_again::encode_again;
 pub use filter::{Condition, Filter};
 pub use generation::bytes_in;
+pub(crate) use hybrid::whole_words;
 pub use hybrid::{SearchOptions, fuse};
 pub use living::{AddOptions, Added, Compacted, Deleted, add, compact, delete};
 pub use meta::{Counts, Dead, EncoderMeta, IndexMeta, IndexPart, Piece, Settings};

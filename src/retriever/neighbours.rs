@@ -29,6 +29,8 @@ const QUERIES: &str = "queries";
 
 /// Chunks are searched for this many at a time.
 const SEARCH_BATCH: usize = 1024;
+/// So many neighbours may be asked for where the index has fewer chunks, too.
+const FEW: usize = 1000;
 
 /// What a neighbours artefact's manifest says: all that the neighbours depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,7 +100,7 @@ impl NeighbourTable {
 /// encoder only.
 ///
 /// # Errors
-/// `k` = 0; what the encoder or the index refuses; an interruption.
+/// `k` = 0, or more than the index has chunks and than 1000; what the encoder or the index refuses; an interruption.
 pub fn compute(
     retriever: &Retriever,
     queries: &Store,
@@ -110,6 +112,12 @@ pub fn compute(
         return Err(Error::setting("k", "at least 1 neighbour a chunk"));
     }
     let store = retriever.store();
+    let most = store.chunks().max(FEW);
+    if k > most {
+        let why =
+            format!("{k} neighbours a chunk, but the index has {} chunks; at most {most}", store.chunks());
+        return Err(Error::setting("k", why));
+    }
     let own = queries.identity() == store.identity();
     let chunks = queries.chunks();
     let mut table =
@@ -288,20 +296,20 @@ impl Neighbours {
         self.meta.ranking
     }
 
-    /// Refuses a model that reads more neighbours a chunk, `k`.
+    /// Refuses a model that reads more neighbours a chunk, `k`, as `setting` says.
     ///
     /// # Errors
-    /// Names both numbers.
-    pub fn check_enough(&self, k: usize) -> Result<()> {
+    /// Names the setting and both numbers.
+    pub fn check_enough(&self, setting: &str, k: usize) -> Result<()> {
         if self.k() >= k {
             return Ok(());
         }
         let why = format!(
-            "{k}, but {} holds {} a chunk; set it to that, or run `sidenote neighbours` with -k {k}",
+            "the model reads {k} a chunk, but {} holds {}; run `sidenote neighbours` with -k {k}",
             self.dir.display(),
             self.k()
         );
-        Err(Error::setting("retro.neighbours", why))
+        Err(Error::setting(setting, why))
     }
 
     /// Refuses a model that looks up by another ranking.
@@ -438,7 +446,11 @@ mod tests {
         let retriever = index_of(dir.path(), 90);
         let table = compute(&retriever, retriever.store(), 3, Ranking::Vectors, Progress::Silent).unwrap();
         check(&retriever, retriever.store(), &table);
-        assert!(compute(&retriever, retriever.store(), 0, Ranking::Vectors, Progress::Silent).is_err());
+        // As many as no machine has room for, too.
+        for k in [0, usize::MAX] {
+            let found = compute(&retriever, retriever.store(), k, Ranking::Vectors, Progress::Silent);
+            assert!(found.unwrap_err().to_string().starts_with("k: "), "{k}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::collections::BinaryHeap;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::ordered::Ordered;
 use super::selector::{Ranked, Ranking, Selector};
 use super::{Pool, Target};
 use crate::error::Result;
@@ -61,7 +62,7 @@ impl Selector for Importance {
         let gain = gains(&wanted, self.there.insert(there), self.smoothing);
         let mut rng = self.seed.map(ChaCha8Rng::seed_from_u64);
         // The least of the best so far on top; of equal ones the later row.
-        let mut best: BinaryHeap<Reverse<(Key, Reverse<usize>)>> = BinaryHeap::new();
+        let mut best: BinaryHeap<Reverse<(Ordered, Reverse<usize>)>> = BinaryHeap::new();
         pool.for_each(|row, _, fields| {
             let (mut weight, mut count) = (0.0, 0usize);
             features(&fields.input, |bucket| {
@@ -73,7 +74,7 @@ impl Selector for Importance {
                 // Without chance a sum would go by length above all.
                 None => weight / (count.max(1) as f64).sqrt(),
             };
-            best.push(Reverse((Key(key), Reverse(row))));
+            best.push(Reverse((Ordered(key), Reverse(row))));
             if best.len() > n {
                 best.pop();
             }
@@ -83,24 +84,6 @@ impl Selector for Importance {
         let rows =
             best.into_sorted_vec().into_iter().map(|entry| Ranked { row: entry.0.1.0, depth: 0 }).collect();
         Ok(Ranking { rows, neighbours: Vec::new() })
-    }
-}
-
-/// A number that is never NaN, in order.
-#[derive(PartialEq)]
-struct Key(f64);
-
-impl Eq for Key {}
-
-impl PartialOrd for Key {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Key {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.total_cmp(&other.0)
     }
 }
 

@@ -12,6 +12,7 @@ pub mod explain;
 mod less;
 mod likelihood;
 mod nearest;
+mod ordered;
 mod output;
 mod pool;
 mod projection;
@@ -32,6 +33,7 @@ use std::time::Instant;
 use crate::encoder;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use crate::whole_file::WholeFile;
 
 pub use dsir::SMOOTHING;
 use likelihood::By;
@@ -176,8 +178,8 @@ pub struct Job {
 pub fn run(job: &Job, progress: Progress) -> Result<Report> {
     let started = Instant::now();
     check(job)?;
-    let out = output::File::create(&job.out)?;
-    let scores = job.scores.as_deref().map(output::File::create).transpose()?;
+    let out = WholeFile::create(&job.out)?;
+    let scores = job.scores.as_deref().map(WholeFile::create).transpose()?;
     let targets = targets(job)?;
     let mut selector = selector(job)?;
     let pool = Pool::open(&job.pool)?;
@@ -190,9 +192,9 @@ pub fn run(job: &Job, progress: Progress) -> Result<Report> {
     let n = selection.rows.len();
     let baseline = selector::choose(&mut balanced, &pool, &[], n, false, Progress::Silent)?;
     if let Some(scores) = scores {
-        scores.write_neighbours(&selection)?;
+        output::write_neighbours(scores, &selection)?;
     }
-    out.write_rows(&pool, &selection)?;
+    output::write_rows(out, &pool, &selection)?;
     let scores = scratch(&job.out, "scores");
     if scores.exists() {
         std::fs::remove_dir_all(&scores).map_err(Error::io(&scores))?;

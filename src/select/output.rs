@@ -1,76 +1,34 @@
 //! Writing a selection in DEFT's format.
 
-use std::fs;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
-
 use serde_json::{Map, Value};
 
 use super::{Pool, Selection};
-use crate::artefact::check_replaceable;
 use crate::error::{Error, Result};
+use crate::whole_file::WholeFile;
 
-/// A file that appears under its name only when it is complete.
-pub struct File {
-    path: PathBuf,
-    temporary: PathBuf,
-    writer: BufWriter<fs::File>,
+/// Writes the chosen rows in the pool's order, as they stand in the pool and with the fields
+/// `index_id` (row number) and `attribution_frequency` at their end.
+pub fn write_rows(mut file: WholeFile, pool: &Pool, selection: &Selection) -> Result<()> {
+    let mut chosen = selection.rows.iter().peekable();
+    pool.for_each(|number, line, row| {
+        let Some(next) = chosen.next_if(|chosen| chosen.row == number) else { return Ok(()) };
+        let stripped = if row.is_annotated() { without_annotation(line) } else { line.to_string() };
+        // The closing brace makes way for two more fields; all before it stays as it is.
+        let fields = stripped.strip_suffix('}').unwrap_or(&stripped).trim_end();
+        let frequency = next.attribution_frequency;
+        file.line(format_args!("{fields},\"index_id\":{number},\"attribution_frequency\":{frequency}}}"))
+    })?;
+    file.finish()
 }
 
-impl File {
-    /// Starts a file that shall be called `path`.
-    pub fn create(path: &Path) -> Result<Self> {
-        let name = path
-            .file_name()
-            .ok_or_else(|| Error::file(path, "this is no name for a file to write"))?
-            .to_string_lossy();
-        check_replaceable(path)?;
-        let temporary = path.with_file_name(format!(".{name}.tmp.{}", std::process::id()));
-        let file = fs::File::create(&temporary).map_err(Error::io(path))?;
-        Ok(Self { path: path.to_path_buf(), temporary, writer: BufWriter::new(file) })
+/// Writes a line `{"ids", "distances"}` for each example, target by target.
+pub fn write_neighbours(mut file: WholeFile, selection: &Selection) -> Result<()> {
+    for neighbours in selection.neighbours.iter().flatten() {
+        let line = serde_json::to_string(neighbours)
+            .map_err(|why| Error::file(file.path(), format!("cannot be written: {why}")))?;
+        file.line(format_args!("{line}"))?;
     }
-
-    /// Writes the chosen rows in the pool's order, as they stand in the pool and with the fields
-    /// `index_id` (row number) and `attribution_frequency` at their end.
-    pub fn write_rows(mut self, pool: &Pool, selection: &Selection) -> Result<()> {
-        let mut chosen = selection.rows.iter().peekable();
-        pool.for_each(|number, line, row| {
-            let Some(next) = chosen.next_if(|chosen| chosen.row == number) else { return Ok(()) };
-            let stripped = if row.is_annotated() { without_annotation(line) } else { line.to_string() };
-            // The closing brace makes way for two more fields; all before it stays as it is.
-            let fields = stripped.strip_suffix('}').unwrap_or(&stripped).trim_end();
-            let frequency = next.attribution_frequency;
-            self.line(format_args!("{fields},\"index_id\":{number},\"attribution_frequency\":{frequency}}}"))
-        })?;
-        self.finish()
-    }
-
-    /// Writes a line `{"ids", "distances"}` for each example, target by target.
-    pub fn write_neighbours(mut self, selection: &Selection) -> Result<()> {
-        for neighbours in selection.neighbours.iter().flatten() {
-            let line = serde_json::to_string(neighbours)
-                .map_err(|why| Error::file(&self.path, format!("cannot be written: {why}")))?;
-            self.line(format_args!("{line}"))?;
-        }
-        self.finish()
-    }
-
-    fn line(&mut self, line: std::fmt::Arguments<'_>) -> Result<()> {
-        writeln!(self.writer, "{line}").map_err(Error::io(&self.path))
-    }
-
-    fn finish(mut self) -> Result<()> {
-        self.writer.flush().map_err(Error::io(&self.path))?;
-        self.writer.get_ref().sync_all().map_err(Error::io(&self.path))?;
-        fs::rename(&self.temporary, &self.path).map_err(Error::io(&self.path))
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        // After a rename there is nothing left to remove.
-        let _ = fs::remove_file(&self.temporary);
-    }
+    file.finish()
 }
 
 /// A row that an earlier selection has marked, without its marks: they counted in another pool.
@@ -100,10 +58,8 @@ mod tests {
         let pool = Pool::open(&path).unwrap();
         let rows = (0..3).map(|row| Chosen { row, attribution_frequency: 10 + row as u32 }).collect();
         let out = dir.path().join("out.jsonl");
-        File::create(&out)
-            .unwrap()
-            .write_rows(&pool, &Selection { rows, neighbours: vec![], shares: vec![3] })
-            .unwrap();
+        let selection = Selection { rows, neighbours: vec![], shares: vec![3] };
+        write_rows(WholeFile::create(&out).unwrap(), &pool, &selection).unwrap();
         let written = std::fs::read_to_string(&out).unwrap();
         let wanted = [
             r#"{"input":"a","target":"b","index_id":0,"attribution_frequency":10}"#,
@@ -113,21 +69,5 @@ mod tests {
         assert_eq!(written.lines().collect::<Vec<_>>(), wanted);
         // What was written is a pool again.
         assert_eq!(Pool::open(&out).unwrap().len(), 3);
-    }
-
-    #[test]
-    fn an_unfinished_file_leaves_nothing_behind() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(File::create(&dir.path().join("out")).unwrap());
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        assert!(File::create(dir.path()).is_err());
-        let link = dir.path().join("link");
-        #[cfg(unix)]
-        {
-            std::os::unix::fs::symlink("elsewhere", &link).unwrap();
-            assert!(File::create(&link).is_err(), "a link, as /dev/stdout is, must not be replaced");
-            assert!(link.is_symlink());
-        }
-        assert!(File::create(&dir.path().join("none").join("out")).is_err());
     }
 }

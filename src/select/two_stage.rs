@@ -10,6 +10,7 @@ use std::collections::{BinaryHeap, HashSet};
 
 use candle_core::{Device, Tensor};
 
+use super::ordered::Ordered;
 use super::selector::{Neighbours, Ranked, Ranking, Selector};
 use super::{Pool, Target};
 use crate::encoder::{Encoder, normalise_rows};
@@ -139,7 +140,10 @@ fn by_location(
     for block in (0..count).collect::<Vec<_>>().chunks(BATCH) {
         let likes = all.narrow(0, block[0], block.len())?.matmul(&turned)?.to_vec2::<f32>()?;
         heap.extend(
-            block.iter().zip(&likes).map(|(at, like)| (Gain(gain(like, &near)), Reverse(*at), 0usize)),
+            block
+                .iter()
+                .zip(&likes)
+                .map(|(at, like)| (Ordered(gain(like, &near).into()), Reverse(*at), 0usize)),
         );
     }
     let mut taken = Vec::with_capacity(n.min(count));
@@ -152,28 +156,10 @@ fn by_location(
                 break;
             }
         } else {
-            heap.push((Gain(gain(&mine, &near)), Reverse(at), taken.len()));
+            heap.push((Ordered(gain(&mine, &near).into()), Reverse(at), taken.len()));
         }
     }
     Ok((taken, cosines))
-}
-
-/// A gain, in order.
-#[derive(PartialEq)]
-struct Gain(f32);
-
-impl Eq for Gain {}
-
-impl PartialOrd for Gain {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Gain {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.total_cmp(&other.0)
-    }
 }
 
 #[cfg(test)]

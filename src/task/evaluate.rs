@@ -55,7 +55,7 @@ pub struct Line {
     pub answers: Vec<String>,
     /// What was answered.
     pub generation: String,
-    /// What was read, best first.
+    /// What there was to read, best first; a model has not always room for the last ones.
     pub passages: Vec<LinePassage>,
     /// What else the example's line said.
     pub metadata: Value,

@@ -86,6 +86,11 @@ impl Example {
         self.passages.as_deref().ok_or_else(none)
     }
 
+    /// Whether there is something to judge by: right answers, or documents that are evidence.
+    pub fn has_answers(&self) -> bool {
+        !self.answers.is_empty() || !self.evidence.is_empty()
+    }
+
     /// What is learnt to be written.
     pub fn target(&self) -> Option<&str> {
         self.target.as_deref().or(self.answers.first().map(String::as_str))

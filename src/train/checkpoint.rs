@@ -37,9 +37,7 @@ pub fn save(
     if dir.exists() {
         return Ok(());
     }
-    let mut unfinished = dir.as_os_str().to_owned();
-    unfinished.push(".part");
-    let unfinished = PathBuf::from(unfinished);
+    let unfinished = sealed::beside(&dir, ".part");
     if unfinished.exists() {
         fs::remove_dir_all(&unfinished).map_err(Error::io(&unfinished))?;
     }

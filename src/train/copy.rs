@@ -90,7 +90,8 @@ pub fn fit(
                 tried.push((with(a_try)?, a_try));
             }
         }
-        let best = tried.iter().min_by(|(loss, _), (other, _)| loss.total_cmp(other));
+        let numbers = tried.iter().filter(|(loss, _)| !loss.is_nan());
+        let best = numbers.min_by(|(loss, _), (other, _)| loss.total_cmp(other));
         Ok(best.copied().unwrap_or((f64::INFINITY, FIRST)))
     };
     let (_, best) = choose(&STRENGTH.map(|strength| Try { strength, ..FIRST }))?;

@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 
 /// How long the others are waited for at the start.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a process that has come may take to say who it is.
+const FIRST_WORD: Duration = Duration::from_secs(10);
 /// Numbers that are sent at a time.
 const PIECE: usize = 1 << 18;
 
@@ -73,8 +75,8 @@ impl Star {
                 match listener.accept() {
                     Ok((mut link, _)) => {
                         ready(&link).map_err(|e| fault(e.to_string()))?;
-                        let mut number = [0; 8];
-                        link.read_exact(&mut number).map_err(|e| fault(e.to_string()))?;
+                        // Whoever says nothing is none of them.
+                        let Ok(number) = said(&mut link) else { continue };
                         let [other, of] = [0, 4].map(|at| {
                             u32::from_le_bytes([number[at], number[at + 1], number[at + 2], number[at + 3]])
                                 as usize
@@ -117,6 +119,15 @@ impl Star {
             }
         }
     }
+}
+
+/// The rank and the size that a process sends first.
+fn said(link: &mut TcpStream) -> std::io::Result<[u8; 8]> {
+    let mut number = [0; 8];
+    link.set_read_timeout(Some(FIRST_WORD))?;
+    link.read_exact(&mut number)?;
+    link.set_read_timeout(None)?;
+    Ok(number)
 }
 
 fn ready(link: &TcpStream) -> std::io::Result<()> {
@@ -204,8 +215,13 @@ mod tests {
             (group.rank(), values)
         };
         let found = std::thread::scope(|scope| {
-            let others: Vec<_> = [2, 1, 0].map(|rank| scope.spawn(move || work(rank))).into_iter().collect();
-            others.into_iter().map(|other| other.join().unwrap()).collect::<Vec<_>>()
+            let first = scope.spawn(move || work(0));
+            // Somebody who knocks and goes is none of them.
+            while TcpStream::connect(&address).is_err() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let others = [2, 1].map(|rank| scope.spawn(move || work(rank)));
+            others.into_iter().chain([first]).map(|other| other.join().unwrap()).collect::<Vec<_>>()
         });
         let [a, b, c] = [of(0), of(1), of(2)];
         let mut expected: Vec<f32> = (0..a.len()).map(|i| a[i] + b[i] + c[i]).collect();

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::config::TrainConfig;
+use super::config::{TrainConfig, TuneSection};
 use super::group::Group;
-use super::tune_section::TuneSection;
 use crate::artefact::{MANIFEST, hash_file, write_atomically};
 use crate::error::{Error, Result};
 use crate::retriever::open_store;
@@ -71,8 +71,12 @@ impl Inputs {
     /// Names the setting.
     pub fn check_started(&self, out: &Path) -> Result<()> {
         let path = out.join(FILE);
-        // Runs of before have none.
-        let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            // Runs of before have none.
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Error::io(path)(e)),
+        };
         let started: Self = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
         if started.processes != self.processes {
             let why = format!(
@@ -81,14 +85,17 @@ impl Inputs {
             );
             return Err(Error::setting("--of", why));
         }
-        match self.hashes.iter().find(|(name, hash)| started.hashes.get(*name) != Some(hash)) {
-            None => Ok(()),
-            Some((name, _)) => Err(Error::setting(
-                name,
-                "holds something else than when the run was started; go on with that, or begin another run \
-                 with continue_from",
-            )),
-        }
+        let (mut names, now) = (self.hashes.keys().chain(started.hashes.keys()), &self.hashes);
+        let Some(name) = names.find(|name| now.get(*name) != started.hashes.get(*name)) else {
+            return Ok(());
+        };
+        let what = match (now.get(name), started.hashes.get(name)) {
+            (Some(_), None) => "was not there when the run was started",
+            (None, _) => "was there when the run was started, and is not now",
+            _ => "holds something else than when the run was started",
+        };
+        let why = format!("{what}; go on as it was, or begin another run with continue_from");
+        Err(Error::setting(name, why))
     }
 
     /// Refuses processes that would not train one model: those of `group` that have other settings than `config`, other inputs, or

@@ -5,12 +5,11 @@ use std::path::PathBuf;
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
 
-use super::config::{Kind, Schedule, TrainConfig, TrainingSection};
+use super::config::{Kind, Schedule, TrainConfig, TrainingSection, TuneSection};
 use super::optimiser::Optimiser;
 use super::schedule::learning_rate;
 use super::steps::{Learner, gradients_of};
 use super::tune::TuneLearner;
-use super::tune_section::TuneSection;
 use crate::adapter::{Lora, Method};
 use crate::error::Result;
 use crate::eval::tasks::Item;

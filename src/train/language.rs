@@ -83,7 +83,7 @@ impl<'a> LanguageLearner<'a> {
         let k = model.network.neighbours();
         for found in neighbours.iter().chain(held_out.as_ref().map(|held_out| &held_out.neighbours)) {
             if k > 0 {
-                found.check_enough(k)?;
+                found.check_enough("retro.neighbours", k)?;
                 found.check_ranking(model.network.ranking())?;
             }
         }
@@ -228,6 +228,7 @@ fn open_model(
         (None, None, Some(section)) => {
             let tokenizer = library.tokenizer().clone();
             let decoder = section.decoder(tokenizer.vocab_size());
+            decoder.check()?;
             let retro = (config.kind == Kind::Retro).then(|| retro(&decoder, false));
             LanguageModel::new(&decoder, retro.as_ref(), tokenizer, training.seed, device)?
         }

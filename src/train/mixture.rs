@@ -6,7 +6,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::tune_section::{Mixing, TuneSection, Within};
+use super::config::{Mixing, TuneSection, Within};
 use crate::error::{Error, Result};
 
 /// Batches that are put in order of length together, so that little is padding.

@@ -6,14 +6,14 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
-use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
 use super::checkpoint;
 use super::config::{RetrieverSection, TrainConfig};
 use super::contrastive::info_nce;
+use super::epochs::Epochs;
 use super::queue::Queue;
 use super::steps::Learner;
 use crate::corpus::Store;
@@ -45,7 +45,7 @@ pub struct RetrieverLearner<'a> {
     queue: Option<Queue>,
     text: Text,
     held_out: Vec<Pair>,
-    epoch: (usize, Vec<usize>),
+    epochs: Epochs,
 }
 
 /// What is learnt from.
@@ -58,6 +58,15 @@ enum Text {
         /// The documents that were not deleted.
         live: Vec<usize>,
     },
+}
+
+impl Text {
+    fn len(&self) -> usize {
+        match self {
+            Self::Pairs(pairs) => pairs.len(),
+            Self::Crops { live, .. } => live.len(),
+        }
+    }
 }
 
 /// A line of the file of pairs.
@@ -109,37 +118,20 @@ impl<'a> RetrieverLearner<'a> {
         };
         let mut variables = encoder.variables().to_vec();
         variables.extend(section.learn_temperature.then(|| (LOG_SCALE.to_string(), log_scale.clone())));
-        let epoch = (usize::MAX, Vec::new());
-        let learner = Self { config, section, encoder, variables, log_scale, queue, text, held_out, epoch };
-        if learner.section.queue > 0 && learner.section.queue >= learner.texts() {
+        let texts = text.len();
+        if section.queue > 0 && section.queue >= texts {
             let why = format!(
-                "{}, but there are only {} texts to learn from, which would be told from themselves",
-                learner.section.queue,
-                learner.texts()
+                "{}, but there are only {texts} texts to learn from, which would be told from themselves",
+                section.queue
             );
             return Err(Error::setting("retriever.queue", why));
         }
-        if learner.batches() == 0 {
-            let why = format!(
-                "{}, but there are only {} texts to learn from",
-                learner.section.batch,
-                learner.texts()
-            );
+        if texts < section.batch {
+            let why = format!("{}, but there are only {texts} texts to learn from", section.batch);
             return Err(Error::setting("retriever.batch", why));
         }
-        Ok(learner)
-    }
-
-    fn texts(&self) -> usize {
-        match &self.text {
-            Text::Pairs(pairs) => pairs.len(),
-            Text::Crops { live, .. } => live.len(),
-        }
-    }
-
-    /// Whole batches of an epoch.
-    fn batches(&self) -> usize {
-        self.texts() / self.section.batch
+        let epochs = Epochs::new(config.training.seed, texts, section.batch);
+        Ok(Self { config, section, encoder, variables, log_scale, queue, text, held_out, epochs })
     }
 
     fn pair(&self, number: usize, rng: &mut ChaCha8Rng) -> Pair {
@@ -197,20 +189,7 @@ impl Learner for RetrieverLearner<'_> {
     }
 
     fn read(&mut self, number: usize) -> Result<Batch> {
-        let (epoch, place) = (number / self.batches(), number % self.batches());
-        // A generator of its own for each purpose: one that goes on would know what was drawn before.
-        let random = |stream: usize| {
-            let mut rng = ChaCha8Rng::seed_from_u64(self.config.training.seed);
-            rng.set_stream(stream as u64);
-            rng
-        };
-        if self.epoch.0 != epoch {
-            let mut order: Vec<usize> = (0..self.texts()).collect();
-            order.shuffle(&mut random(2 * epoch));
-            self.epoch = (epoch, order);
-        }
-        let mut rng = random(2 * number + 1);
-        let numbers = &self.epoch.1[place * self.section.batch..][..self.section.batch];
+        let (numbers, mut rng) = self.epochs.batch(number);
         let pairs: Vec<Pair> = numbers.iter().map(|number| self.pair(*number, &mut rng)).collect();
         let mut batch = self.batch(&pairs)?;
         if let Some(queue) = self.queue.as_mut().filter(|_| !batch.passages.is_empty()) {
@@ -292,6 +271,8 @@ fn read_pairs(path: &Path) -> Result<Vec<Pair>> {
 
 #[cfg(test)]
 mod tests {
+    use rand::SeedableRng;
+
     use super::*;
 
     #[test]

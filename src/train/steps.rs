@@ -328,10 +328,10 @@ pub(super) fn add(sum: &mut GradStore, mut other: GradStore, variables: &[(Strin
     Ok(())
 }
 
-/// The step with the lowest held-out loss, the first of several.
+/// The step with the lowest held-out loss, the first of several; a loss that is no number is none.
 fn best_of(measurements: &[Measurement]) -> Option<usize> {
     let measured = measurements.iter().filter_map(|m| Some((m.step, m.held_out_loss?)));
-    measured.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(step, _)| step)
+    measured.filter(|(_, loss)| !loss.is_nan()).min_by(|a, b| a.1.total_cmp(&b.1)).map(|(step, _)| step)
 }
 
 #[cfg(test)]
@@ -342,6 +342,14 @@ mod tests {
 
     use super::super::group::Alone;
     use super::*;
+
+    /// A difference of infinities has a sign, by which it would be the least of all.
+    #[test]
+    fn what_is_no_number_is_not_the_best() {
+        let measured = |step, loss| Measurement { step, held_out_loss: Some(loss), ..Measurement::default() };
+        let lines = [measured(1, -f64::NAN), measured(2, 3.0), measured(3, 2.0), measured(4, f64::NAN)];
+        assert_eq!((best_of(&lines), best_of(&lines[..1])), (Some(3), None));
+    }
 
     /// Learns numbers that are small; one of its batches has a loss that is no number.
     struct Small {

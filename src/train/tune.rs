@@ -8,11 +8,10 @@ use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sidenote_kernels::{self as kernels, CrossEntropyOptions};
 
-use super::config::TrainConfig;
+use super::config::{TrainConfig, TuneLoss, TuneSection};
 use super::mixture::{Mixture, Unit};
 use super::steps::Learner;
 use super::tune_examples::{self, Example};
-use super::tune_section::{TuneLoss, TuneSection};
 use super::tune_splits::{Splits, evenly};
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};

@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::tune_section::{Learn, TuneSection};
+use super::config::{Learn, TuneSection};
 use crate::error::Result;
 use crate::eval::tasks::{self, Item, ModelText, flipped};
 use crate::pool::CHAIN_OF_THOUGHT;
@@ -226,7 +226,7 @@ mod tests {
 
     use candle_core::Device;
 
-    use super::super::tune_section::{FormatSection, TuneLoss};
+    use super::super::config::{FormatSection, TuneLoss};
     use super::*;
     use crate::model::WritingModel;
 

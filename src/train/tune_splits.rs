@@ -4,35 +4,11 @@
 //! learnt. `sidenote pool split` makes them.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-
+use super::config::SplitSection;
 use crate::error::{Error, Result};
 use crate::eval::tasks::{self, Item};
 use crate::pool::text_key;
-
-/// Files or pools of held-out instances, by kind.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct SplitSection {
-    /// Of categories (clusters) that the data must have nothing of.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub categories: Option<PathBuf>,
-    /// Of tasks that the data must have nothing of. Measured are those of categories that it has.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tasks: Option<PathBuf>,
-    /// Instances that the data must not have. Measured are those of tasks that it has.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub instances: Option<PathBuf>,
-}
-
-impl SplitSection {
-    /// Whether nothing is held out so.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -188,7 +164,7 @@ fn category(item: &Item) -> Result<&str> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     use super::*;
 

@@ -113,7 +113,6 @@ impl Graph {
         )
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn search_one(
         &self,
         rows: &Rows,

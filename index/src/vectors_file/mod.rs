@@ -123,7 +123,7 @@ struct Layout {
 }
 
 impl Layout {
-    /// Bytes from a row to the next.
+    /// Bytes from a row to the next, of a dimension up to [`Builder::MAX_DIM`].
     fn stride(&self) -> usize {
         self.prefix + self.dim * self.dtype.bytes()
     }
@@ -167,7 +167,8 @@ impl VectorFile {
     ///
     /// # Errors
     /// A file that cannot be read, of unknown format, malformed, cut short, with numbers of a type
-    /// that is not read here, or in Fortran order: each names the file and what to do.
+    /// that is not read here, with none or more than [`Builder::MAX_DIM`] in a vector, or in Fortran
+    /// order: each names the file and what to do.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, VectorFileError> {
         let (path, tensor) = split_name(path.as_ref());
         let mut file = File::open(&path).map_err(io_error(&path))?;
@@ -180,8 +181,14 @@ impl VectorFile {
             Some("safetensors") => tensors::layout(&path, &mut file, bytes, tensor.as_deref())?,
             _ => return Err(VectorFileError::UnknownFormat { path }),
         };
-        if layout.dim == 0 {
-            return Err(VectorFileError::Unsupported { path, why: "its vectors have no numbers".into() });
+        // What follows multiplies by it.
+        if !(1..=Builder::MAX_DIM).contains(&layout.dim) {
+            let why = format!(
+                "its vectors have {} numbers, and 1 to {} are possible: write it with another dimension",
+                layout.dim,
+                Builder::MAX_DIM
+            );
+            return Err(VectorFileError::Unsupported { path, why });
         }
         let wanted = u128::from(layout.offset) + layout.rows as u128 * layout.stride() as u128;
         // Other tensors may follow the one that is read; nothing follows the rows of the others.
@@ -201,7 +208,7 @@ impl VectorFile {
         self.len() == 0
     }
 
-    /// Numbers in a vector, at least 1.
+    /// Numbers in a vector, 1 to [`Builder::MAX_DIM`].
     pub fn dim(&self) -> usize {
         self.layout.dim
     }

@@ -103,6 +103,7 @@ fn one_of_several_tensors_is_read_by_name() {
 fn what_cannot_be_read_is_refused_by_name() {
     let good = npy(1, "'<f4'", "False", "(2, 3)", &floats(&ROWS));
     let tensor = |entry: &str| safetensors(&format!(r#"{{"v":{entry}}}"#), &floats(&ROWS));
+    let wide = r#"{"dtype":"F32","shape":[0,4611686018427387904],"data_offsets":[0,0]}"#;
     let mut ragged = fvecs(&ROWS, 3);
     ragged[16] = 2; // the second row's dimension
     for (name, bytes, wanted) in [
@@ -118,8 +119,11 @@ fn what_cannot_be_read_is_refused_by_name() {
         ("record.npy", npy(1, "[('a', '<f4')]", "False", "(6,)", &floats(&ROWS)), "type \"[('a'"),
         ("fortran.npy", npy(1, "'<f4'", "True", "(2, 3)", &floats(&ROWS)), "Fortran order: save numpy.asc"),
         ("line.npy", npy(1, "'<f4'", "False", "(6,)", &floats(&ROWS)), "shape [6]: vectors need two"),
-        ("flat.npy", npy(1, "'<f4'", "False", "(6, 0)", &[]), "no numbers"),
-        ("vast.npy", npy(1, "'<f4'", "False", "(4294967296, 4294967296)", &[]), "its header asks for"),
+        ("flat.npy", npy(1, "'<f4'", "False", "(6, 0)", &[]), "have 0 numbers"),
+        // Dimensions whose bytes are 2^64, and four more.
+        ("wide.npy", npy(1, "'<f4'", "False", "(0, 4611686018427387904)", &[]), "1 to 65536 are possible"),
+        ("wider.npy", npy(1, "'<f4'", "False", "(1, 4611686018427387905)", &[0; 4]), "1 to 65536 are"),
+        ("vast.npy", npy(1, "'<f4'", "False", "(4611686018427387904, 65536)", &[]), "its header asks for"),
         ("empty.fvecs", vec![], "the file is empty"),
         ("stub.fvecs", vec![1, 0], "byte 2: the file ends within its header"),
         ("cut.fvecs", fvecs(&ROWS, 3)[..20].to_vec(), "byte 20: the file ends within row 1"),
@@ -132,6 +136,7 @@ fn what_cannot_be_read_is_refused_by_name() {
         ("type.safetensors", tensor(r#"{"dtype":"I64","shape":[1,3],"data_offsets":[0,24]}"#), "type I64"),
         ("shape.safetensors", tensor(r#"{"dtype":"F32","shape":[6],"data_offsets":[0,24]}"#), "shape [6]"),
         ("place.safetensors", tensor(r#"{"dtype":"F32","shape":[2,3],"data_offsets":[0,20]}"#), "0..20"),
+        ("wide.safetensors", tensor(wide), "1 to 65536 are possible"),
         ("cut.safetensors", tensor(r#"{"dtype":"F32","shape":[9,3],"data_offsets":[0,108]}"#), "asks for"),
     ] {
         let (_dir, path) = file(name, &bytes);

@@ -229,12 +229,18 @@ impl<'a> Problem<'a> {
         result: &Attention<T>,
         grad: &Tensor<T>,
     ) -> Result<AttentionGradients<T>> {
-        if grad.dims() != q.dims() || result.out.dims() != q.dims() {
-            bail!("attention: the gradient is {:?} and the result {:?}", grad.dims(), result.out.dims());
+        let (out, log_sum) = (&result.out, &result.log_sum);
+        if [grad.dims(), out.dims()] != [q.dims(); 2] || log_sum.dims() != &q.dims()[..3] {
+            bail!(
+                "attention: the gradient is {:?}, the result {:?} with sums {:?}, for q {:?}",
+                grad.dims(),
+                out.dims(),
+                log_sum.dims(),
+                q.dims()
+            );
         }
         let Self { mask, bias, buckets, sink, sizes, heads, sequences, queries, keys, .. } = self;
         let (source, tile, step) = tiles::<T>();
-        let (log_sum, out) = (&result.log_sum, &result.out);
         let name = |part: &str| format!("attention_{part}_{}_{}", T::NAME, self.dim);
 
         let delta: Tensor<f32> = device.unwritten(log_sum.dims())?;

@@ -4,6 +4,8 @@ use candle_core::{Result, bail};
 use cudarc::driver::DeviceRepr;
 
 use super::device::{Device, Source, Storage, Tensor, grid, grid3, launch, plain_arguments, size};
+use crate::adafactor::LEAST;
+use crate::adamw::Update;
 use crate::{AdafactorOptions, AdamWOptions};
 
 const THREADS: u32 = 256;
@@ -11,8 +13,6 @@ const THREADS: u32 = 256;
 const PARTS: usize = 512;
 /// Rows whose part of a column's sum is one block's.
 const ROWS: usize = 64;
-/// See [`AdafactorOptions::relative`].
-const LEAST: f32 = 1e-3;
 
 /// What clipping leaves of the gradients, known to the device alone.
 pub struct Clip {
@@ -146,18 +146,17 @@ impl AdamW {
             bail!("AdamW: a state of {:?} for a gradient of {:?}", self.first.dims(), grad.dims());
         }
         self.steps += 1;
-        let AdamWOptions { beta1, beta2, eps, weight_decay } = *options;
-        let steps = f64::from(self.steps);
-        let decay = if grad.dims().len() >= 2 { weight_decay } else { 0.0 };
+        let Update { beta1, beta2, eps, rate, correction, keep } =
+            Update::of(options, self.steps, lr, grad.dims().len());
         let adam = Adam {
             beta1: beta1 as f32,
             beta2: beta2 as f32,
             rest1: (1.0 - beta1) as f32,
             rest2: (1.0 - beta2) as f32,
             eps: eps as f32,
-            rate: (lr / (1.0 - beta1.powf(steps))) as f32,
-            correction: (1.0 / (1.0 - beta2.powf(steps)).sqrt()) as f32,
-            keep: (1.0 - lr * decay) as f32,
+            rate: rate as f32,
+            correction: correction as f32,
+            keep: keep as f32,
         };
         let count: usize = grad.dims().iter().product();
         let (blocks, count) =
@@ -347,7 +346,7 @@ impl Adafactor {
             );
         }
         let rate: Tensor<f32> = device.unwritten(&[])?;
-        let least = if options.relative { LEAST } else { 0.0 };
+        let least = if options.relative { LEAST as f32 } else { 0.0 };
         let (one, lr_of, most) = (grid(1, 1, THREADS)?, lr as f32, options.clip as f32);
         // SAFETY: as above.
         unsafe {

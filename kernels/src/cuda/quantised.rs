@@ -6,6 +6,7 @@ use cudarc::driver::CudaSlice;
 use super::device::{Device, Source, Storage, Tensor, grid, launch, size};
 use super::matmul::{THREADS, TILE};
 use crate::BlockKind;
+use crate::quantised::check;
 
 /// Rows of the input that the kernel for few rows takes at a time.
 const FEW: usize = 4;
@@ -42,18 +43,12 @@ impl QuantisedLinear {
     /// Takes rows of blocks as a GGUF file holds them; `shape` is `[out, in]`.
     ///
     /// # Errors
-    /// When a row is not whole blocks, there are more or fewer bytes than the shape says, or the kind is another.
+    /// When a row is not whole blocks, there are more or fewer bytes than the shape says, or none, or the kind is another.
     pub fn from_blocks(device: &Device, kind: BlockKind, bytes: &[u8], shape: [usize; 2]) -> Result<Self> {
-        let [output, input] = shape;
         let Some(name) = name(kind) else { bail!("quantised linear: {kind:?}, which has no blocks") };
-        let expected = output * (input / kind.weights()) * kind.bytes();
-        if input % kind.weights() != 0 || bytes.len() != expected || bytes.is_empty() {
-            bail!(
-                "quantised linear: {} bytes for {shape:?} in blocks of {} weights and {} bytes",
-                bytes.len(),
-                kind.weights(),
-                kind.bytes()
-            );
+        check(kind, bytes, shape)?;
+        if bytes.is_empty() {
+            bail!("quantised linear: {shape:?}, which is empty");
         }
         Ok(Self { blocks: device.upload_slice(bytes)?, name, shape })
     }

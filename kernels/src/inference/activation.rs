@@ -1,22 +1,10 @@
 //! Activation functions in place.
 
+use crate::Activation;
 use crate::simd::{exp, sigmoid, vectorised};
 
-/// The activation between the two halves of a feed-forward layer.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Activation {
-    /// `x/2 (1 + erf(x / sqrt 2))` (Hendrycks and Gimpel 2016, <https://arxiv.org/abs/1606.08415>, equation 1).
-    Gelu,
-    /// Its approximation by tanh, as in GPT-2.
-    GeluTanh,
-    /// `max(x, 0)`.
-    Relu,
-    /// `x / (1 + e^-x)`.
-    Silu,
-}
-
 impl Activation {
-    /// Applies it to every number.
+    /// Applies it to every number, in place.
     pub fn apply(self, x: &mut [f32]) {
         match self {
             Self::Gelu => gelu(x),

@@ -9,8 +9,8 @@ mod attention;
 mod norm;
 mod rounded;
 
+pub use crate::Activation;
 pub use crate::matrix::{PackedLinear, Threads};
-pub use activation::Activation;
 pub use attention::{Offsets, attend};
 pub use norm::layer_norm;
 pub use rounded::{RoundedLinear, round_rows};

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use crate::parallel::Shared;
 use crate::simd::{sum, vectorised};
 
-use super::Threads;
+use super::{Threads, extent};
 
 /// From how many rows of input on packing pays.
 pub const MANY: usize = 16;
@@ -93,7 +93,8 @@ pub fn multiply<T: Number>(
     if rows == 0 || outputs == 0 {
         return;
     }
-    assert!((rows - 1) * out_row + outputs <= out.len() && (rows == 1 || outputs <= out_row), "results fit");
+    let apart = rows == 1 || outputs <= out_row;
+    assert!(extent(rows, out_row, outputs, 1) <= out.len() && apart, "results fit");
     let out = Shared::new(out);
     products([rows, width, outputs], (a, a_row), (weight, weight_row), threads, |row, first, values| {
         // SAFETY: the buffer lives as long as this call, and no two tasks have an output in common.
@@ -115,8 +116,8 @@ pub(super) fn products<T: Number>(
     threads: Threads,
     write: impl Fn(usize, usize, &[f32]) + Sync,
 ) {
-    assert!((rows - 1) * a_row + width <= a.len(), "rows of input fit");
-    assert!((outputs - 1) * weight_row + width <= weight.len(), "rows of the weight fit");
+    assert!(extent(rows, a_row, width, 1) <= a.len(), "rows of input fit");
+    assert!(extent(outputs, weight_row, width, 1) <= weight.len(), "rows of the weight fit");
     let some = GRAIN.div_ceil(width.max(1)).next_multiple_of(4);
     let task = |task: usize| {
         let end = outputs.min((task + 1) * some);

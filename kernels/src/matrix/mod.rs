@@ -49,8 +49,18 @@ impl<'a> Matrix<'a> {
     }
 
     fn covers(&self, rows: usize, columns: usize) -> bool {
-        (rows - 1) * self.row + (columns - 1) * self.column < self.data.len()
+        extent(rows, self.row, columns, self.column) <= self.data.len()
     }
+}
+
+/// How many elements a matrix `[rows, columns]` with these strides takes, gaps included. Where that is beyond counting it
+/// is [`usize::MAX`], which no slice has: a number that had wrapped around would seem to fit.
+pub(crate) fn extent(rows: usize, row: usize, columns: usize, column: usize) -> usize {
+    if rows == 0 || columns == 0 {
+        return 0;
+    }
+    let last = (rows - 1).saturating_mul(row).saturating_add((columns - 1).saturating_mul(column));
+    last.saturating_add(1)
 }
 
 /// On which threads a product runs.
@@ -108,7 +118,7 @@ pub fn multiply(
     if m == 0 || n == 0 {
         return;
     }
-    assert!((m - 1) * out_row + n <= out.len(), "product does not fit its output");
+    assert!(extent(m, out_row, n, 1) <= out.len(), "product does not fit its output");
     assert!(m == 1 || out_row >= n, "rows of the output overlap");
     if k == 0 {
         if !accumulate {
@@ -183,7 +193,28 @@ impl Product<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
     use super::*;
+
+    /// Where the place of the last element wraps around to that of the first.
+    #[test]
+    fn what_is_beyond_counting_does_not_fit() {
+        const HALF: usize = 1 << (usize::BITS - 1);
+        assert_eq!([extent(3, 5, 2, 1), extent(3, 1, 2, 5), extent(0, 5, 2, 1)], [12, 8, 0]);
+        assert_eq!([extent(3, HALF, 2, 1), extent(2, HALF, 2, HALF)], [usize::MAX; 2]);
+        let (one, five) = ([1f32], [1f32; 5]);
+        let fits = Matrix::strided(&five, 2, 2);
+        let product = |a: Matrix, b: Matrix, out_row: usize| {
+            multiply([3, 1, 3], 1.0, a, b, &mut [0.0; 9], out_row, false, Threads::One);
+        };
+        product(fits, fits, 3);
+        let refused = |work: &dyn Fn()| catch_unwind(AssertUnwindSafe(work)).is_err();
+        assert!(refused(&|| product(Matrix::strided(&one, HALF, 2), fits, 3)), "the left operand");
+        assert!(refused(&|| product(fits, Matrix::strided(&one, 2, HALF), 3)), "the right operand");
+        assert!(refused(&|| product(fits, fits, HALF)), "the output");
+        assert!(refused(&|| drop(PackedLinear::new(&[], None, HALF, 2))), "the weight");
+    }
 
     #[test]
     fn products_of_transposed_and_strided_operands() {

@@ -1,6 +1,6 @@
 //! Weights that are laid out once for many products.
 
-use super::{Matrix, Threads, multiply};
+use super::{Matrix, Threads, extent, multiply};
 
 /// A linear layer for inference: weight `[out, in]` and bias `[out]`, laid out once as [`multiply`] would lay the
 /// weight out in every product.
@@ -28,7 +28,7 @@ impl PackedLinear {
     /// # Panics
     /// When the slices do not have these sizes.
     pub fn new(weight: &[f32], bias: Option<&[f32]>, input: usize, output: usize) -> Self {
-        assert_eq!(weight.len(), input * output, "the weight is not [{output}, {input}]");
+        assert_eq!(weight.len(), extent(output, input, input, 1), "the weight is not [{output}, {input}]");
         assert!(bias.is_none_or(|bias| bias.len() == output), "the bias is not [{output}]");
         Self { input, output, weight: Weight::of(weight, bias, input, output) }
     }
@@ -54,7 +54,8 @@ impl PackedLinear {
             return;
         }
         let rows = out.len() / output;
-        assert_eq!([x.len(), out.len()], [rows * input, rows * output], "the input is not [{rows}, {input}]");
+        let sizes = [extent(rows, input, input, 1), rows * output];
+        assert_eq!([x.len(), out.len()], sizes, "the input is not [{rows}, {input}]");
         match &self.weight {
             #[cfg(target_arch = "x86_64")]
             Weight::Panels { panels, start } => {

@@ -298,7 +298,8 @@ fn multiply_packed(instructions: Instructions, weights: Vec<(&Packed, &mut Vec<f
     });
 }
 
-fn check(kind: BlockKind, bytes: &[u8], [output, input]: [usize; 2]) -> Result<()> {
+/// Whether `bytes` are `output` rows of whole blocks, of `input` weights each.
+pub(crate) fn check(kind: BlockKind, bytes: &[u8], [output, input]: [usize; 2]) -> Result<()> {
     let expected = (input / kind.weights()).checked_mul(kind.bytes()).and_then(|row| row.checked_mul(output));
     if !input.is_multiple_of(kind.weights()) {
         bail!("{kind:?}: rows of {input} weights are not whole blocks of {}", kind.weights());

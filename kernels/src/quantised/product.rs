@@ -7,9 +7,12 @@ use super::blocks::GROUP;
 use super::input::Input;
 use super::packed::{Packed, ROWS};
 
-/// The vector instructions that products are made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Instructions {
+/// The vector instructions that products are made of. Nobody outside of this file can make one that this processor has not.
+#[derive(Clone, Copy, Debug)]
+pub struct Instructions(Kind);
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
     Plain,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -18,17 +21,17 @@ pub enum Instructions {
 }
 
 impl Instructions {
-    /// Those that this processor has, best last.
+    /// Those that this processor has, plain ones first and the best last.
     pub fn available() -> impl DoubleEndedIterator<Item = Self> {
-        let mut all = vec![Self::Plain];
+        let mut all = vec![Self(Kind::Plain)];
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
             if has!("avx2") && has!("fma") && has!("f16c") {
-                all.push(Self::Avx2);
+                all.push(Self(Kind::Avx2));
             }
             if has!("avx512f") && has!("avx512bw") && has!("avx512vnni") {
-                all.push(Self::Vnni);
+                all.push(Self(Kind::Vnni));
             }
         }
         all.into_iter()
@@ -37,15 +40,14 @@ impl Instructions {
     /// The best that this processor has.
     pub fn best() -> Self {
         static BEST: std::sync::OnceLock<Instructions> = std::sync::OnceLock::new();
-        *BEST.get_or_init(|| Self::available().next_back().unwrap_or(Self::Plain))
+        *BEST.get_or_init(|| Self::available().next_back().unwrap_or(Self(Kind::Plain)))
     }
 }
 
 /// Calls `write(row of input, 16 results)` for all rows of input by one strip of the weight.
 ///
 /// # Panics
-/// When the input is not rounded in as many groups as the weight has, or there is no such strip. `instructions` must
-/// be out of [`Instructions::available`].
+/// When the input is not rounded in as many groups as the weight has, or there is no such strip.
 pub fn strip(
     instructions: Instructions,
     weight: &Packed,
@@ -55,14 +57,14 @@ pub fn strip(
 ) {
     assert!(x.groups == weight.groups && strip < weight.strips(), "the input fits the weight");
     let rows = x.facts.len() / x.groups.max(1);
-    match instructions {
-        Instructions::Plain => (0..rows).for_each(|row| write(row, &plain(weight, strip, x, row))),
+    match instructions.0 {
+        Kind::Plain => (0..rows).for_each(|row| write(row, &plain(weight, strip, x, row))),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor has these instructions (see above), and all sizes fit (asserted above).
-        Instructions::Avx2 => unsafe { super::avx2::strip(weight, strip, x, rows, &mut write) },
+        // SAFETY: the processor has these instructions (see `Instructions`), and all sizes fit (asserted above).
+        Kind::Avx2 => unsafe { super::avx2::strip(weight, strip, x, rows, &mut write) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Instructions::Vnni => unsafe { super::vnni::strip(weight, strip, x, rows, &mut write) },
+        Kind::Vnni => unsafe { super::vnni::strip(weight, strip, x, rows, &mut write) },
     }
 }
 

@@ -139,9 +139,10 @@ fn every_kind_of_instructions_gives_the_same() {
             multiply_packed(instructions, vec![(weight, &mut out)], &x);
             out
         };
-        let plain = on(Instructions::Plain);
+        let mut available = Instructions::available();
+        let plain = on(available.next().unwrap());
         let size = plain.iter().fold(0f32, |a, b| a.max(b.abs()));
-        for instructions in Instructions::available() {
+        for instructions in available {
             for (plain, other) in plain.iter().zip(on(instructions)) {
                 assert!((plain - other).abs() < 1e-5 * size, "{kind:?}, {instructions:?}: {plain} {other}");
             }

@@ -1,6 +1,10 @@
 //! `sidenote eval ...`: measuring models and encoders.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use super::Console;
+use crate::error::Error;
 
 mod perplexity;
 mod qa;
@@ -26,5 +30,17 @@ pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
         Command::Qa(args) => qa::run(args, console),
         Command::Retrieval(args) => retrieval::run(args, console),
         Command::Tasks(args) => tasks::run(args, console),
+    }
+}
+
+/// Refuses to write `out` over a file that is `read`.
+///
+/// # Errors
+/// Names it.
+fn check_unread<'a>(out: &Path, read: impl IntoIterator<Item = &'a PathBuf>) -> crate::Result<()> {
+    let Ok(place) = fs::canonicalize(out) else { return Ok(()) }; // there is nothing yet
+    match read.into_iter().any(|path| fs::canonicalize(path).is_ok_and(|path| path == place)) {
+        true => Err(Error::file(out, "this is read, and would be written over; name another file to write")),
+        false => Ok(()),
     }
 }

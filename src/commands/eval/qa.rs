@@ -1,20 +1,20 @@
 //! `sidenote eval qa`.
 
-use std::fs;
-use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
-use anyhow::Context;
 use candle_core::Device;
 use serde_json::json;
 
 use super::super::Console;
 use super::super::device::DeviceArgs;
+use super::check_unread;
+use crate::artefact::check_replaceable;
 use crate::encoder;
 use crate::error::Error;
 use crate::reader::{Extractive, Reader, ReaderModel};
 use crate::retriever::{Condition, Filter, Ranking, Retriever, SearchOptions};
-use crate::task::{Calibration, Evaluation, Line, Mode, Permutations, Task, evaluate};
+use crate::task::{Calibration, Evaluation, Example, Line, Mode, Permutations, Task, evaluate};
+use crate::whole_file::WholeFile;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -53,8 +53,8 @@ pub struct Args {
     #[arg(long, value_name = "FILTER")]
     filter: Vec<Condition>,
     /// Only the first N questions.
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
     /// Orders in which the options of multiple choice are asked; answers are the mean over them.
     #[arg(long, value_enum, default_value_t = Permutations::Single)]
     permutations: Permutations,
@@ -88,19 +88,14 @@ pub struct Args {
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     let device = args.device.open()?;
+    check(&args)?;
     let mut examples = args.task.read(&args.data)?;
-    examples.truncate(args.limit.unwrap_or(usize::MAX));
-    let is_default = args.model.as_os_str() == "default";
-    let of_models = [
-        ("--qa-prompt", args.qa_prompt.is_some()),
-        ("--encoder-format", args.encoder_format.is_some()),
-        ("--decoder-prompt", args.decoder_prompt.is_some()),
-        ("--max-tokens", args.max_tokens.is_some()),
-    ];
-    if let Some((name, _)) = of_models.iter().find(|(_, given)| is_default && *given) {
-        return Err(Error::setting(*name, "is for models; the default reader quotes sentences").into());
+    examples.truncate(args.limit.map_or(Ok(usize::MAX), usize::try_from)?);
+    let judged = examples.iter().filter(|example| example.has_answers()).count();
+    if judged == 0 && args.out.is_none() {
+        return Err(without_answers(&args, &examples).into());
     }
-    let model = if is_default { None } else { Some(model(&args, &device)?) };
+    let model = if is_default(&args) { None } else { Some(model(&args, &device)?) };
     let retriever = match (&args.index, &model) {
         (Some(dir), Some(model)) => Some(model.asks(Retriever::open(dir, None)?)?),
         (Some(dir), None) => Some(Retriever::open(dir, None)?),
@@ -122,25 +117,16 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         search: SearchOptions { filter: Filter::new(args.filter.clone()), ranking: args.ranking },
         permutations: args.permutations,
     };
-    let mut out = match &args.out {
-        Some(path) => {
-            let mut part = path.as_os_str().to_owned();
-            part.push(".part");
-            let part = PathBuf::from(part);
-            let file = fs::File::create(&part).with_context(|| part.display().to_string())?;
-            Some((BufWriter::new(file), part))
-        }
-        None => None,
-    };
+    let mut out = args.out.as_deref().map(WholeFile::create).transpose()?;
     let mut write = |line: &Line| -> crate::Result<()> {
-        let Some((file, part)) = &mut out else { return Ok(()) };
-        let mut value = serde_json::to_value(line).map_err(|e| Error::file(&*part, e.to_string()))?;
+        let Some(file) = &mut out else { return Ok(()) };
+        let mut value = serde_json::to_value(line).map_err(|e| Error::file(file.path(), e.to_string()))?;
         if args.no_passages
             && let Some(fields) = value.as_object_mut()
         {
             fields.shift_remove("passages");
         }
-        writeln!(file, "{value}").map_err(Error::io(&*part))
+        file.line(format_args!("{value}"))
     };
     let summary = evaluate(
         Some(reader.as_ref()),
@@ -150,27 +136,32 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         &mut write,
         console.progress,
     )?;
-    if let (Some((mut file, part)), Some(path)) = (out, &args.out) {
-        file.flush()
-            .and_then(|()| file.get_ref().sync_all())
-            .and_then(|()| fs::rename(&part, path))
-            .with_context(|| path.display().to_string())?;
+    if let Some(file) = out {
+        file.finish()?;
     }
-    let calibration = match &args.calibrate {
-        Some(path) => {
-            let calibration = Calibration::of(&reader.name(), &summary.judged, args.precision)?;
-            calibration.write(path)?;
-            Some(calibration)
-        }
-        None => None,
+    let calibrated = args.calibrate.as_deref().map(|path| -> crate::Result<Calibration> {
+        let calibration = Calibration::of(&reader.name(), &summary.judged, args.precision)?;
+        calibration.write(path)?;
+        Ok(calibration)
+    });
+    // What was measured is reported though it gives no calibration.
+    let (calibration, failure) = match calibrated.transpose() {
+        Ok(calibration) => (calibration, None),
+        Err(failure) => (None, Some(failure)),
     };
     let mut value = serde_json::to_value(&summary)?;
     value["model"] = json!(args.model);
     value["data"] = json!(args.data);
+    value["judged"] = json!(judged);
     value["ranking"] = json!(args.ranking);
     value["calibration"] = json!(calibration);
     console.report(&value, || {
-        let mut text = format!("{} questions, {:.1} a second\n", summary.questions, summary.questions_per_second);
+        let some = match judged == summary.questions {
+            true => String::new(),
+            false => format!(" ({judged} judged, the others have no answers)"),
+        };
+        let mut text =
+            format!("{} questions{some}, {:.1} a second\n", summary.questions, summary.questions_per_second);
         for (name, mean) in &summary.means {
             text += &format!("{name:<20}{:.4}\n", mean.as_f64().unwrap_or(f64::NAN));
         }
@@ -186,7 +177,64 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
             );
         }
         text
-    })
+    })?;
+    failure.map_or(Ok(()), |failure| Err(failure.into()))
+}
+
+fn is_default(args: &Args) -> bool {
+    args.model.as_os_str() == "default"
+}
+
+/// Refuses, before anything is asked, options that would do nothing, and files that could not be written in the end.
+fn check(args: &Args) -> crate::Result<()> {
+    let of_models = [
+        ("--qa-prompt", args.qa_prompt.is_some()),
+        ("--encoder-format", args.encoder_format.is_some()),
+        ("--decoder-prompt", args.decoder_prompt.is_some()),
+        ("--max-tokens", args.max_tokens.is_some()),
+    ];
+    if let Some((name, _)) = of_models.iter().find(|(_, given)| is_default(args) && *given) {
+        return Err(Error::setting(*name, "is for models; the default reader quotes sentences"));
+    }
+    if args.permutations != Permutations::Single && args.task != Task::MultipleChoice {
+        return Err(Error::setting(
+            "--permutations",
+            "is for --task multiple-choice; others have no options",
+        ));
+    }
+    if let Some(precision) = args.precision.filter(|share| !(f64::MIN_POSITIVE..=1.0).contains(share)) {
+        let why = format!("{precision} is no share; give more than 0 and at most 1");
+        return Err(Error::setting("--precision", why));
+    }
+    for path in args.out.iter().chain(&args.calibrate) {
+        check_unread(path, [&args.data])?;
+    }
+    if let Some(path) = &args.calibrate {
+        check_replaceable(path)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            return Err(Error::file(path, format!("there is no folder {}; make it first", folder.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Says where right answers are missed.
+fn without_answers(args: &Args, examples: &[Example]) -> Error {
+    let wanted = match args.task {
+        Task::Kilt => "\"output\": [{\"answer\": \"...\"}]",
+        _ => "\"answers\": [\"...\"]",
+    };
+    let slip = match examples.iter().any(|example| !example.metadata["answer"].is_null()) {
+        true => " (but \"answer\", which is not read)",
+        false => "",
+    };
+    let why = format!(
+        "none of {} questions has {wanted}{slip}, so that nothing can be judged; give --out to have answers written all \
+         the same",
+        examples.len()
+    );
+    Error::file(&args.data, why)
 }
 
 /// The model, with what the arguments change of its templates.

@@ -7,6 +7,8 @@ use serde_json::json;
 
 use super::super::Console;
 use super::super::device::DeviceArgs;
+use super::check_unread;
+use crate::artefact::{check_replaceable, write_atomically};
 use crate::eval::tasks::{
     Answered, Asking, Item, TaskScores, evaluate, mean_over_tasks, predictions, read, summary,
 };
@@ -82,7 +84,6 @@ pub struct Args {
 }
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
-    sidenote_kernels::LargeBlocks::start();
     let device = args.device.open()?;
     let mut items = read(&args.data)?;
     let mut shown = if args.shots.is_empty() { Vec::new() } else { read(&args.shots)? };
@@ -118,6 +119,10 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         stop: args.stop.iter().map(lines).collect(),
         batch: args.batch.max(1),
     };
+    for out in args.out.iter().chain(&args.predictions) {
+        check_replaceable(out)?;
+        check_unread(out, args.data.iter().chain(&args.shots))?;
+    }
     let answered = evaluate(&model, &items, &asking, console.progress)?;
     if let Some(out) = &args.out {
         let mut text = String::new();
@@ -125,7 +130,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
             text += &serde_json::to_string(one)?;
             text.push('\n');
         }
-        crate::artefact::write_atomically(out, text.as_bytes())?;
+        write_atomically(out, text.as_bytes())?;
     }
     if let Some(out) = &args.predictions {
         let label = |(item, one): (&'_ Item, &Answered)| {
@@ -134,7 +139,7 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         };
         let labels: Vec<(String, String)> = items.iter().zip(&answered).map(label).collect();
         let text = predictions(labels.iter().map(|(id, label)| (id.as_str(), label.as_str())));
-        crate::artefact::write_atomically(out, text.as_bytes())?;
+        write_atomically(out, text.as_bytes())?;
     }
     let tasks = summary(&answered);
     let sets: Vec<Set> = match args.data.len() {

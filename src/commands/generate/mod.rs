@@ -36,7 +36,8 @@ pub struct Args {
     /// Texts to continue, or to answer: a model with a chat template gets each as a conversation of its own.
     #[arg(value_name = "PROMPT", required_unless_present = "prompts")]
     prompt: Vec<String>,
-    /// A file with one prompt a line (.jsonl: an object a line, whose field "prompt" it is); - for stdin.
+    /// A file with one prompt a line (.jsonl: an object a line, whose field "prompt" it is); - for stdin. With
+    /// --json the texts are a list.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     prompts: Option<PathBuf>,
     /// Continue the prompt as it is, whether or not the model has a chat template.
@@ -117,7 +118,6 @@ impl Args {
 }
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
-    sidenote_kernels::LargeBlocks::start();
     let options = args.options();
     options.check()?;
     let prompts = match &args.prompts {
@@ -216,7 +216,8 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         && options.samples == 1;
     let human = || human(&results, options.samples, shown_already);
     let mut value = match results.as_slice() {
-        [only] => only.clone(),
+        // A file's are a list, however many it has.
+        [only] if args.prompts.is_none() => only.clone(),
         all => json!({"results": all}),
     };
     value["retrievals"] = looked_up.get().into();

@@ -1,7 +1,7 @@
 //! The transformer encoders of [`Family`] as tensors, with gradients: the arithmetic of [`super::super::network`].
 
 use candle_core::{Device, Tensor};
-use sidenote_kernels::{self as kernels, Activation, Activations, AttentionOptions, RelativeBias};
+use sidenote_kernels::{self as kernels, Activations, AttentionOptions, RelativeBias};
 
 use super::super::config::{Config, Family};
 use super::super::names::{self, Names};
@@ -176,7 +176,7 @@ impl Layer {
                 gate: names.gate.map(|gate| linear(whole(gate), hidden, inner)).transpose()?,
                 up: linear(whole(names.up), hidden, inner)?,
                 down: linear(whole(names.down), inner, hidden)?,
-                activation: activation(config),
+                activation: config.activation,
             },
             attention_norm: Norm::new(w, whole(names.attention_norm), hidden, norm)?,
             norm: Norm::new(w, whole(names.norm), hidden, norm)?,
@@ -208,16 +208,6 @@ impl Layer {
             None => self.feed_forward.forward_add(&x, &x)?,
             Some(dropout) => (&x + dropout.apply(&self.feed_forward.forward(&x)?, 1)?)?,
         })
-    }
-}
-
-fn activation(config: &Config) -> Activation {
-    use kernels::inference::Activation as Inference;
-    match config.activation {
-        Inference::Gelu => Activation::Gelu,
-        Inference::GeluTanh => Activation::GeluTanh,
-        Inference::Relu => Activation::Relu,
-        Inference::Silu => Activation::Silu,
     }
 }
 

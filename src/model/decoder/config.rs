@@ -2,8 +2,9 @@
 
 use sidenote_kernels::Activation;
 
-use super::families::Family;
+use super::family::Family;
 use crate::error::{Error, Result};
+use crate::model::LARGEST;
 pub use crate::model::layers::{NormConfig, NormKind};
 
 /// A decoder: what its blocks are made of, and how large they are.
@@ -124,9 +125,7 @@ pub(super) fn usual_head_dim(hidden_size: usize, heads: usize) -> usize {
     if heads > 0 && hidden_size.is_multiple_of(heads) { hidden_size / heads } else { 0 }
 }
 
-/// Larger sizes are taken for a slip of the hand.
-const LARGEST: usize = 1 << 20;
-/// But positions go further.
+/// Positions go further than other sizes.
 const LARGEST_POSITION: usize = 1 << 27;
 
 impl DecoderConfig {

@@ -16,6 +16,7 @@ use places::{Frequencies, Seen};
 mod block;
 mod config;
 mod families;
+mod family;
 mod places;
 mod taken;
 #[cfg(test)]
@@ -23,7 +24,7 @@ mod tests;
 
 pub use block::Block;
 pub use config::{DecoderConfig, NormConfig, NormKind, Positions, Rotary, Scaling, Window};
-pub use families::Family;
+pub use family::Family;
 pub use places::Places;
 
 /// What an adapter puts before every text.

@@ -44,6 +44,7 @@ pub fn log_sum_exp(logits: &[f32]) -> f32 {
 
 /// The `n` largest logits with their tokens, largest first; of equal ones, the earlier token first.
 pub fn top(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
+    let n = n.min(logits.len());
     let room = 4 * n.max(16);
     let mut best: Vec<(u32, f32)> = Vec::with_capacity(room);
     let mut least = f32::NEG_INFINITY;
@@ -216,6 +217,7 @@ mod tests {
         assert_eq!(cold.draw(&mut ChaCha8Rng::seed_from_u64(0)), Some(5));
         assert_eq!(largest([1.0, 3.0, 3.0].into_iter()), 1);
         assert_eq!(top(&[1.0, 3.0, 2.0, 3.0], 3), [(1, 3.0), (3, 3.0), (2, 2.0)]);
+        assert_eq!(top(&[1.0, 3.0], usize::MAX), [(1, 3.0), (0, 1.0)]);
         assert!((log_sum_exp(&[1000.0, 1000.0]) - 1000.6931).abs() < 1e-3);
         let many: Vec<f32> = logits(1000, 4).iter().map(|(_, logit)| (logit * 20.0).round()).collect();
         for n in [0, 1, 17, 400, 1000, 2000] {

@@ -2,6 +2,9 @@
 
 use crate::error::{Error, Result};
 
+/// Texts that are written at once for a prompt, at most.
+const MOST_TEXTS: usize = 1 << 16;
+
 /// How to go on from a prompt. The default takes the likeliest token each time.
 ///
 /// Logits are changed in the order of transformers: repetition penalty, choices, temperature, top-k, top-p, min-p.
@@ -84,6 +87,11 @@ impl Options {
         }
         if self.beams == 0 {
             return refuse("beams", "must be at least 1; 1 is no beam search");
+        }
+        for (name, many) in [("n", self.samples), ("beams", self.beams)] {
+            if many > MOST_TEXTS {
+                return refuse(name, &format!("{many} texts are held at once; at most {MOST_TEXTS}"));
+            }
         }
         if self.batch == 0 {
             return refuse("batch", "must be at least 1");

@@ -304,6 +304,8 @@ fn nothing_more_is_written_than_there_is_room_for() {
         (Options { min_p: 1.5, ..nothing() }, "min-p"),
         (Options { repetition_penalty: 0.0, ..nothing() }, "repetition-penalty"),
         (Options { beams: 0, ..nothing() }, "beams"),
+        (Options { beams: usize::MAX, ..nothing() }, "beams"),
+        (Options { samples: usize::MAX, temperature: 1.0, ..nothing() }, "n"),
         (Options { beams: 2, temperature: 1.0, ..nothing() }, "beams"),
         (Options { beams: 2, samples: 3, ..nothing() }, "n"),
         (Options { samples: 2, ..nothing() }, "n"),

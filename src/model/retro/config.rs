@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::model::LARGEST;
 use crate::model::decoder::DecoderConfig;
 use crate::ranking::Ranking;
 
@@ -118,6 +119,13 @@ impl RetroConfig {
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(Error::setting(*name, "must be at least 1"));
         }
+        let width = ("retro.encoder_hidden_size", self.encoder_hidden_size);
+        if let Some((name, value)) = positive.iter().chain([&width]).find(|(_, value)| *value > LARGEST) {
+            return Err(Error::setting(
+                *name,
+                format!("{value} is more than any model has; at most {LARGEST}"),
+            ));
+        }
         if self.encoder_hidden_size == 0 || !self.encoder_hidden_size.is_multiple_of(self.encoder_heads) {
             let why = format!(
                 "{} is not a positive multiple of retro.encoder_heads, {}",
@@ -222,6 +230,8 @@ mod tests {
         let decoder = decoder(4);
         let mut retro = RetroConfig::for_decoder(&decoder, 4);
         assert!(retro.check(&decoder).is_ok());
+        let wide = RetroConfig { encoder_intermediate_size: usize::MAX, ..retro.clone() };
+        assert!(wide.check(&decoder).unwrap_err().to_string().contains("retro.encoder_intermediate_size"));
         retro.layers = vec![2, 5];
         assert!(retro.check(&decoder).unwrap_err().to_string().contains("retro.layers"));
     }

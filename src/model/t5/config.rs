@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use sidenote_kernels::Activation;
 
 use crate::error::{Error, Result};
+use crate::model::LARGEST;
 
 /// The `model_type` of T5 (v1.0, v1.1, LM-adapted, Flan-T5) and of mT5, the same network that never scales its
 /// head's input.
@@ -61,9 +62,6 @@ pub struct T5Config {
     #[serde(flatten)]
     pub rest: Map<String, Value>,
 }
-
-/// Larger sizes are taken for a slip of the hand.
-const LARGEST: usize = 1 << 20;
 
 fn default_buckets() -> usize {
     32

@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 use sidenote_kernels::{self as kernels, CrossEntropyOptions};
 
-use super::reader::Read;
+use super::read::Read;
 use crate::error::{Error, Result};
 use crate::model::LanguageModel;
 use crate::model::batch::{IGNORE, side_by_side};

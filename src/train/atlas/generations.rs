@@ -10,13 +10,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
-use super::RefreshSchedule;
 use crate::artefact::MANIFEST;
 use crate::encoder::{self, TrainableEncoder};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::retriever::encode_again;
 use crate::train::checkpoint;
+use crate::train::config::RefreshSchedule;
 use crate::train::group::Group;
 
 /// When the index is encoded again, and when it is in use.
@@ -146,6 +146,8 @@ impl Generations {
             fs::remove_dir_all(&index).map_err(Error::io(&index))?;
         }
         let encode = move || {
+            // By its full path the index finds it from anywhere.
+            let encoder = fs::canonicalize(&encoder).map_err(Error::io(&encoder))?;
             let encoder = encoder::load(&encoder.display().to_string())?;
             encode_again(&given, &index, encoder.as_ref(), Progress::Silent).map(|_| ())
         };

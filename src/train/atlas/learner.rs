@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor, Var};
 use rand::SeedableRng;
-use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use sidenote_index::{Hit, Metric};
 use sidenote_kernels as kernels;
@@ -12,7 +11,8 @@ use sidenote_kernels as kernels;
 use super::generations::{Generations, Refreshes};
 use super::judge::retriever_loss;
 use super::loss::Temperatures;
-use super::reader::{Read, TrainedReader};
+use super::read::Read;
+use super::reader::TrainedReader;
 use crate::corpus::Store;
 use crate::encoder::TrainableEncoder;
 use crate::error::{Error, Result};
@@ -24,6 +24,7 @@ use crate::task::multiple_choice::ordered;
 use crate::task::{Example, Mode, masked, prefix, section};
 use crate::train::checkpoint;
 use crate::train::config::{AtlasSection, AtlasTask, TrainConfig};
+use crate::train::epochs::Epochs;
 use crate::train::group::Group;
 use crate::train::steps::Learner;
 
@@ -46,7 +47,7 @@ pub struct AtlasLearner<'a> {
     retriever: Option<Retriever>,
     examples: Examples,
     held_out: Vec<Example>,
-    epoch: (usize, Vec<usize>),
+    epochs: Epochs,
 }
 
 /// What is learnt from.
@@ -121,6 +122,7 @@ impl<'a> AtlasLearner<'a> {
             steps: config.training.steps,
         };
         let generations = Generations::open(&config.out, &config.index, start, step, refreshes, encodes)?;
+        let epochs = Epochs::new(config.training.seed, examples.len(), section.batch);
         let mut learner = Self {
             config,
             section,
@@ -131,7 +133,7 @@ impl<'a> AtlasLearner<'a> {
             retriever,
             examples,
             held_out,
-            epoch: (usize::MAX, Vec::new()),
+            epochs,
         };
         if learner.examples.len() < learner.section.batch {
             let why =
@@ -347,21 +349,7 @@ impl Learner for AtlasLearner<'_> {
     }
 
     fn read(&mut self, number: usize) -> Result<Vec<Question>> {
-        let (count, size) = (self.examples.len(), self.section.batch);
-        let (epoch, place) = (number / (count / size), number % (count / size));
-        // A generator of its own for each purpose: one that goes on would know what was drawn before.
-        let random = |stream: usize| {
-            let mut rng = ChaCha8Rng::seed_from_u64(self.config.training.seed);
-            rng.set_stream(stream as u64);
-            rng
-        };
-        if self.epoch.0 != epoch {
-            let mut order: Vec<usize> = (0..count).collect();
-            order.shuffle(&mut random(2 * epoch));
-            self.epoch = (epoch, order);
-        }
-        let mut rng = random(2 * number + 1);
-        let numbers = &self.epoch.1[place * size..][..size];
+        let (numbers, mut rng) = self.epochs.batch(number);
         let examples: Vec<Example> =
             numbers.iter().filter_map(|number| self.example(*number, &mut rng)).collect();
         self.ask(&examples)

@@ -3,12 +3,11 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
-use sidenote_kernels::{self as kernels, CrossEntropyOptions};
 
-use super::{context, judge};
+use super::read::Read;
+use super::{context, fusion};
 use crate::corpus::Tokenizer;
 use crate::error::Result;
-use crate::model::batch::IGNORE;
 use crate::model::{Dropout, EncoderDecoder, LanguageModel, Precision, Trainable, WritingModel};
 use crate::reader::{Source, Templates, texts};
 
@@ -18,14 +17,6 @@ pub enum TrainedReader {
     Fusion(Box<EncoderDecoder>),
     /// A decoder.
     Context(Box<LanguageModel>),
-}
-
-/// What is read for a question.
-pub struct Read {
-    /// A text a passage; of an encoder-decoder the query alone where there are none.
-    pub texts: Vec<Vec<u32>>,
-    /// What comes after the passages, in a decoder's context.
-    pub asked: Vec<u32>,
 }
 
 impl TrainedReader {
@@ -122,7 +113,7 @@ impl TrainedReader {
     /// When the device refuses.
     pub fn nats(&self, batch: &[(&Read, &[u32])], dropout: Option<Dropout>) -> Result<Tensor> {
         match self {
-            Self::Fusion(model) => fusion_nats(model, batch, dropout),
+            Self::Fusion(model) => fusion::nats(model, batch, dropout),
             Self::Context(model) => context::nats(model, batch),
         }
     }
@@ -133,7 +124,7 @@ impl TrainedReader {
     /// When the device refuses.
     pub fn given_each(&self, read: &Read, target: &[u32]) -> Result<Vec<Vec<f64>>> {
         match self {
-            Self::Fusion(model) => judge::given_each(&model.network, &read.texts, target),
+            Self::Fusion(model) => fusion::given_each(&model.network, &read.texts, target),
             Self::Context(model) => context::given_each(model, read, target),
         }
     }
@@ -144,7 +135,7 @@ impl TrainedReader {
     /// When the device refuses.
     pub fn given_all_but_each(&self, read: &Read, target: &[u32]) -> Result<Vec<Vec<f64>>> {
         match self {
-            Self::Fusion(model) => judge::given_all_but_each(&model.network, &read.texts, target),
+            Self::Fusion(model) => fusion::given_all_but_each(&model.network, &read.texts, target),
             Self::Context(model) => context::given_all_but_each(model, read, target),
         }
     }
@@ -155,38 +146,8 @@ impl TrainedReader {
     /// When the device refuses.
     pub fn taken_of_each(&self, read: &Read, target: &[u32]) -> Result<Vec<f64>> {
         match self {
-            Self::Fusion(model) => judge::taken_of_each(&model.network, &read.texts, target),
+            Self::Fusion(model) => fusion::taken_of_each(&model.network, &read.texts, target),
             Self::Context(model) => context::taken_of_each(model, read, target),
         }
     }
-}
-
-fn fusion_nats(
-    model: &EncoderDecoder,
-    batch: &[(&Read, &[u32])],
-    dropout: Option<Dropout>,
-) -> Result<Tensor> {
-    let network = &model.network;
-    let most = batch.iter().map(|(read, _)| read.texts.len()).max().unwrap_or(0);
-    // A passage that is absent has no tokens.
-    let texts = |(read, _): &(&Read, &[u32])| {
-        let absent = std::iter::repeat_n(Vec::new(), most - read.texts.len());
-        read.texts.iter().cloned().chain(absent).collect::<Vec<_>>()
-    };
-    let texts: Vec<Vec<u32>> = batch.iter().flat_map(texts).collect();
-    let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-    let encoded = network.encoder().read(&texts, dropout.map(|dropout| dropout.part(0)))?.joined(most)?;
-    let width = batch.iter().map(|(_, target)| target.len()).max().unwrap_or(0);
-    let padded = |(_, target): &(&Read, &[u32])| {
-        let padding = std::iter::repeat_n(IGNORE, width - target.len());
-        target.iter().copied().chain(padding).collect::<Vec<_>>()
-    };
-    let targets: Vec<u32> = batch.iter().flat_map(padded).collect();
-    let targets = Tensor::from_vec(targets, (batch.len(), width), network.device())?;
-    let hidden = network.predict(&encoded, &targets, dropout.map(|dropout| dropout.part(1)))?;
-    let (hidden, targets) = (hidden.flatten(0, 1)?, targets.flatten_all()?);
-    let options = CrossEntropyOptions::ignoring(IGNORE);
-    let nats = kernels::linear_cross_entropy(&hidden, &network.head()?, &targets, &options)?;
-    let tokens: usize = batch.iter().map(|(_, target)| target.len()).sum();
-    Ok((nats / tokens.max(1) as f64)?)
 }

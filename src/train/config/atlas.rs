@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::refresh::RefreshSchedule;
 use crate::error::{Error, Result};
 use crate::reader::Templates;
 use crate::retriever::Ranking;
 use crate::task::{Mode, Permutations, Task};
-use crate::train::atlas::RefreshSchedule;
 
 /// A reader and its retriever (Atlas).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

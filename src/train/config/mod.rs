@@ -4,16 +4,17 @@ mod atlas;
 mod model;
 mod objective;
 mod overrides;
+mod refresh;
 mod retriever;
 mod retro;
 mod training;
 mod trime;
+mod tune;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::tune_section::TuneSection;
 use crate::adapter::Method;
 use crate::error::{Error, Result};
 use crate::model::Precision;
@@ -22,10 +23,12 @@ use crate::task::Mode;
 pub use atlas::{AtlasSection, AtlasTask, RetrieverLoss};
 pub use model::{ModelSection, T5Section};
 pub use objective::{Level, ObjectiveSection};
+pub use refresh::RefreshSchedule;
 pub use retriever::RetrieverSection;
 pub use retro::RetroSection;
 pub use training::{OptimiserKind, Schedule, TrainingSection};
 pub use trime::{TrimeKind, TrimeSection};
+pub use tune::{FormatSection, Learn, MixBy, Mixing, SplitSection, TuneLoss, TuneSection, Within};
 
 /// The kind of model that a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

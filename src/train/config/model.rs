@@ -34,9 +34,7 @@ impl ModelSection {
         DecoderConfig {
             vocab_size,
             hidden_size: self.hidden_size,
-            intermediate_size: self
-                .intermediate_size
-                .unwrap_or_else(|| (self.hidden_size * 8).div_ceil(3).next_multiple_of(32)),
+            intermediate_size: self.intermediate_size.unwrap_or_else(|| usual_inner(self.hidden_size)),
             num_hidden_layers: self.layers,
             num_attention_heads: self.heads,
             num_key_value_heads: self.heads,
@@ -72,13 +70,12 @@ impl T5Section {
     /// # Errors
     /// A shape that no network can have.
     pub fn config(&self, vocab_size: usize) -> Result<T5Config> {
-        let inner = (self.hidden_size * 8).div_ceil(3).next_multiple_of(32);
         T5Config::from_json(&serde_json::json!({
             "model_type": "t5",
             "vocab_size": vocab_size,
             "d_model": self.hidden_size,
             "d_kv": self.hidden_size / self.heads.max(1),
-            "d_ff": self.intermediate_size.unwrap_or(inner),
+            "d_ff": self.intermediate_size.unwrap_or_else(|| usual_inner(self.hidden_size)),
             "num_layers": self.layers,
             "num_heads": self.heads,
             "feed_forward_proj": "gated-gelu",
@@ -86,4 +83,9 @@ impl T5Section {
             "dropout_rate": self.dropout,
         }))
     }
+}
+
+/// 8/3 of the width, rounded up to 32.
+fn usual_inner(width: usize) -> usize {
+    width.saturating_mul(8).div_ceil(96).saturating_mul(32)
 }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use crate::buffer::with_buffer;
-use crate::matrix::{PackedLinear, Threads};
+use crate::matrix::{PackedLinear, Threads, extent};
 use crate::simd::vectorised;
 
 #[cfg(target_arch = "x86_64")]
@@ -82,7 +82,7 @@ impl RoundedLinear {
     pub fn new(codes: &[i8], scales: &[f32], bias: Option<&[f32]>, input: usize, output: usize) -> Self {
         assert_eq!(
             [codes.len(), scales.len()],
-            [input * output, output],
+            [extent(output, input, input, 1), output],
             "the weight is not [{output}, {input}]"
         );
         assert!(bias.is_none_or(|bias| bias.len() == output), "the bias is not [{output}]");
@@ -109,7 +109,7 @@ impl RoundedLinear {
             return;
         }
         let rows = out.len() / self.output;
-        let sizes = [rows * self.input, rows * self.output];
+        let sizes = [extent(rows, self.input, self.input, 1), rows * self.output];
         assert_eq!([x.len(), out.len()], sizes, "the input is not [{rows}, {}]", self.input);
         match &self.weight {
             #[cfg(target_arch = "x86_64")]
@@ -180,6 +180,13 @@ mod tests {
         assert_eq!(round_rows(&[0.0, -0.0, 1e-40, 0.0], 2).unwrap().0, [0; 4]);
         assert!(round_rows(&[0.0, f32::NAN], 2).unwrap_err().contains("value 1"));
         assert!(round_rows(&[f32::INFINITY, 0.0], 2).unwrap_err().contains("value 0"));
+    }
+
+    /// Twice half of all numbers wraps around to none.
+    #[test]
+    #[should_panic(expected = "the weight is not [2, ")]
+    fn a_weight_beyond_counting_is_refused() {
+        RoundedLinear::new(&[], &[1.0; 2], None, 1 << (usize::BITS - 1), 2);
     }
 
     /// Sizes around those of tiles and panels, with and without bias, in both ways, on any number of threads.

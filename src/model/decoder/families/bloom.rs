@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 use sidenote_kernels::Activation;
 
-use super::Family;
 use super::fields::Fields;
 use super::names::{Fused, Names};
 use crate::error::Result;
 use crate::model::decoder::config::{DecoderConfig, NormConfig, NormKind, Positions};
+use crate::model::decoder::family::Family;
 
 pub(super) const NAMES: Names = Names {
     embedding: "transformer.word_embeddings",

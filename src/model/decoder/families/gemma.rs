@@ -6,11 +6,12 @@ use sidenote_kernels::Activation;
 
 use super::fields::{Fields, activation_name};
 use super::names::Names;
-use super::{Family, llama, qwen, rope};
+use super::{llama, qwen, rope};
 use crate::error::Result;
 use crate::model::decoder::config::{
     DecoderConfig, NormConfig, NormKind, Positions, Rotary, Scaling, Window,
 };
+use crate::model::decoder::family::Family;
 
 pub(super) const NAMES: Names = Names {
     after_attention_norm: "post_attention_layernorm",

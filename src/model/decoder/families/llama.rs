@@ -6,9 +6,10 @@ use sidenote_kernels::Activation;
 
 use super::fields::{Fields, activation_name};
 use super::names::Names;
-use super::{Family, rope};
+use super::rope;
 use crate::error::Result;
 use crate::model::decoder::config::{DecoderConfig, NormConfig, NormKind, Positions, Window, usual_head_dim};
+use crate::model::decoder::family::Family;
 
 pub(super) const NAMES: Names = Names {
     embedding: "model.embed_tokens",

@@ -4,10 +4,11 @@
 use serde_json::{Value, json};
 
 use super::fields::Fields;
+use super::llama;
 use super::names::Names;
-use super::{Family, llama};
 use crate::error::{Error, Result};
 use crate::model::decoder::config::{DecoderConfig, Window};
+use crate::model::decoder::family::Family;
 
 pub(super) const NAMES: Names =
     Names { q_norm: "self_attn.q_norm", k_norm: "self_attn.k_norm", ..llama::NAMES };

@@ -5,9 +5,10 @@ use serde_json::{Value, json};
 
 use super::fields::Fields;
 use super::names::Names;
-use super::{Family, llama, rope};
+use super::{llama, rope};
 use crate::error::Result;
 use crate::model::decoder::config::{DecoderConfig, NormConfig, NormKind, Positions};
+use crate::model::decoder::family::Family;
 
 pub(super) const NAMES: Names = llama::NAMES;
 

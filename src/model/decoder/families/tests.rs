@@ -4,8 +4,8 @@
 use serde_json::{Value, json};
 use sidenote_kernels::Activation;
 
-use super::Family;
 use crate::model::decoder::config::{DecoderConfig, NormKind, Positions, Rotary, Scaling};
+use crate::model::decoder::family::Family;
 
 fn read(config: &Value) -> DecoderConfig {
     let read = DecoderConfig::from_json(config).unwrap();

@@ -1,10 +1,9 @@
-//! What a run of kind "tune" learns, as its TOML file says it.
+//! `[tune]`.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::tune_splits::SplitSection;
 use crate::error::{Error, Result};
 use crate::eval::tasks::Item;
 
@@ -105,7 +104,7 @@ impl TuneSection {
     }
 
     /// Whether wrong answers are read too.
-    pub(super) fn ranks(&self) -> bool {
+    pub(crate) fn ranks(&self) -> bool {
         self.losses.iter().any(|loss| *loss != TuneLoss::Lm)
     }
 
@@ -182,6 +181,28 @@ impl Default for FormatSection {
 
 impl FormatSection {
     fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Files or pools of held-out instances, by kind.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SplitSection {
+    /// Of categories (clusters) that the data must have nothing of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub categories: Option<PathBuf>,
+    /// Of tasks that the data must have nothing of. Measured are those of categories that it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<PathBuf>,
+    /// Instances that the data must not have. Measured are those of tasks that it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instances: Option<PathBuf>,
+}
+
+impl SplitSection {
+    /// Whether nothing is held out so.
+    pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
