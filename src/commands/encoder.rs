@@ -9,7 +9,6 @@ use super::Console;
 use crate::corpus::{Documents, OnError};
 use crate::encoder::distill::distill;
 use crate::encoder::{self, Encoder, Quantised, SentenceEncoder, quantise};
-use crate::sealed;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -62,7 +61,7 @@ pub fn run(command: Command, console: Console) -> anyhow::Result<()> {
 
 fn run_distill(args: DistillArgs, console: Console) -> anyhow::Result<()> {
     let source = args.source.to_str().context("the folder's name is not UTF-8")?;
-    sealed::check_new(&args.out, "an encoder")?;
+    encoder::check_new(&args.out)?;
     let teacher = SentenceEncoder::open(source)?;
     let mut texts = Vec::new();
     if !args.corpus.is_empty() {

@@ -43,7 +43,7 @@ fn read_below(folder: &Path, below: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) 
 const WHAT: &str = "an encoder";
 
 /// That there is no `dir` yet, as [`write`] needs it.
-pub(super) fn check_new(dir: &Path) -> Result<()> {
+pub(crate) fn check_new(dir: &Path) -> Result<()> {
     sealed::check_new(dir, WHAT)
 }
 

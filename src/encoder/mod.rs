@@ -31,6 +31,7 @@ mod table;
 mod trainable;
 mod wordpiece;
 
+pub(crate) use copied::check_new;
 pub use quantise::{Quantised, quantise};
 pub use sentence::SentenceEncoder;
 pub use table::StaticEncoder;

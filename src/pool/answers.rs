@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Instance, UNKNOWN_TASK};
+use super::Instance;
 
 /// Fewer instances can have one answer by chance.
 const FEWEST: usize = 20;
@@ -22,7 +22,7 @@ struct Answer {
 impl Answers {
     /// Counts an instance.
     pub fn add(&mut self, instance: &Instance) {
-        let task = instance.task.clone().unwrap_or_else(|| UNKNOWN_TASK.to_string());
+        let task = instance.task_name().to_string();
         let new = || Answer { instances: 0, only: Some(instance.target.clone()) };
         let answer = self.of.entry((task, instance.template.clone())).or_insert_with(new);
         answer.instances += 1;

@@ -15,7 +15,7 @@ use super::contamination::{Contamination, Evaluation};
 use super::duplicates::{Duplicates, Seen};
 use super::exclude::Patterns;
 use super::formats::{self, Options};
-use super::{Instance, UNKNOWN_TASK, sources};
+use super::{Instance, sources};
 use crate::artefact::{MANIFEST, Writer};
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -141,7 +141,7 @@ pub fn build(options: &BuildOptions, progress: Progress) -> Result<BuildReport> 
                 return Err(Error::Interrupted("nothing was written; run the command again".to_string()));
             }
             report.read += 1;
-            let task = instance.task.as_deref().unwrap_or(UNKNOWN_TASK);
+            let task = instance.task_name();
             if patterns.excludes(&instance) {
                 return count(&mut report.excluded, task);
             }

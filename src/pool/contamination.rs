@@ -115,7 +115,7 @@ impl Evaluation {
             }
         }
         for file in &files {
-            let task = instance.task.clone().unwrap_or_else(|| super::UNKNOWN_TASK.to_string());
+            let task = instance.task_name().to_string();
             *self.files[*file as usize].tasks.entry(task).or_insert(0) += 1;
         }
         !files.is_empty()

@@ -5,6 +5,8 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
+use super::UNKNOWN_TASK;
+
 /// What a model is given and what it should answer, with where both come from.
 ///
 /// In a file it is a line of JSON; `input` and `target` must be there, what is not known is left
@@ -52,6 +54,11 @@ impl Instance {
         let said = |text: &str| !text.trim().is_empty();
         let chosen = self.choices.is_empty() || self.choices.contains(&self.target);
         said(&self.input) && said(&self.target) && chosen
+    }
+
+    /// What its task is called, also where it names none.
+    pub fn task_name(&self) -> &str {
+        self.task.as_deref().unwrap_or(UNKNOWN_TASK)
     }
 
     /// The text by which it is told from others of its task.

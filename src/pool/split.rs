@@ -104,7 +104,7 @@ pub fn split(options: &SplitOptions) -> Result<SplitReport> {
     let clusters = clusters(options)?;
     let kinds = kinds(options, &clusters)?;
     let kind_of = |row: &Instance| -> &'static str {
-        let task = row.task.as_deref().unwrap_or(UNKNOWN_TASK);
+        let task = row.task_name();
         let kind = kinds.get(task).copied().unwrap_or(TRAIN);
         let own = || draw(options.seed, &[task.as_bytes(), &text_key(&row.input).to_le_bytes()]);
         if kind == TRAIN && options.instances > 0.0 && own() < options.instances { "instances" } else { kind }
@@ -131,7 +131,7 @@ pub fn split(options: &SplitOptions) -> Result<SplitReport> {
         }
         let Some((parts, report)) = writers.get_mut(kind) else { return Ok(()) };
         report.instances += 1;
-        *report.tasks.entry(row.task.unwrap_or_else(|| UNKNOWN_TASK.into())).or_default() += 1;
+        *report.tasks.entry(row.task_name().into()).or_default() += 1;
         parts.push_line(line)
     })?;
     if !writers.contains_key(TRAIN) {
