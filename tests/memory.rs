@@ -154,6 +154,59 @@ fn a_model_trained_with_memories_makes_use_of_them() {
 }
 
 /// What a RETRO model reads moves its contexts: a memory is made, tuned and asked with neighbours, or none of it is.
+/// Fails where writing looks at other contexts than scoring does, or mixes otherwise.
+#[test]
+fn texts_are_written_as_they_are_scored() {
+    let place = workplace();
+    let dir = place.path();
+    succeed(dir, "memory build plain/model --corpus corpus.jsonl --out memory");
+    // What two documents say after their first word. A choice that is the beginning of another counts with its end, as a
+    // document does.
+    let choices = [" bridge fish", " water river", " bridge fish water", " water river water"];
+    for options in ["", "--memory memory"] {
+        let mut command = sidenote(dir, &format!("generate plain/model river {options}"));
+        choices.iter().for_each(|choice| _ = command.args(["--choice", choice]));
+        let written = common::json_of(command);
+        let differences: Vec<f64> = (0..2)
+            .map(|i| {
+                let text = format!("river{}", choices[i]);
+                write_lines(&dir.join("written.jsonl"), &[serde_json::json!({"id": "w", "text": text})]);
+                let command = format!("eval perplexity plain/model --corpus written.jsonl {options}");
+                let scored = succeed(dir, &command);
+                let nats = scored["perplexity"].as_f64().unwrap().ln() * scored["tokens"].as_f64().unwrap();
+                nats + written["choices"][i]["logprob"].as_f64().unwrap()
+            })
+            .collect();
+        // What is left is the prompt's.
+        assert!((differences[0] - differences[1]).abs() < 1e-4, "{options} {differences:?}");
+    }
+    // Step by step, with several texts side by side, all of them whole distributions.
+    let greedy = |options: &str| {
+        succeed(dir, &format!("generate plain/model river --logprobs 300 --max-tokens 8 {options}"))
+    };
+    let (with, without) = (greedy("--memory memory"), greedy(""));
+    assert_ne!(with["logprobs"], without["logprobs"]);
+    for step in with["logprobs"].as_array().unwrap() {
+        let all = step["top"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["logprob"].as_f64().unwrap().exp())
+            .sum::<f64>();
+        assert!((all - 1.0).abs() < 1e-4, "{all}");
+    }
+    let samples = succeed(
+        dir,
+        "generate plain/model river --memory memory --temperature 1 -n 3 --batch 2 --max-tokens 8",
+    );
+    assert_eq!(samples["results"].as_array().unwrap().len(), 3, "{samples}");
+    // Another model's contexts are no good.
+    succeed(dir, "train plain.toml --set out=other --set training.seed=9");
+    assert!(
+        fail(dir, "generate other/model river --memory memory").contains("build a memory with this model")
+    );
+}
+
 #[test]
 fn a_retro_models_memory_is_made_as_it_is_asked() {
     let place = workplace();

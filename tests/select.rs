@@ -535,3 +535,62 @@ fn gradients_choose_what_teaches_the_targets_answers() {
     );
     assert!(!dir.join("no.jsonl").exists());
 }
+
+/// A task of animals with one answer, one with two of which one is usual, and one of stars. Fails where answers are not levelled,
+/// where a template's are not its own, or where fewer rows are looked at than that takes.
+#[test]
+fn answers_are_level_where_that_is_wanted() {
+    let dir = workplace();
+    let dir = dir.path();
+    let mut pool = String::new();
+    for row in 0..120 {
+        let words = TOPICS[usize::from(row >= 80)];
+        let (task, answer) = match row {
+            0..40 => ("sorted", "yes"),
+            40..80 => ("usual", if row % 5 == 0 { "no" } else { "yes" }),
+            _ => ("stars", ["yes", "no"][row / 2 % 2]),
+        };
+        let input = format!("{} {}", words[row % 5], words[row / 5 % 5]);
+        let template = ["one", "two"][row % 2];
+        pool +=
+            &format!("{}\n", json!({"task": task, "template": template, "input": input, "target": answer}));
+    }
+    fs::write(dir.join("answers.jsonl"), pool).unwrap();
+    let choose = |options: &str| {
+        let options = format!(
+            "answers.jsonl --method deft --target target.jsonl --encoder encoder --out out.jsonl {options}"
+        );
+        let report: Value = serde_json::from_str(&succeed(dir, &format!("{options} --json"))).unwrap();
+        let mut counts = std::collections::BTreeMap::new();
+        for row in rows(&dir.join("out.jsonl")) {
+            let name = ["task", "template", "target"].map(|name| row[name].as_str().unwrap().to_string());
+            *counts.entry(name).or_insert(0) += 1;
+        }
+        (report, counts)
+    };
+    let count = |counts: &std::collections::BTreeMap<[String; 3], i32>, name: [&str; 3]| {
+        counts.get(&name.map(String::from)).copied().unwrap_or(0)
+    };
+    let (report, counts) = choose("-n 24");
+    assert!(report.get("passed_over").is_none());
+    assert_eq!(count(&counts, ["stars", "one", "yes"]), 0, "{counts:?}");
+    for options in ["-n 24", "-n 24 -k 120", "-k 120"] {
+        let (report, counts) = choose(&format!("{options} --level-answers"));
+        let chosen: i32 = counts.values().sum();
+        assert!(chosen == 24 || !options.contains("-n"), "{counts:?}");
+        assert!(report["passed_over"].as_u64().unwrap() > 20, "{report}");
+        for template in ["one", "two"] {
+            assert_eq!(count(&counts, ["sorted", template, "yes"]), 1, "{counts:?}");
+            let [yes, no] = ["yes", "no"].map(|answer| count(&counts, ["usual", template, answer]));
+            assert!(yes == 5 && no == 4, "{counts:?}");
+        }
+    }
+    assert!(
+        fail(dir, "answers.jsonl --method random -n 100 --out out.jsonl --level-answers", 1)
+            .contains("usual answer")
+    );
+    // Chance is drawn again until there is enough, and is balanced all the same.
+    let options = "answers.jsonl --method random-balanced -n 21 --out out.jsonl --level-answers --json";
+    let report: Value = serde_json::from_str(&succeed(dir, options)).unwrap();
+    assert_eq!(report["tasks"]["sorted"], 2, "{report}");
+}

@@ -12,8 +12,10 @@ WinoGrande, HellaSwag (at which small models are better than chance) and ANLI ar
 `recross`), one an example: the first that lists the choices, or whose template says them.
 The answer is the choice with the highest log-probability, summed over its tokens. `ranking` is what accuracy does not see where a
 model always gives the same answer: how often a choice has more over the others in an example where it is right than in one where it
-is wrong, mean over choices and prompts; chance is a half. `nats` are those of the right answer, mean over examples and prompts. `untuned` is the model as it is. The random
-methods know no target: their adapter is trained once a seed. Two know more than a method may, and say how far one could get:
+is wrong, mean over choices and prompts; chance is a half. `calibrated` is the accuracy after each choice's mean over the examples is
+taken off its log-probability (Zhou et al., 2024), which looks at no answer; only of targets whose choices are always the same.
+`nats` are those of the right answer, mean over examples and prompts. `untuned` is the model as it is. A method
+with `-level` behind it is the method with --level-answers. The random methods know no target: their adapter is trained once a seed. Two know more than a method may, and say how far one could get:
 `own-kind` draws from the tasks of the target's own kind (selection.py's, by the categories of Super-NaturalInstructions), and
 `own-task` trains on the target's labelled examples of DEFT's few-shot files, of its training set. Every cell has the same number of tokens a step
 (RECIPE) and the same steps, 60 where nothing else is said, which is less than once through the choice; cells of other --steps are a table of their own.
@@ -48,7 +50,9 @@ from selection import FRACTION, METHODS, TARGETS, VECTORS, pool_rows, write_targ
 
 UNTUNED, BASELINE = "untuned", "random-balanced"
 # Those whose choice depends on the seed, and on it alone.
-BLIND = ["random", BASELINE]
+LEVEL = "-level"
+BLIND = ["random", BASELINE, BASELINE + LEVEL]
+LEVELLED = [method + LEVEL for method in ("deft", "rds+", "task-aware", BASELINE)]
 OWN_KIND, OWN_TASK = "own-kind", "own-task"
 DRAWN = [*BLIND, "dsir", OWN_KIND]
 SEEDS = [0, 1, 2]
@@ -204,8 +208,10 @@ def choose(args, target, method, seed):
         with open(out, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[:n])
     elif not os.path.exists(out):
-        options = ["--vectors", VECTORS[method]] if method in VECTORS else []
-        sidenote(args, "select", "pool", "--method", method, "--target", examples, "-n", n, "--out", out, "--seed", seed, *options)
+        name = method.removesuffix(LEVEL)
+        options = ["--vectors", VECTORS[name]] if name in VECTORS else []
+        options += ["--level-answers"] if name != method else []
+        sidenote(args, "select", "pool", "--method", name, "--target", examples, "-n", n, "--out", out, "--seed", seed, *options)
     return out
 
 
@@ -247,6 +253,10 @@ def measure(args, target, method, seed):
             right[line["template"]] = right.get(line["template"], "") + str(int(line["scores"]["sum"]))
             asked.setdefault(line["template"], []).append((line["right"], [choice["logprob"] for choice in line["choices"]]))
     spread = found["scores"]["sum"]
+    if same_choices(items):
+        calibrated = {prompt: calibrate(of_prompt) for prompt, of_prompt in asked.items()}
+        learnt["calibrated"] = round(statistics.fmean(statistics.fmean(map(int, digits)) for digits in calibrated.values()), 4)
+        learnt["right_calibrated"] = calibrated
     return {
         **{name: round(spread[name], 4) for name in ("mean", "median", "lowest", "highest")},
         **{name: round(found["scores"][name]["mean"], 4) for name in ("per_token", "pmi")},
@@ -257,6 +267,22 @@ def measure(args, target, method, seed):
         "asking_seconds": round(time.monotonic() - begun),
         "right": right,
     }
+
+
+def same_choices(items):
+    """Whether each prompt has the same choices in all examples."""
+    choices = {}
+    with open(items, encoding="utf-8") as file:
+        for item in map(json.loads, file):
+            choices.setdefault(item["id"].split("|")[2], set()).add(tuple(item["choices"]))
+    return all(len(lists) == 1 for lists in choices.values())
+
+
+def calibrate(asked):
+    """Of each example a digit, whether it is answered rightly when each choice's mean over the examples is taken off its scores."""
+    scores = numpy.array([scores for _, scores in asked])
+    answers = (scores - scores.mean(0)).argmax(1)
+    return "".join(str(int(answer == right)) for answer, (right, _) in zip(answers, asked))
 
 
 def ranking(asked):
@@ -272,21 +298,21 @@ def ranking(asked):
     return statistics.fmean(shares)
 
 
-def by_example(line):
+def by_example(line, right):
     """The share of prompts under which each example was answered rightly."""
-    return [statistics.fmean(map(int, digits)) for digits in zip(*line["right"].values())]
+    return [statistics.fmean(map(int, digits)) for digits in zip(*line[right].values())]
 
 
-def difference(cells, method, targets):
+def difference(cells, method, targets, right="right"):
     """What `method` has over the baseline, mean over targets, with the middle 95 % of a bootstrap over seeds and examples;
-    nothing where no target has both."""
+    nothing where no target has both. `right` is the field that says what was answered rightly."""
     pairs = {}
     for target in targets:
         for seed in SEEDS:
-            mine = cells.get((target, method, 0 if method == UNTUNED else seed))
-            other = cells.get((target, BASELINE, seed))
-            if mine and other:
-                differences = [a - b for a, b in zip(by_example(mine), by_example(other))]
+            mine = cells.get((target, method, 0 if method == UNTUNED else seed), {})
+            other = cells.get((target, BASELINE, seed), {})
+            if right in mine and right in other:
+                differences = [a - b for a, b in zip(by_example(mine, right), by_example(other, right))]
                 pairs.setdefault(target, {})[seed] = differences
     if not pairs:
         return None
@@ -325,7 +351,7 @@ def table(lines):
 def part(steps, lines, among):
     """The table of the cells with so many steps, of the targets `among`."""
     cells = {(line["target"], line["method"], line["seed"]): line for line in lines}
-    methods = list(dict.fromkeys([UNTUNED, *METHODS, OWN_KIND, OWN_TASK, *(line["method"] for line in lines)]))
+    methods = list(dict.fromkeys([UNTUNED, *METHODS, *LEVELLED, OWN_KIND, OWN_TASK, *(line["method"] for line in lines)]))
     methods = [method for method in methods if any(line["method"] == method for line in lines)]
     sizes = {line["target"]: line["examples"] for line in lines}
     targets = [target for target in among if target in sizes]
@@ -345,7 +371,9 @@ def part(steps, lines, among):
             mean, low, high = (statistics.fmean(line[name] for line in mine) * 100 if mine else 0 for name in ("mean", "lowest", "highest"))
             row.append(f"{mean:.1f} ({low:.1f}-{high:.1f}; {len(mine)})" if mine else "")
         text.append(f"| {method} | " + " | ".join(row) + " |")
-    for name, digits in (("ranking", 3), ("nats", 2)):
+    for name, digits in (("calibrated", 3), ("ranking", 3), ("nats", 2)):
+        if not any(name in line for line in lines):
+            continue
         text += ["", f"{name.capitalize()}, mean over seeds (how many):", "", *header]
         for method in methods:
             row = []
@@ -357,11 +385,11 @@ def part(steps, lines, among):
     text += [
         "",
         f"What each has over {BASELINE}, in points, over the targets and seeds that have both; in brackets the middle 95 % of "
-        f"{RESAMPLES} paired resamples of examples and seeds. The last column is what it has over it in ranking, times a hundred, and of "
-        "how many targets that is known:",
+        f"{RESAMPLES} paired resamples of examples and seeds. The last columns are what it has over it in ranking, times a hundred, and of "
+        "how many targets that is known, and the same for what is calibrated, with its interval:",
         "",
-        "| | mean over targets | targets | " + " | ".join(targets) + " | ranking |",
-        "|---|---|---|---|" + "---|" * len(sizes),
+        "| | mean over targets | targets | " + " | ".join(targets) + " | ranking | calibrated |",
+        "|---|---|---|---|---|" + "---|" * len(sizes),
     ]
 
     def points(found):
@@ -373,6 +401,8 @@ def part(steps, lines, among):
             each = [points(difference(cells, method, [target])) for target in targets]
             ranks = ranking_over(cells, method, among)
             each.append(f"{100 * ranks[0]:+.1f} ({ranks[1]})" if ranks else "")
+            calibrated = difference(cells, method, among, "right_calibrated")
+            each.append(f"{points(calibrated)} ({calibrated[3]})" if calibrated else "")
             text.append(f"| {method} | {points(found)} | {found[3]} | " + " | ".join(each) + " |")
     return "\n".join(text) + "\n"
 
@@ -382,10 +412,10 @@ def main():
     parser.add_argument("work")
     parser.add_argument("data")
     parser.add_argument("--base", required=True, help="the model that is tuned")
-    parser.add_argument("--methods", help="which, with commas between; those of selection.py and the two that know more otherwise")
+    parser.add_argument("--methods", help="which, with commas between; otherwise those of selection.py, some of them levelled, and the two that know more")
     parser.add_argument("--steps", type=int, default=60)
     args = arguments(parser, "work", "data", "base")
-    methods = [UNTUNED, *(args.methods.split(",") if args.methods else [*METHODS, OWN_KIND, OWN_TASK])]
+    methods = [UNTUNED, *(args.methods.split(",") if args.methods else [*METHODS, *LEVELLED, OWN_KIND, OWN_TASK])]
     cells = [
         (
             f"{target}-{method}-{seed}",

@@ -53,6 +53,10 @@ struct Select {
     /// --scores.
     #[arg(short, value_name = "NEIGHBOURS", value_parser = clap::value_parser!(u64).range(1..))]
     k: Option<u64>,
+    /// Choose of each task and template no answer more than once more often than the next: what would be more is left out, and rows
+    /// further down take its place.
+    #[arg(long)]
+    level_answers: bool,
     /// What turns text into vectors: "default", or an encoder's folder, or a decoder's folder or file.
     #[arg(long, value_name = "NAME|PATH", default_value = "default")]
     encoder: String,
@@ -117,6 +121,7 @@ fn select(args: Select, console: Console) -> anyhow::Result<()> {
         method: args.method,
         n: args.n.map(usize::try_from).transpose()?,
         k: args.k.map(usize::try_from).transpose()?,
+        level_answers: args.level_answers,
         encoder: args.encoder,
         first: args.first,
         smoothing: args.smoothing,

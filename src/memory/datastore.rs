@@ -185,13 +185,18 @@ impl TokenMemory {
     }
 }
 
-/// The distribution over tokens that neighbours give, `p(w) ∝ Σ_{j: v_j = w} exp(-d_j / T)` (equation 2), at `token`.
-pub fn probability(neighbours: &[Neighbour], temperature: f64, token: u32) -> f64 {
+/// The distribution over tokens that neighbours give, `p(w) ∝ Σ_{j: v_j = w} exp(-d_j / T)` (equation 2): what each neighbour adds
+/// to its token.
+pub fn shares(neighbours: &[Neighbour], temperature: f64) -> impl Iterator<Item = (u32, f64)> {
     let nearest = neighbours.first().map_or(0.0, |n| n.distance);
-    let weight = |n: &Neighbour| ((nearest - n.distance) / temperature).exp();
+    let weight = move |n: &Neighbour| ((nearest - n.distance) / temperature).exp();
     let all: f64 = neighbours.iter().map(weight).sum();
-    let of_token: f64 = neighbours.iter().filter(|n| n.token == token).map(weight).sum();
-    if all > 0.0 { of_token / all } else { 0.0 }
+    neighbours.iter().map(move |n| (n.token, weight(n) / all))
+}
+
+/// That distribution at `token`.
+pub fn probability(neighbours: &[Neighbour], temperature: f64, token: u32) -> f64 {
+    shares(neighbours, temperature).filter(|(other, _)| *other == token).map(|(_, share)| share).sum()
 }
 
 #[cfg(test)]

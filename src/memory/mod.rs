@@ -13,9 +13,11 @@ mod datastore;
 mod mix;
 mod trime;
 mod tune;
+mod writing;
 
 pub use build::{BuildOptions, build};
 pub use cache::Cache;
 pub use datastore::{CONTEXTS, Interpolation, MemoryMeta, Neighbour, TokenMemory};
 pub use mix::{CacheSettings, Memories, MemoryReader};
 pub use tune::{Tuned, tune};
+pub use writing::RememberingWriter;

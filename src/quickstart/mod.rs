@@ -89,6 +89,7 @@ pub fn run(options: &Options, progress: Progress) -> Result<Value> {
             method: Method::Deft,
             n: Some(SELECTED),
             k: None,
+            level_answers: false,
             encoder: "default".into(),
             first: "default".into(),
             smoothing: crate::select::SMOOTHING,

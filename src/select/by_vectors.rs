@@ -70,7 +70,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use super::super::selector::choose;
+    use super::super::selector::{Amount, choose};
     use super::super::tests::{pool, target};
     use super::*;
 
@@ -114,7 +114,13 @@ mod tests {
         let target = [target(dir.path(), &["x 10", "x 15.2"])];
         let select = |n, k: Option<usize>| {
             let mut selector = nearest(dir.path(), Order::Union, k);
-            choose(&mut selector, &pool, &target, n, k.is_some(), Progress::Silent)
+            choose(
+                &mut selector,
+                &pool,
+                &target,
+                &Amount { keep_depth: k.is_some(), ..Amount::exactly(n) },
+                Progress::Silent,
+            )
         };
         let rows = |selection: &super::super::Selection| {
             selection.rows.iter().map(|row| row.row).collect::<Vec<_>>()
@@ -151,7 +157,8 @@ mod tests {
         let targets = [target(dir.path(), &["x 10"]), target(dir.path(), &["x 200", "x 220"])];
         for order in [Order::Union, Order::RoundRobin] {
             let mut selector = nearest(dir.path(), order, None);
-            let selection = choose(&mut selector, &pool, &targets, 9, false, Progress::Silent).unwrap();
+            let selection =
+                choose(&mut selector, &pool, &targets, &Amount::exactly(9), Progress::Silent).unwrap();
             assert_eq!((selection.rows.len(), selection.shares.as_slice()), (9, [5, 4].as_slice()));
             assert_eq!(selection.rows.iter().filter(|chosen| chosen.row < 100).count(), 5);
             assert_eq!(selection.neighbours[1].len(), 2);
@@ -159,7 +166,7 @@ mod tests {
         // What both want counts once, and the size is exact all the same.
         let same = [target(dir.path(), &["x 10"]), target(dir.path(), &["x 10"])];
         let mut selector = nearest(dir.path(), Order::RoundRobin, None);
-        let selection = choose(&mut selector, &pool, &same, 7, false, Progress::Silent).unwrap();
+        let selection = choose(&mut selector, &pool, &same, &Amount::exactly(7), Progress::Silent).unwrap();
         assert_eq!(selection.rows.iter().map(|row| row.row).collect::<Vec<_>>(), [7, 8, 9, 10, 11, 12, 13]);
     }
 
@@ -172,7 +179,7 @@ mod tests {
             let circle = Circle::default();
             let mut selector =
                 Nearest::new(Box::new(circle.clone()), view, Place::Kept(folder.clone()), Order::Union, None);
-            let selection = choose(&mut selector, pool, &target, 5, false, Progress::Silent)?;
+            let selection = choose(&mut selector, pool, &target, &Amount::exactly(5), Progress::Silent)?;
             Ok((selection, circle.0.load(Ordering::Relaxed)))
         };
         let run = |pool: &Pool| run_on(pool, View::Input);
@@ -196,7 +203,9 @@ mod tests {
         let (dir, pool) = pool(&[("a", 3)]);
         let target = [target(dir.path(), &["x 1", "none"])];
         let mut selector = nearest(dir.path(), Order::Union, None);
-        let why = choose(&mut selector, &pool, &target, 1, false, Progress::Silent).unwrap_err().to_string();
+        let why = choose(&mut selector, &pool, &target, &Amount::exactly(1), Progress::Silent)
+            .unwrap_err()
+            .to_string();
         assert!(why.contains(".jsonl:2:"), "{why}");
     }
 }

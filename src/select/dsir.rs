@@ -139,7 +139,7 @@ fn hash(bytes: impl Iterator<Item = u8>, start: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::super::Selection;
-    use super::super::selector::choose;
+    use super::super::selector::{Amount, choose};
     use super::*;
 
     fn select(pool: &Pool, target: &Target, n: usize, seed: u64) -> Result<Selection> {
@@ -147,8 +147,7 @@ mod tests {
             &mut Importance::new(Some(seed), SMOOTHING),
             pool,
             std::slice::from_ref(target),
-            n,
-            false,
+            &Amount::exactly(n),
             Progress::Silent,
         )
     }

@@ -1,10 +1,12 @@
 //! Choosing, out of a large pool of training instances, those worth training on for a target task.
 //!
 //! A method is a [`Selector`]: it ranks the rows of a [`Pool`] for a [`Target`]'s unlabelled examples, if it looks at them.
-//! [`selector::choose`] takes an exact number of rows out of the rankings for one target or several. [`run`] does the rest for
+//! [`selector::choose`] takes an exact number of rows out of the rankings for one target or several, with their answers level
+//! where that is wanted ([`answers`]). [`run`] does the rest for
 //! every method: reading, the size-matched balanced random baseline, writing, and the [`Report`]; [`explain`] looks at what came
 //! of it.
 
+pub mod answers;
 mod by_vectors;
 mod by_words;
 mod dsir;
@@ -35,12 +37,13 @@ use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::whole_file::WholeFile;
 
+use answers::Answers;
 pub use dsir::SMOOTHING;
 use likelihood::By;
 use nearest::Order;
 pub use pool::{Pool, Row, Target};
 pub use report::{NearestTasks, Report, Share};
-pub use selector::{Neighbours, Ranked, Ranking, Selector};
+pub use selector::{Amount, Neighbours, Ranked, Ranking, Selector};
 pub use vectors::Place;
 use view::View;
 
@@ -128,6 +131,8 @@ pub struct Selection {
     pub neighbours: Vec<Vec<Neighbours>>,
     /// Rows that each target took.
     pub shares: Vec<usize>,
+    /// Rows ranked before the last one taken that were left out so that answers are level.
+    pub passed_over: usize,
 }
 
 /// One chosen row.
@@ -152,6 +157,8 @@ pub struct Job {
     pub n: Option<usize>,
     /// How many neighbours of each example to look at; as many as `n` needs if not given.
     pub k: Option<usize>,
+    /// Whether of each task and template no answer is chosen more than once more often than the next.
+    pub level_answers: bool,
     /// The encoder's name, see [`encoder::load`].
     pub encoder: String,
     /// What looks at all rows first, of two stages: an encoder's name, or `dsir`.
@@ -183,14 +190,13 @@ pub fn run(job: &Job, progress: Progress) -> Result<Report> {
     let targets = targets(job)?;
     let mut selector = selector(job)?;
     let pool = Pool::open(&job.pool)?;
-    let selection = match job.n {
-        Some(n) => selector::choose(selector.as_mut(), &pool, &targets, n, job.k.is_some(), progress)?,
-        None => selector::choose_all(selector.as_mut(), &pool, &targets, progress)?,
-    };
+    let answers = job.level_answers.then(|| Answers::of_pool(&pool)).transpose()?;
+    let amount = Amount { n: job.n, keep_depth: job.k.is_some(), level: answers.as_ref() };
+    let selection = selector::choose(selector.as_mut(), &pool, &targets, &amount, progress)?;
     drop(selector);
     let mut balanced = random::Random::balanced(job.seed);
     let n = selection.rows.len();
-    let baseline = selector::choose(&mut balanced, &pool, &[], n, false, Progress::Silent)?;
+    let baseline = selector::choose(&mut balanced, &pool, &[], &Amount::exactly(n), Progress::Silent)?;
     if let Some(scores) = scores {
         output::write_neighbours(scores, &selection)?;
     }
@@ -355,6 +361,7 @@ mod tests {
             method: Method::Deft,
             n: Some(1),
             k: None,
+            level_answers: false,
             encoder: "default".to_string(),
             first: "default".to_string(),
             smoothing: dsir::SMOOTHING,

@@ -58,7 +58,7 @@ mod tests {
         let pool = Pool::open(&path).unwrap();
         let rows = (0..3).map(|row| Chosen { row, attribution_frequency: 10 + row as u32 }).collect();
         let out = dir.path().join("out.jsonl");
-        let selection = Selection { rows, neighbours: vec![], shares: vec![3] };
+        let selection = Selection { rows, neighbours: vec![], shares: vec![3], passed_over: 0 };
         write_rows(WholeFile::create(&out).unwrap(), &pool, &selection).unwrap();
         let written = std::fs::read_to_string(&out).unwrap();
         let wanted = [

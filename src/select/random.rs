@@ -61,24 +61,26 @@ fn balanced(pool: &Pool, n: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
         let extra = usize::from(left > 0 && rows.len() > level);
         left -= extra;
         let share = rows.len().min(level) + extra;
-        chosen.extend(index::sample(rng, rows.len(), share).into_iter().map(|at| rows[at]));
+        chosen.extend(index::sample(rng, rows.len(), share).into_iter().map(|at| rows[at]).enumerate());
     }
-    chosen
+    // The tasks take turns, so that the beginning is balanced too.
+    chosen.sort_by_key(|&(turn, _)| turn);
+    chosen.into_iter().map(|(_, row)| row).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::Selection;
-    use super::super::selector::choose;
+    use super::super::selector::{Amount, choose};
     use super::super::tests::pool;
     use super::*;
 
     fn uniform(pool: &Pool, n: usize, seed: u64) -> Result<Selection> {
-        choose(&mut Random::uniform(seed), pool, &[], n, false, Progress::Silent)
+        choose(&mut Random::uniform(seed), pool, &[], &Amount::exactly(n), Progress::Silent)
     }
 
     fn balanced(pool: &Pool, n: usize, seed: u64) -> Result<Selection> {
-        choose(&mut Random::balanced(seed), pool, &[], n, false, Progress::Silent)
+        choose(&mut Random::balanced(seed), pool, &[], &Amount::exactly(n), Progress::Silent)
     }
 
     fn counts(pool: &Pool, selection: &Selection) -> Vec<usize> {

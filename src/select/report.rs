@@ -34,6 +34,9 @@ pub struct Report {
     /// Rows that each target took, where there are several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<Share>,
+    /// Rows better placed than the last one chosen that were left out to keep answers level, where that was wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<usize>,
     /// Where chance started.
     pub seed: u64,
     /// Time for all of it, reading and writing included.
@@ -102,6 +105,7 @@ impl Report {
                     job.targets.iter().zip(&selection.shares).map(share).collect()
                 }
             },
+            passed_over: job.level_answers.then_some(selection.passed_over),
             seed: job.seed,
             seconds: elapsed.as_secs_f64(),
             out: job.out.clone(),
@@ -151,6 +155,9 @@ impl Report {
                 100.0 * nearest.random_share,
             );
         }
+        if let Some(rows) = self.passed_over {
+            let _ = writeln!(table, "{rows} better rows were left out to keep each task's answers level.");
+        }
         for share in &self.targets {
             let _ = writeln!(table, "{}: {} rows", share.target.display(), share.rows);
         }
@@ -183,7 +190,7 @@ fn share(counts: &[(&str, usize)], names: &[&str]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::selector::choose;
+    use super::super::selector::{Amount, choose};
     use super::super::tests::{job, pool};
     use super::super::{Chosen, Neighbours, random};
     use super::*;
@@ -198,9 +205,9 @@ mod tests {
             Neighbours { ids: vec![5, 0], distances: vec![0.1, 0.2] },
             Neighbours { ids: vec![6, 15], distances: vec![0.1, 0.2] },
         ]];
-        let selection = Selection { rows, neighbours, shares: vec![6] };
+        let selection = Selection { rows, neighbours, shares: vec![6], passed_over: 0 };
         let mut balanced = random::Random::balanced(1);
-        let baseline = choose(&mut balanced, &pool, &[], 6, false, Progress::Silent).unwrap();
+        let baseline = choose(&mut balanced, &pool, &[], &Amount::exactly(6), Progress::Silent).unwrap();
         let report = Report::new(&job, &pool, &selection, &baseline, Duration::from_millis(1500));
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["chosen"], 6);

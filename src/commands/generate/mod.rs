@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::device::DeviceArgs;
 use super::{Console, print};
+use crate::memory::{RememberingWriter, TokenMemory};
 use crate::model::WritingModel;
-use crate::model::generate::{Ended, Options, Retrieve, Score, Written};
+use crate::model::generate::{Autoregressive, Ended, Generator, Options, Retrieve, Score, Written};
 use crate::model::source::Message;
 use crate::retriever::Retriever;
 use crate::{Error, interrupt};
@@ -23,6 +24,7 @@ With one prompt the text appears as it is written; with more, or more samples, e
 Examples:
   sidenote generate runs/plain/model \"The city of\"
   sidenote generate runs/retro/model \"The city of\" --index runs/index --max-tokens 128
+  sidenote generate runs/plain/model \"The city of\" --memory runs/memory
   sidenote generate runs/plain/model \"The city of\" --temperature 0.8 --top-p 0.95 -n 3
   sidenote generate runs/plain/model \"The sky is\" --choice \" blue\" --choice \" green\" --json
   sidenote generate runs/plain/model --prompts prompts.txt --stop \"\\n\"")]
@@ -49,6 +51,9 @@ pub struct Args {
     /// Index that a RETRO model reads from, at every chunk boundary; without it retrieval is off.
     #[arg(long, value_name = "DIR")]
     index: Option<PathBuf>,
+    /// Token-level memory to look things up in (kNN-LM), made by `sidenote memory build` with this model and read as it says.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["index", "adapter"])]
+    memory: Option<PathBuf>,
     /// Most tokens to write.
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_tokens: usize,
@@ -160,55 +165,19 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         .iter()
         .map(|prompt| read_prompt(&model, prompt, &args))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let generator = model.generator(retrieve);
-
-    // Among choices, the likeliest as a whole; step by step would be the likeliest beginning.
-    let results: Vec<Value> = if !options.choices.is_empty()
-        && options.temperature == 0.0
-        && options.beams == 1
-    {
-        let mut results = Vec::new();
-        for (prompt, tokens) in prompts.iter().zip(&tokens) {
-            let (best, scores) = generator.choose(tokens, &options.choices, options.batch)?;
-            let choice = |(text, score): (&String, &Score)| json!({"text": text, "logprob": score.sum(), "tokens": score.tokens.len()});
-            let scores: Vec<Value> = options.choices.iter().zip(&scores).map(choice).collect();
-            results.push(json!({"prompt": prompt, "text": options.choices[best], "choices": scores}));
+    let memory = args.memory.as_deref().map(TokenMemory::open).transpose()?;
+    let results = match (&memory, &model) {
+        (None, _) => write(&model.generator(retrieve), &model, &prompts, &tokens, &options, console)?,
+        (Some(memory), WritingModel::Decoder(decoder)) => {
+            let writer = RememberingWriter::new(decoder, memory, &memory.meta().interpolation)?;
+            let generator = Generator::new(writer, &decoder.tokenizer, decoder.end_tokens().to_vec());
+            write(&generator, &model, &prompts, &tokens, &options, console)?
         }
-        results
-    } else {
-        let live = !console.json && prompts.len() == 1 && options.samples == 1;
-        let mut failed = None;
-        let written = generator.generate(&tokens, &options, &mut |piece| {
-            let read_on = !live
-                || piece.text.is_empty()
-                || print(piece.text).unwrap_or_else(|error| {
-                    failed = Some(error);
-                    false
-                });
-            read_on && !interrupt::requested()
-        })?;
-        if let Some(error) = failed {
-            return Err(error);
+        (Some(_), WritingModel::EncoderDecoder(_)) => {
+            anyhow::bail!("--memory: {} is no decoder, and has none; leave it out", args.model.display())
         }
-        if interrupt::requested() {
-            let count: usize = written.iter().flatten().map(|text| text.tokens.len()).sum();
-            if live {
-                print("\n")?;
-            }
-            return Err(Error::Interrupted(format!("{count} tokens were written")).into());
-        }
-        if live {
-            print("\n")?;
-            if options.logprobs.is_none() {
-                return Ok(());
-            }
-        }
-        let texts = prompts
-            .iter()
-            .zip(&written)
-            .flat_map(|(prompt, texts)| texts.iter().map(move |text| (prompt, text)));
-        texts.map(|(prompt, text)| report(&model, prompt, text)).collect::<Result<_, _>>()?
     };
+    let Some(results) = results else { return Ok(()) };
     let shown_already = !console.json
         && options.choices.is_empty()
         && results.len() == 1
@@ -222,6 +191,58 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
     };
     value["retrievals"] = looked_up.get().into();
     console.report(&value, human)
+}
+
+/// What is written after each prompt, or chosen, for machines; none where people have seen all of it.
+fn write<M: Autoregressive>(
+    generator: &Generator<'_, M>,
+    model: &WritingModel,
+    prompts: &[String],
+    tokens: &[Vec<u32>],
+    options: &Options,
+    console: Console,
+) -> anyhow::Result<Option<Vec<Value>>> {
+    // Among choices, the likeliest as a whole; step by step would be the likeliest beginning.
+    if !options.choices.is_empty() && options.temperature == 0.0 && options.beams == 1 {
+        let mut results = Vec::new();
+        for (prompt, tokens) in prompts.iter().zip(tokens) {
+            let (best, scores) = generator.choose(tokens, &options.choices, options.batch)?;
+            let choice = |(text, score): (&String, &Score)| json!({"text": text, "logprob": score.sum(), "tokens": score.tokens.len()});
+            let scores: Vec<Value> = options.choices.iter().zip(&scores).map(choice).collect();
+            results.push(json!({"prompt": prompt, "text": options.choices[best], "choices": scores}));
+        }
+        return Ok(Some(results));
+    }
+    let live = !console.json && prompts.len() == 1 && options.samples == 1;
+    let mut failed = None;
+    let written = generator.generate(tokens, options, &mut |piece| {
+        let read_on = !live
+            || piece.text.is_empty()
+            || print(piece.text).unwrap_or_else(|error| {
+                failed = Some(error);
+                false
+            });
+        read_on && !interrupt::requested()
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    if interrupt::requested() {
+        let count: usize = written.iter().flatten().map(|text| text.tokens.len()).sum();
+        if live {
+            print("\n")?;
+        }
+        return Err(Error::Interrupted(format!("{count} tokens were written")).into());
+    }
+    if live {
+        print("\n")?;
+        if options.logprobs.is_none() {
+            return Ok(None);
+        }
+    }
+    let texts =
+        prompts.iter().zip(&written).flat_map(|(prompt, texts)| texts.iter().map(move |text| (prompt, text)));
+    Ok(Some(texts.map(|(prompt, text)| report(model, prompt, text)).collect::<Result<_, _>>()?))
 }
 
 /// The tokens of a prompt; of a conversation that it begins, where the model was trained on some.
