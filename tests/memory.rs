@@ -123,6 +123,8 @@ fn a_model_trained_with_memories_makes_use_of_them() {
         let asked = measure(&model, "");
         assert!((held_out - asked).abs() < 1e-5, "{kind}: {held_out}, not {asked}");
         assert_eq!(asked, measure(&model, "--trime 32"), "{kind}");
+        let written = sidenote(dir, &format!("generate {model} river --max-tokens 2")).output().unwrap();
+        assert!(written.status.success() && common::said(&written).contains("32 contexts"), "{written:?}");
         let mut options = "--trime 40".to_string();
         if kind == "external" {
             succeed(dir, &format!("memory build {model} --text-of index --out of-external"));

@@ -13,7 +13,7 @@ WinoGrande, HellaSwag (at which small models are better than chance) and ANLI ar
 The answer is the choice with the highest log-probability, summed over its tokens. `ranking` is what accuracy does not see where a
 model always gives the same answer: how often a choice has more over the others in an example where it is right than in one where it
 is wrong, mean over choices and prompts; chance is a half. `calibrated` is the accuracy after each choice's mean over the examples is
-taken off its log-probability (Zhou et al., 2024), which looks at no answer; only of targets whose choices are always the same.
+taken off its log-probability (`batch_calibrated` of `eval tasks`), which looks at no answer; only under prompts whose choices are always the same.
 `nats` are those of the right answer, mean over examples and prompts. `untuned` is the model as it is. A method
 with `-level` behind it is the method with --level-answers. The random methods know no target: their adapter is trained once a seed. Two know more than a method may, and say how far one could get:
 `own-kind` draws from the tasks of the target's own kind (selection.py's, by the categories of Super-NaturalInstructions), and
@@ -50,7 +50,7 @@ from selection import FRACTION, METHODS, TARGETS, VECTORS, pool_rows, write_targ
 
 UNTUNED, BASELINE = "untuned", "random-balanced"
 # Those whose choice depends on the seed, and on it alone.
-LEVEL = "-level"
+LEVEL, CALIBRATED = "-level", "batch_calibrated"
 BLIND = ["random", BASELINE, BASELINE + LEVEL]
 LEVELLED = [method + LEVEL for method in ("deft", "rds+", "task-aware", BASELINE)]
 OWN_KIND, OWN_TASK = "own-kind", "own-task"
@@ -247,15 +247,16 @@ def measure(args, target, method, seed):
     begun = time.monotonic()
     command = ["eval", "tasks", args.base, "--data", items, "--out", answers, "--max-question-tokens", QUESTION + ANSWER]
     (found,) = sidenote(args, *command, *options)["tasks"]
-    right, asked = {}, {}
+    right, calibrated, asked = {}, {}, {}
     with open(answers, encoding="utf-8") as file:
         for line in map(json.loads, file):
             right[line["template"]] = right.get(line["template"], "") + str(int(line["scores"]["sum"]))
+            if CALIBRATED in line["scores"]:
+                calibrated[line["template"]] = calibrated.get(line["template"], "") + str(int(line["scores"][CALIBRATED]))
             asked.setdefault(line["template"], []).append((line["right"], [choice["logprob"] for choice in line["choices"]]))
     spread = found["scores"]["sum"]
-    if same_choices(items):
-        calibrated = {prompt: calibrate(of_prompt) for prompt, of_prompt in asked.items()}
-        learnt["calibrated"] = round(statistics.fmean(statistics.fmean(map(int, digits)) for digits in calibrated.values()), 4)
+    if calibrated:
+        learnt["calibrated"] = round(found["scores"][CALIBRATED]["mean"], 4)
         learnt["right_calibrated"] = calibrated
     return {
         **{name: round(spread[name], 4) for name in ("mean", "median", "lowest", "highest")},
@@ -267,22 +268,6 @@ def measure(args, target, method, seed):
         "asking_seconds": round(time.monotonic() - begun),
         "right": right,
     }
-
-
-def same_choices(items):
-    """Whether each prompt has the same choices in all examples."""
-    choices = {}
-    with open(items, encoding="utf-8") as file:
-        for item in map(json.loads, file):
-            choices.setdefault(item["id"].split("|")[2], set()).add(tuple(item["choices"]))
-    return all(len(lists) == 1 for lists in choices.values())
-
-
-def calibrate(asked):
-    """Of each example a digit, whether it is answered rightly when each choice's mean over the examples is taken off its scores."""
-    scores = numpy.array([scores for _, scores in asked])
-    answers = (scores - scores.mean(0)).argmax(1)
-    return "".join(str(int(answer == right)) for answer, (right, _) in zip(answers, asked))
 
 
 def ranking(asked):

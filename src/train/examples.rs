@@ -16,25 +16,34 @@ use crate::model::batch::{Batch, Sequence, assemble, pack};
 /// that a resumed run reads what it would have read.
 pub struct Examples {
     mixture: Vec<(f64, Objective, Level)>,
+    /// Most tokens of a window.
+    window: usize,
     seed: u64,
     device: Device,
 }
 
 impl Examples {
-    /// The mixture that `sections` describe, over `store`; plain text where there are none.
+    /// The mixture that `sections` describe, over windows of `chunks` chunks of `store`; plain text where there are none.
     ///
     /// # Errors
-    /// A token that an objective needs and the tokenizer does not have.
-    pub fn new(store: &Store, sections: &[ObjectiveSection], seed: u64, device: &Device) -> Result<Self> {
+    /// A token that an objective needs and the tokenizer does not have; more spans than sentinels.
+    pub fn new(
+        store: &Store,
+        sections: &[ObjectiveSection],
+        chunks: usize,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
+        let window = chunks * store.chunk_size();
         let mixture =
-            sections.iter().map(|section| read(section, store.tokenizer())).collect::<Result<_>>()?;
-        Ok(Self { mixture, seed, device: device.clone() })
+            sections.iter().map(|section| read(section, store.tokenizer(), window)).collect::<Result<_>>()?;
+        Ok(Self { mixture, window, seed, device: device.clone() })
     }
 
-    /// The most tokens of a sequence made of a window of `tokens` tokens.
-    pub fn longest(&self, tokens: usize) -> usize {
-        let added = |(_, objective, _): &(f64, Objective, Level)| objective.added(tokens);
-        tokens + self.mixture.iter().map(added).max().unwrap_or(0)
+    /// The most tokens of a sequence made of a window.
+    pub fn longest(&self) -> usize {
+        let added = |(_, objective, _): &(f64, Objective, Level)| objective.added(self.window);
+        self.window + self.mixture.iter().map(added).max().unwrap_or(0)
     }
 
     /// The windows `rows` of `store` as they are read in epoch `epoch`.
@@ -123,8 +132,8 @@ impl Examples {
     }
 }
 
-/// The objective that `section` describes, with its tokens looked up.
-fn read(section: &ObjectiveSection, tokenizer: &Tokenizer) -> Result<(f64, Objective, Level)> {
+/// The objective that `section` describes for windows of `window` tokens, with its own tokens looked up.
+fn read(section: &ObjectiveSection, tokenizer: &Tokenizer, window: usize) -> Result<(f64, Objective, Level)> {
     let token = |name: &str| {
         tokenizer.token(name).ok_or_else(|| {
             let why = format!(
@@ -150,7 +159,17 @@ fn read(section: &ObjectiveSection, tokenizer: &Tokenizer) -> Result<(f64, Objec
             let first = token(&format!("{sentinel}0>"))?;
             let others = (1..).map_while(|i| tokenizer.token(&format!("{sentinel}{i}>")));
             let sentinels = std::iter::once(first).chain(others).collect();
-            Objective::Spans(Spans { density: *density, mean_length: *mean_length, sentinels })
+            let spans = Spans { density: *density, mean_length: *mean_length, sentinels };
+            let (wanted, there) = (spans.wanted(window), spans.sentinels.len());
+            if wanted > there {
+                let why = format!(
+                    "a window of {window} tokens has {wanted} spans, but the tokenizer only {there} sentinels \
+                     ({sentinel}0> and on); train one that has more (`--special`), lower density or \
+                     training.chunks, or raise mean_length"
+                );
+                return Err(Error::setting("objectives", why));
+            }
+            Objective::Spans(spans)
         }
         ObjectiveSection::Denoising { .. } => Objective::Denoising,
         ObjectiveSection::Continuation { token: clm, .. } => Objective::Continuation { clm: token(clm)? },
@@ -182,10 +201,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path());
         let section = infilling(Level::Document);
-        let (_, Objective::Infilling(inverse), _) = read(&section, store.tokenizer()).unwrap() else {
+        let (_, Objective::Infilling(inverse), _) =
+            read(&section, store.tokenizer(), 2 * store.chunk_size()).unwrap()
+        else {
             panic!()
         };
-        let examples = Examples::new(&store, &[section], 7, &Device::Cpu).unwrap();
+        let examples = Examples::new(&store, &[section], 2, 7, &Device::Cpu).unwrap();
         let mut cut = 0;
         for document in 0..store.documents() {
             let chunks = store.chunks_of(document);
@@ -207,7 +228,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path());
         let sections = [ObjectiveSection::Causal { weight: 1.0 }, infilling(Level::Context)];
-        let examples = Examples::new(&store, &sections, 1, &Device::Cpu).unwrap();
+        let examples = Examples::new(&store, &sections, 2, 1, &Device::Cpu).unwrap();
         let first = store.tokenizer().token(SPECIAL[0]).unwrap();
         let (mut infilled, mut all) = (0, 0);
         for epoch in 0..40 {
@@ -228,13 +249,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path());
         let sections = [ObjectiveSection::Denoising { weight: 1.0 }];
-        let examples = Examples::new(&store, &sections, 1, &Device::Cpu).unwrap();
+        let examples = Examples::new(&store, &sections, 2, 1, &Device::Cpu).unwrap();
         let mut order = Order::new(&store, 2, 64, 0);
         let rows = order.batch(0);
         let batch = examples.batch(&store, &rows, 0).unwrap();
         let text: usize = rows.iter().map(|row| Sequence::of(&store, row).tokens.len()).sum();
         assert_eq!(batch.scored, text, "the whole text is what is written");
-        assert!(batch.tokens.dim(1).unwrap() <= examples.longest(2 * store.chunk_size()));
+        assert!(batch.tokens.dim(1).unwrap() <= examples.longest());
     }
 
     #[test]
@@ -242,7 +263,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path());
         let section = ObjectiveSection::Continuation { weight: 1.0, token: "[CLM]".into() };
-        let error = Examples::new(&store, &[section], 1, &Device::Cpu).err().unwrap().to_string();
+        let error = Examples::new(&store, &[section], 2, 1, &Device::Cpu).err().unwrap().to_string();
         assert!(error.contains("[CLM]") && error.contains("--special"), "{error}");
+    }
+
+    #[test]
+    fn spans_without_a_sentinel_each_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let special: Vec<String> = (0..4).map(|i| format!("<extra_id_{i}>")).collect();
+        let tokenizer = Tokenizer::train((0..97).map(|w| Ok(format!("w{w} w{w}"))), 320, &special).unwrap();
+        let store = testing::store_of(dir.path(), 30, &tokenizer);
+        let sections = |density: f64| {
+            let sentinel = "<extra_id_".to_string();
+            [ObjectiveSection::Spans { weight: 1.0, density, mean_length: 1.0, sentinel }]
+        };
+        let window = 2 * store.chunk_size();
+        let new =
+            |spans: usize| Examples::new(&store, &sections(spans as f64 / window as f64), 2, 1, &Device::Cpu);
+        new(4).unwrap();
+        let error = new(5).err().unwrap().to_string();
+        assert!(error.contains("5 spans") && error.contains("4 sentinels (<extra_id_0>"), "{error}");
     }
 }

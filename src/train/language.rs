@@ -87,8 +87,8 @@ impl<'a> LanguageLearner<'a> {
                 found.check_ranking(model.network.ranking())?;
             }
         }
-        let examples = Examples::new(text, &config.objectives, training.seed, device)?;
-        let longest = examples.longest(training.chunks * text.chunk_size());
+        let examples = Examples::new(text, &config.objectives, training.chunks, training.seed, device)?;
+        let longest = examples.longest();
         let positions = model.network.decoder().config().max_position_embeddings;
         if longest > positions {
             let why = format!("{longest} tokens a sequence, but the model reads at most {positions}");

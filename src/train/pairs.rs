@@ -67,7 +67,7 @@ impl<'a> PairLearner<'a> {
             return Err(Error::file(&config.index, "holds no text to train on"));
         }
         let held_out = HeldOut::open(config, &library)?;
-        let examples = Examples::new(&library, &config.objectives, training.seed, device)?;
+        let examples = Examples::new(&library, &config.objectives, training.chunks, training.seed, device)?;
         Ok(Self { config, library, held_out, model, order, examples })
     }
 

@@ -87,8 +87,8 @@ pub struct Args {
 }
 
 pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
-    let device = args.device.open()?;
     check(&args)?;
+    let device = args.device.open()?;
     let mut examples = args.task.read(&args.data)?;
     examples.truncate(args.limit.map_or(Ok(usize::MAX), usize::try_from)?);
     let judged = examples.iter().filter(|example| example.has_answers()).count();

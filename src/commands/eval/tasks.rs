@@ -21,8 +21,8 @@ const MOST_CHOICES: usize = 20;
 #[command(after_help = "\
 A file has a line of JSON for each item: input, target and, where there are any, choices (or answer_choices), task and
 template. ReCross's files (targets, id), MMLU's CSV (question, choice0, .., answer), RAFT's (Label, ID; the labels of all given files are
-the choices) and pools' folders are read too. Items with choices are answered by the likeliest, by its log-probability (sum), that a character, a token, and less what it has by itself (pmi);
-others in writing.
+the choices) and pools' folders are read too. Items with choices are answered by the likeliest, by its log-probability (sum), that a character, a token, less what it has by itself (pmi) and,
+where all of a task have the same choices, less what it has on average (batch_calibrated); others in writing.
 
 Examples:
   sidenote eval tasks MODEL --data rte.jsonl copa.jsonl
@@ -186,7 +186,7 @@ fn sets_table(sets: &[Set]) -> String {
             set.tasks
         );
         for (name, mean) in &set.scores {
-            text += &format!("  {name:13} {:7.1}\n", 100.0 * mean);
+            text += &format!("  {name:16} {:7.1}\n", 100.0 * mean);
         }
     }
     text
@@ -212,7 +212,7 @@ fn choices_from_targets(items: &mut [Item], shown: &mut [Item], may: impl Fn(&It
 fn table(tasks: &[TaskScores]) -> String {
     let width = tasks.iter().map(|task| task.task.len()).max().unwrap_or(0).max(4);
     let mut text = format!(
-        "{:width$}  {:13} {:>7} {:>7} {:>7} {:>7} {:>9} {:>8}\n",
+        "{:width$}  {:16} {:>7} {:>7} {:>7} {:>7} {:>9} {:>8}\n",
         "task", "measure", "mean", "median", "lowest", "highest", "templates", "examples"
     );
     for task in tasks {
@@ -220,7 +220,7 @@ fn table(tasks: &[TaskScores]) -> String {
             let percent = [spread.mean, spread.median, spread.lowest, spread.highest].map(|x| 100.0 * x);
             let [mean, median, lowest, highest] = percent;
             text += &format!(
-                "{:width$}  {name:13} {mean:7.1} {median:7.1} {lowest:7.1} {highest:7.1} {:9} {:8}\n",
+                "{:width$}  {name:16} {mean:7.1} {median:7.1} {lowest:7.1} {highest:7.1} {:9} {:8}\n",
                 task.task, task.templates, task.examples
             );
         }

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::device::DeviceArgs;
 use super::{Console, print};
 use crate::memory::{RememberingWriter, TokenMemory};
-use crate::model::WritingModel;
 use crate::model::generate::{Autoregressive, Ended, Generator, Options, Retrieve, Score, Written};
 use crate::model::source::Message;
+use crate::model::{LanguageModel, WritingModel};
 use crate::retriever::Retriever;
 use crate::{Error, interrupt};
 
@@ -134,6 +134,12 @@ pub fn run(args: Args, console: Console) -> anyhow::Result<()> {
         Some(adapter) => WritingModel::load_adapted(&args.model, adapter, &device)?,
         None => WritingModel::load(&args.model, &device)?,
     };
+    if let WritingModel::Decoder(LanguageModel { trime: Some(contexts), .. }) = &model {
+        console.progress.note(format!(
+            "{}: trained with {contexts} contexts of its text in the softmax (TRIME), and writes without them",
+            args.model.display()
+        ));
+    }
     let retriever = args.index.as_deref().map(|dir| Retriever::open(dir, None)).transpose()?;
     let reader = match &model {
         WritingModel::Decoder(model) if model.network.neighbours() > 0 => Some(model),

@@ -1,5 +1,6 @@
 //! Tasks: which of the given answers a model holds for the likeliest, or what it writes.
 
+mod batch;
 mod csv;
 mod files;
 pub mod flipped;
@@ -99,6 +100,8 @@ pub struct Choice {
 /// - `calibrated`, that less its log-probability after the same question without content (Zhao et al. 2021,
 ///   <https://arxiv.org/abs/2102.09690>, section 5), where it is asked for: `N/A` stands in place of the texts of a CSV file's row, of the
 ///   item's own text where it says which that is, and else of all that is asked;
+/// - `batch_calibrated`, that less its mean over all items of the task under the template, where these have the same choices
+///   (after Zhou et al. 2024, <https://arxiv.org/abs/2309.17249>);
 /// - `flipped`, by the log-probability of the instruction after the item's own text and it ([`flipped`]), where it is asked for.
 ///
 /// Those without are answered in writing, and have `exact_match` and `f1` as SQuAD defines them, `rouge1`, `rouge2` and
@@ -138,6 +141,7 @@ pub fn evaluate(
             }
         });
     }
+    batch::calibrate(items, &mut all);
     Ok(all)
 }
 
@@ -350,11 +354,15 @@ impl Answered {
     }
 }
 
-/// The first of the highest.
+/// The first of the best.
 fn best(choices: &[Choice], of: &dyn Fn(&Choice) -> f64) -> usize {
-    (0..choices.len())
-        .max_by(|a, b| of(&choices[*a]).total_cmp(&of(&choices[*b])).then(b.cmp(a)))
-        .unwrap_or(0)
+    highest(choices.iter().map(of))
+}
+
+/// The place of the first of the highest.
+fn highest(scores: impl Iterator<Item = f64>) -> usize {
+    let better = |a: &(usize, f64), b: &(usize, f64)| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0));
+    scores.enumerate().max_by(better).map_or(0, |(place, _)| place)
 }
 
 /// A task's numbers.

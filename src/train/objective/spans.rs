@@ -27,10 +27,15 @@ pub struct Corrupted {
 impl Spans {
     /// How many spans are taken out of a text of `tokens` tokens.
     pub fn count(&self, tokens: usize) -> usize {
+        self.wanted(tokens).min(self.sentinels.len())
+    }
+
+    /// How many would be, were there sentinels enough.
+    pub fn wanted(&self, tokens: usize) -> usize {
         let noise = self.noise(tokens);
         let spans = (noise as f64 / self.mean_length).round() as usize;
-        // Each span needs a token of its own, one before it that stays, and a sentinel.
-        spans.max(1).min(noise).min(tokens.saturating_sub(noise)).min(self.sentinels.len())
+        // Each span needs a token of its own, and one before it that stays.
+        spans.max(1).min(noise).min(tokens.saturating_sub(noise))
     }
 
     fn noise(&self, tokens: usize) -> usize {
