@@ -172,10 +172,17 @@ templates:
     fs::write(dir.join("rows.jsonl"), "{\"premise\": \"It rains.\", \"label\": 0}\n").unwrap();
     let said = fail(dir, "promptsource:templates.yaml=rows.jsonl --out other");
     assert!(["row 1", "follows", "no field hypothesis"].iter().all(|word| said.contains(word)), "{said}");
-    let named = json!({"premise": "It rains.", "hypothesis": "Wet.", "label": "entailment"});
-    fs::write(dir.join("rows.jsonl"), named.to_string()).unwrap();
+    let named = |label: &str| {
+        let row = json!({"premise": "It rains.", "hypothesis": "Wet.", "label": label});
+        fs::write(dir.join("rows.jsonl"), row.to_string()).unwrap();
+    };
+    named("perhaps");
     let said = fail(dir, "promptsource:templates.yaml=rows.jsonl --out other");
-    assert!(said.contains("the label is the text \"entailment\"") && said.contains("number"), "{said}");
+    assert!(said.contains("the label is the text \"perhaps\"") && said.contains("number"), "{said}");
+    // As SuperGLUE's own files have it.
+    named("not_entailment");
+    build(dir, "promptsource:templates.yaml=rows.jsonl --out of_names");
+    assert_eq!(instances(dir, "of_names")[0]["target"], "No");
     assert!(fail(dir, "templates.yaml --out other").contains("TEMPLATES=ROWS"));
     assert!(fail(dir, "promptsource:templates.yaml --out other").contains("TEMPLATES=ROWS"));
 }

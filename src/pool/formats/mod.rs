@@ -13,6 +13,7 @@ mod p3;
 mod promptsource;
 mod rows;
 mod sni;
+mod superglue;
 mod t0;
 
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@ use yaml_rust2::{Yaml, YamlLoader};
 use super::super::Instance;
 use super::super::lines::reader;
 use super::own::own_text;
-use super::{Visit, rows, t0};
+use super::{Visit, rows, superglue, t0};
 use crate::error::{Error, Result};
 
 /// What stands between prompt and target, and between answer choices.
@@ -38,16 +38,18 @@ struct Templates {
 
 pub fn read(path: &Path, data: &Path, seed: u64, visit: Visit) -> Result<()> {
     let templates = Templates::open(path)?;
-    rows::read(data, &mut |number, mut row| {
-        protect(&mut row);
-        let draw = seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        for i in 0..templates.templates.len() {
-            let wrong = |e: minijinja::Error| {
-                let (name, why) = (&templates.templates[i].name, templates.why(i, &row, &e));
-                Error::file(data, format!("row {number}, template {name:?} of {}: {why}", path.display()))
-            };
-            if let Some(instance) = templates.apply(i, &row, draw).map_err(wrong)? {
-                visit(instance)?;
+    rows::read(data, &mut |number, row| {
+        for (part, mut row) in (0..).zip(superglue::rows(&templates.task, row)) {
+            protect(&mut row);
+            let draw = seed ^ number.wrapping_add(part << 32).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            for i in 0..templates.templates.len() {
+                let wrong = |e: minijinja::Error| {
+                    let (name, why) = (&templates.templates[i].name, templates.why(i, &row, &e));
+                    Error::file(data, format!("row {number}, template {name:?} of {}: {why}", path.display()))
+                };
+                if let Some(instance) = templates.apply(i, &row, draw).map_err(wrong)? {
+                    visit(instance)?;
+                }
             }
         }
         Ok(())
