@@ -272,7 +272,8 @@ impl BuildReport {
             let named: Vec<&str> = tasks.iter().take(LISTED).map(|(task, _)| task.as_str()).collect();
             text += &format!(
                 "warning: {} instances of {} tasks have the only answer that their template has, and can teach no more than that \
-                 ({}); --exclude them, or give more of these tasks' rows, if they are the beginning of a sorted file\n",
+                 ({}); --exclude them, take few of them with `select --level-answers`, or give more of these tasks' rows, if they are \
+                 the beginning of a sorted file\n",
                 sum(&self.one_answer),
                 tasks.len(),
                 named.join(", ")
