@@ -90,12 +90,13 @@ RECIPE = {
     "learning_rate": 1e-3,
 }
 RESAMPLES = 10000
-WHY = """What this says. On the targets nothing helps: not what a method chooses, nor labelled examples of the target itself, at four times the
+WHY = """What this says. On the targets nothing helps much: not what a method chooses, nor labelled examples of the target itself, at four times the
 steps either. On the controls labelled examples help much, so that recipe and measurement work, and a model of this size learns such
-tasks and not those targets. There a choice of tasks of the right kind can raise how well the model ranks the right answers (ranking)
-without its being right more often: it leans to one answer. A likely cause is that with a few tasks it learns which of their answers is
-the usual one; the balanced draw has a little of everything. In this pool some tasks have one answer only (`pool build` names imdb, rotten_tomatoes,
-dbpedia_14; trec's is empty), since P3's small files are the beginnings of sorted ones.
+tasks and not those targets. There a choice of tasks of the right kind raises how well the model ranks the right answers (ranking)
+without its being right more often: it leans to one answer, and to another one with another seed. In this pool some tasks have one answer only (`pool build`
+names imdb, rotten_tomatoes, dbpedia_14; trec's is empty), since P3's small files are the beginnings of sorted ones, and methods that choose few tasks
+choose much of these; with level answers (-level) they are no worse than the balanced draw. Where the leaning is taken off the model's answers too (calibrated), the tasks
+of the right kind are worth several points more than the balanced draw, which is then no better than no tuning.
 """
 
 
