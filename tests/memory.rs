@@ -155,7 +155,6 @@ fn a_model_trained_with_memories_makes_use_of_them() {
     }
 }
 
-/// What a RETRO model reads moves its contexts: a memory is made, tuned and asked with neighbours, or none of it is.
 /// Fails where writing looks at other contexts than scoring does, or mixes otherwise.
 #[test]
 fn texts_are_written_as_they_are_scored() {
@@ -209,6 +208,7 @@ fn texts_are_written_as_they_are_scored() {
     );
 }
 
+/// What a RETRO model reads moves its contexts: a memory is made, tuned and asked with neighbours, or none of it is.
 #[test]
 fn a_retro_models_memory_is_made_as_it_is_asked() {
     let place = workplace();

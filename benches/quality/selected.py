@@ -49,8 +49,8 @@ from controls import CONTROLS
 from selection import FRACTION, METHODS, TARGETS, VECTORS, pool_rows, write_target
 
 UNTUNED, BASELINE = "untuned", "random-balanced"
-# Those whose choice depends on the seed, and on it alone.
 LEVEL, CALIBRATED = "-level", "batch_calibrated"
+# Those whose choice depends on the seed, and on it alone.
 BLIND = ["random", BASELINE, BASELINE + LEVEL]
 LEVELLED = [method + LEVEL for method in ("deft", "rds+", "task-aware", BASELINE)]
 OWN_KIND, OWN_TASK = "own-kind", "own-task"

@@ -6,7 +6,7 @@ use sidenote_kernels::log_sum_exp;
 
 use super::datastore::{Interpolation, TokenMemory, shares};
 use crate::error::Result;
-use crate::model::generate::{Autoregressive, left_padded};
+use crate::model::generate::Autoregressive;
 use crate::model::{Cache, Decoder, LanguageModel};
 
 /// A decoder and a datastore of its contexts, which predict together: `p = (1 - λ) p_network + λ p_datastore`
@@ -32,11 +32,6 @@ impl<'a> RememberingWriter<'a> {
         memory.check_model(&model.identity()?, false)?;
         Ok(Self { decoder: model.network.decoder(), memory, interpolation })
     }
-
-    fn read_on(&self, tokens: &Tensor, cache: &mut Cache) -> Result<Tensor> {
-        let (hidden, contexts) = self.decoder.forward_with_contexts(tokens, cache)?;
-        Ok(Tensor::cat(&[hidden, contexts], D::Minus1)?)
-    }
 }
 
 impl Autoregressive for RememberingWriter<'_> {
@@ -51,15 +46,12 @@ impl Autoregressive for RememberingWriter<'_> {
     }
 
     fn start(&self, prompts: &[&[u32]]) -> Result<(Cache, Tensor)> {
-        let (tokens, padding) = left_padded(prompts, self.decoder.device())?;
-        let mut cache = Cache::padded(&padding);
-        let both = self.read_on(&tokens, &mut cache)?;
-        let last = both.narrow(1, both.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
-        Ok((cache, last))
+        self.decoder.start_with(prompts, |tokens, cache| self.read(tokens, cache))
     }
 
     fn read(&self, tokens: &Tensor, cache: &mut Cache) -> Result<Tensor> {
-        self.read_on(tokens, cache)
+        let (hidden, contexts) = self.decoder.forward_with_contexts(tokens, cache)?;
+        Ok(Tensor::cat(&[hidden, contexts], D::Minus1)?)
     }
 
     fn logits(&self, both: &Tensor) -> Result<Tensor> {

@@ -301,6 +301,23 @@ impl Decoder {
         self.head.weight().dense()
     }
 
+    /// Reads prompts side by side, as [`Autoregressive::start`] does, by `read`, which gives what it makes of each token,
+    /// `[prompts, tokens, n]`; with the cache, what it made of each prompt's last, `[prompts, n]`.
+    ///
+    /// # Errors
+    /// What `read` brings.
+    pub fn start_with(
+        &self,
+        prompts: &[&[u32]],
+        read: impl FnOnce(&Tensor, &mut Cache) -> Result<Tensor>,
+    ) -> Result<(Cache, Tensor)> {
+        let (tokens, padding) = left_padded(prompts, self.device())?;
+        let mut cache = Cache::padded(&padding);
+        let states = read(&tokens, &mut cache)?;
+        let last = states.narrow(1, states.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
+        Ok((cache, last))
+    }
+
     /// Hidden states `[.., d]` to logits `[.., vocabulary]`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.head.forward(hidden)
@@ -319,11 +336,7 @@ impl Autoregressive for Decoder {
     }
 
     fn start(&self, prompts: &[&[u32]]) -> Result<(Cache, Tensor)> {
-        let (tokens, padding) = left_padded(prompts, self.device())?;
-        let mut cache = Cache::padded(&padding);
-        let hidden = self.forward(&tokens, &mut cache)?;
-        let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
-        Ok((cache, last))
+        self.start_with(prompts, |tokens, cache| self.forward(tokens, cache))
     }
 
     fn read(&self, tokens: &Tensor, cache: &mut Cache) -> Result<Tensor> {
